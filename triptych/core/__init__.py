@@ -1,0 +1,1 @@
+"""Words of the system: values and protocols that two floors share. No behaviour, no I/O."""

@@ -1,0 +1,255 @@
+"""The configuration: one frozen tree, one TOML file, ``section.key=value`` overrides.
+
+Sections are named like the folders they configure. An unknown key or a wrong value fails with its
+path. Every default is here; ``docs/config.md`` is written from this file. Knows no other module.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from triptych.core.errors import ConfigError
+
+Count = Annotated[int, Meta(ge=1)]
+Amount = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model is served."""
+
+    path: str = "examples/demo_model"
+    """Folder in the Hugging Face layout, or ``oracle``."""
+    name: str = ""
+    """Name at the doors; empty means the folder's name."""
+    dtype: str = "auto"
+    """``float32``, ``bfloat16`` or ``auto`` (float32 on a CPU, bfloat16 on a GPU)."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:N`` or ``auto``."""
+    threads: Count = 1
+    """Arithmetic threads of each instance on a CPU."""
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One language or vision engine."""
+
+    token_budget: Count = 512
+    """Tokens computed in one step, decodes first."""
+    chunk_tokens: Count = 256
+    """Prefill chunk; boundaries are its multiples and the borders of items."""
+    max_sequences: Count = 64
+    """Sequences that one instance works on at once."""
+    max_waiting: Amount = 256
+    """Jobs that wait for a place behind those; more are refused."""
+    image_budget_tokens: Count = 2048
+    """Visual tokens encoded in one step; a larger picture is encoded alone."""
+    deterministic: bool = False
+    """Cut prefix hits at chunk boundaries and compute one sequence at a time in a step, so that
+    equal requests give bit-equal logits under any load."""
+
+
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """KV blocks and embedding blocks."""
+
+    block_size: Count = 16
+    """Tokens in a KV block."""
+    kv_blocks: Count = 2048
+    """KV blocks of a language instance."""
+    embedding_block_size: Count = 16
+    """Visual tokens in an embedding block."""
+    embedding_blocks: Count = 1024
+    """Embedding blocks of an encode or prefill instance."""
+    prefix: bool = True
+    """Keep KV of finished sequences for later ones with the same beginning."""
+
+
+class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Movement of blocks between instances."""
+
+    transport: str = "auto"
+    """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
+    host: str = "127.0.0.1"
+    """Address that the instance's outbox listens on and announces."""
+    digest: bool = True
+    """Verify a SHA-256 of every chunk."""
+    heartbeat_s: Seconds = 0.5
+    """A waiting sender says this often that it lives."""
+    timeout_s: Seconds = 5.0
+    """Silence after which a peer is taken for dead."""
+    lease_s: Seconds = 30.0
+    """How long offered blocks wait for a taker that never came."""
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Instances and what hosts them."""
+
+    topology: str = "E1,P1,D1"
+    backend: str = "ray"
+    """``ray`` (actors), ``process`` (plain processes) or ``local`` (this process)."""
+    ray_address: str = ""
+    """Address of a running Ray cluster; empty starts a private one on this machine."""
+    secret: str = ""
+    """Shared secret of all instances; empty makes a fresh one at start."""
+    start_timeout_s: Seconds = 120.0
+    heartbeat_s: Seconds = 0.5
+    """An instance says this often on every session that it lives."""
+    timeout_s: Seconds = 5.0
+    """Silence after which an instance is fenced off and replaced."""
+    drain_s: Seconds = 10.0
+    """How long a stop waits for work in flight."""
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on everything a client can make large. Checked before the work."""
+
+    max_requests: Count = 256
+    """Accepted requests, waiting or running; more are refused with Retry-After."""
+    max_requests_per_tenant: Count = 256
+    max_body_bytes: Count = 33_554_432
+    max_messages: Count = 256
+    max_text_bytes: Count = 262_144
+    max_pictures: Count = 16
+    max_picture_bytes: Count = 16_777_216
+    max_picture_pixels: Count = 33_554_432
+    max_picture_side: Count = 16_384
+    max_aspect_ratio: Annotated[float, Meta(ge=1)] = 100.0
+    max_output_tokens: Count = 4096
+    max_choices: Count = 8
+    max_stop_strings: Amount = 8
+    max_stop_bytes: Count = 256
+    max_logprobs: Amount = 20
+    decode_memory_bytes: Count = 1_073_741_824
+    """Address space of the child that decodes pictures, beyond its own start."""
+    decode_timeout_s: Seconds = 10.0
+    decode_workers: Count = 1
+    """Picture-decoding children of one encode instance."""
+    default_deadline_s: Seconds = 120.0
+    max_deadline_s: Seconds = 600.0
+    write_stall_s: Seconds = 30.0
+    """A client that reads nothing for so long is cut off."""
+
+
+class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The doors and the path of a request."""
+
+    http: str = "127.0.0.1:8000"
+    grpc: str = "127.0.0.1:50051"
+    max_attempts: Count = 3
+    """Attempts of one request when instances are lost."""
+    default_max_tokens: Count = 256
+    """Output tokens when the client does not say."""
+    api_keys: dict[str, str] = {}
+    """Key to tenant; empty: no key is asked for and everybody is ``public``."""
+    allow_remote_pictures: bool = False
+    """Remote picture URLs. There is no fetcher yet: ``true`` is refused at start."""
+    ledger: str = ""
+    """File that every ledger event is appended to as a JSON line; empty keeps it in memory."""
+    placement: str = "least_loaded"
+    """Policy that picks instances: ``least_loaded`` or ``round_robin``."""
+
+
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Logging of every process."""
+
+    level: str = "warning"
+    json: bool = False
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole tree."""
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    cache: CacheConfig = CacheConfig()
+    transfer: TransferConfig = TransferConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    limits: LimitsConfig = LimitsConfig()
+    router: RouterConfig = RouterConfig()
+    log: LogConfig = LogConfig()
+
+
+def load(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """Read ``path`` (TOML), then ``TRIPTYCH_SECTION__KEY`` of the environment, then ``overrides``.
+
+    Raises ConfigError that names the offending key.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"config file {path}: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"config file {path}: {error}") from error
+    for name, value in sorted((os.environ if environment is None else environment).items()):
+        if match := re.fullmatch(r"TRIPTYCH_([A-Z]+)__([A-Z_]+)", name):
+            _set(tree, f"{match[1]}.{match[2]}".lower(), value)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {override}: expected section.key=value")
+        _set(tree, key.strip(), value.strip())
+    try:
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"config: {error}") from error
+    _check(config)
+    return config
+
+
+def dump(config: Config) -> bytes:
+    """The tree as bytes for another process of the cluster."""
+    return msgspec.msgpack.encode(config)
+
+
+def undump(data: bytes) -> Config:
+    """The inverse of ``dump``."""
+    return msgspec.msgpack.decode(data, type=Config)
+
+
+def _set(tree: dict[str, Any], key: str, text: str) -> None:
+    section, separator, name = key.partition(".")
+    if not separator or not section or not name:
+        raise ConfigError(f"{key}: expected section.key")
+    tree.setdefault(section, {})[name] = _value(text)
+
+
+def _value(text: str) -> Any:
+    """A TOML value where it is one (numbers, true, quoted, tables), the bare text otherwise."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _check(config: Config) -> None:
+    """What types cannot say."""
+    engine, choices = config.engine, _CHOICES
+    if engine.token_budget < engine.chunk_tokens:
+        raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
+    if config.router.allow_remote_pictures:
+        raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
+    for key, allowed in choices.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if value not in allowed:
+            raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
+
+
+_CHOICES = {
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "transfer.transport": ("auto", "shm", "tcp"),
+    "cluster.backend": ("ray", "process", "local"),
+    "router.placement": ("least_loaded", "round_robin"),
+    "log.level": ("debug", "info", "warning", "error"),
+}

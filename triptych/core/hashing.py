@@ -1,0 +1,54 @@
+"""Identity: SHA-256 over length-prefixed fields, and the cache keys made of it.
+
+Knows which fields make two things the same. Does not know what is cached where.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+
+from triptych.core.ids import ContentHash, TenantId
+
+SCHEMA = b"triptych-1"
+"""Part of every key: a change of meaning of any key changes this."""
+
+
+def digest(domain: str, *fields: bytes) -> ContentHash:
+    """SHA-256 of ``domain`` and ``fields``, each with its length in front, so no two inputs collide
+    by concatenation."""
+    state = hashlib.sha256(SCHEMA)
+    for field in (domain.encode(), *fields):
+        state.update(len(field).to_bytes(8, "little"))
+        state.update(field)
+    return ContentHash(state.digest())
+
+
+def tenant_salt(cluster_secret: bytes, tenant: TenantId) -> bytes:
+    """Salt of a tenant's cache keys, from the authenticated tenant, never from a request's body."""
+    return hmac.new(cluster_secret, tenant.encode(), "sha256").digest()
+
+
+def item_key(
+    salt: bytes, processor: str, width: int, height: int, options: str, content: bytes
+) -> ContentHash:
+    """Key of a picture: its encoded bytes, its size and everything that decides its pixels."""
+    shape = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    return digest("item", salt, processor.encode(), options.encode(), shape, content)
+
+
+def block_key(
+    parent: bytes,
+    tokens: Sequence[int],
+    items: Iterable[tuple[int, int, bytes]] = (),
+) -> ContentHash:
+    """Key of a full KV block: its parent's key, its token ids and, for every visual item that
+    overlaps the block, ``(offset in the item, offset in the block, item key)``."""
+    fields = [parent, b"".join(token.to_bytes(4, "little") for token in tokens)]
+    for in_item, in_block, key in items:
+        fields.append(in_item.to_bytes(4, "little") + in_block.to_bytes(4, "little") + key)
+    return digest("block", *fields)
+
+
+def root_key(salt: bytes, model: str) -> ContentHash:
+    """Parent of the first block of every sequence of one tenant on one model."""
+    return digest("root", salt, model.encode())

@@ -1,0 +1,41 @@
+"""What one block of memory holds, so that two instances can agree before a byte is written."""
+
+import math
+
+import msgspec
+
+from triptych.core.hashing import digest
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Shape and meaning of every block of one store.
+
+    A KV block has the shape ``(num_layers, 2, block_size, num_kv_heads, head_dim)``: all layers of
+    ``block_size`` tokens in one run of memory, so that a block is one message. An embedding block
+    has the shape ``(block_size, width)``.
+    """
+
+    kind: str
+    """``kv`` or ``embedding``."""
+    model: str
+    """Fingerprint of the model whose numbers these are."""
+    dtype: str
+    shape: tuple[int, ...]
+    block_size: int
+    """Tokens per block."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest that is equal exactly when two layouts are interchangeable."""
+        return digest("layout", msgspec.msgpack.encode(self)).hex()[:32]
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold ``num_tokens`` tokens."""
+        return -(-num_tokens // self.block_size)

@@ -1,0 +1,28 @@
+"""Logging of every process: one handler to stderr, text or JSON lines. No secrets, no contents."""
+
+import json
+import logging
+import sys
+
+from triptych.core.config import LogConfig
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "name": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def setup(config: LogConfig, process: str) -> None:
+    """Send this process's records to stderr, each with the process's name."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = f"%(asctime)s {process} %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(_JsonFormatter() if config.json else logging.Formatter(text))
+    logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)

@@ -1,0 +1,96 @@
+"""What an engine decides and an executor computes: plans in, results out. Integers only.
+
+``plan -> execute -> apply``: a plan names blocks and tokens; the executor reads and writes those
+blocks; the result names tokens. An executor keeps no state per sequence.
+"""
+
+import msgspec
+
+from triptych.core.ids import BlockId, JobId
+from triptych.core.request import Item, Sampling
+
+
+class Draw(msgspec.Struct, frozen=True):
+    """Draw a token behind the last token of a segment."""
+
+    sampling: Sampling
+    position: int
+    """Position of the drawn token in the sequence: with the seed, all the randomness there is."""
+    prompt_len: int
+    history: tuple[int, ...] = ()
+    """All tokens before ``position`` if ``sampling.needs_history``, else empty."""
+
+
+class PlacedItem(msgspec.Struct, frozen=True):
+    """A visual item and, if any of its tokens is computed in this step, the embedding blocks."""
+
+    item: Item
+    blocks: tuple[BlockId, ...] = ()
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """Compute the KV of tokens ``[start, start + len(tokens))`` of one sequence."""
+
+    job: JobId
+    start: int
+    tokens: tuple[int, ...]
+    blocks: tuple[BlockId, ...]
+    """The sequence's block table, covering at least ``[0, start + len(tokens))``."""
+    items: tuple[PlacedItem, ...] = ()
+    """Every item of the prompt that begins before the segment's end (positions depend on them)."""
+    draw: Draw | None = None
+    salt: bytes = b""
+    """Tenant salt; only the oracle model reads it."""
+
+    @property
+    def end(self) -> int:
+        """First position behind the segment."""
+        return self.start + len(self.tokens)
+
+
+class LanguagePlan(msgspec.Struct, frozen=True):
+    """One step of a language instance. Decoding segments first."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed by the step."""
+        return sum(len(segment.tokens) for segment in self.segments)
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """A drawn token with what was asked about it."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class LanguageResult(msgspec.Struct, frozen=True):
+    """Drawn tokens of the plan's segments, ``None`` where none was asked for; same order."""
+
+    drawn: tuple[Drawn | None, ...]
+    seconds: float
+
+
+class VisionTask(msgspec.Struct, frozen=True):
+    """Encode one picture into the named embedding blocks."""
+
+    job: JobId
+    item: Item
+    pixels: object
+    """uint8 array (height, width, 3), already resized to the item's grid; opaque to engines."""
+    blocks: tuple[BlockId, ...]
+
+
+class VisionPlan(msgspec.Struct, frozen=True):
+    """One step of an encode instance: pictures of any size, no padding."""
+
+    tasks: tuple[VisionTask, ...]
+
+
+class VisionResult(msgspec.Struct, frozen=True):
+    """The plan's tasks are written to their blocks."""
+
+    seconds: float

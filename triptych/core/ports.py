@@ -1,0 +1,81 @@
+"""The seams: what one floor asks of another. Protocols only, one page.
+
+Implementations: executors in ``triptych.executor``, instances in ``cluster.local`` (same process)
+and ``triptych.wire.client`` (over gRPC).
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from triptych.core.census import Census
+from triptych.core.event import EventBatch
+from triptych.core.handoff import Job
+from triptych.core.ids import JobId, SessionId
+from triptych.core.layout import Layout
+from triptych.core.plan import LanguagePlan, LanguageResult, VisionPlan, VisionResult
+from triptych.core.view import Description
+
+
+class BlockMemory(Protocol):
+    """The bytes of one block store; block ``i`` begins at byte ``i * layout.block_bytes``."""
+
+    layout: Layout
+    num_blocks: int
+    view: memoryview
+    """Writable, contiguous bytes of all blocks."""
+    fd: int
+    """memfd behind ``view`` that another process may map; -1 if there is none."""
+
+
+class LanguageExecutor(Protocol):
+    """Computes language plans. Called by one thread at a time."""
+
+    memory: BlockMemory
+    embeddings: BlockMemory | None
+
+    def execute(self, plan: LanguagePlan) -> LanguageResult:
+        """Write the KV of every segment to its blocks; draw the tokens asked for."""
+        ...
+
+
+class VisionExecutor(Protocol):
+    """Computes vision plans. Called by one thread at a time."""
+
+    embeddings: BlockMemory
+
+    def execute(self, plan: VisionPlan) -> VisionResult:
+        """Write the embedding of every task to its blocks."""
+        ...
+
+
+class Instance(Protocol):
+    """An instance as the router sees it, whatever hosts it and whatever stages it serves."""
+
+    async def describe(self) -> Description:
+        """What the instance says of itself."""
+        ...
+
+    def open(self, session: SessionId) -> AsyncIterator[EventBatch]:
+        """The session's events; a batch at least every second. Closing it cancels its jobs."""
+        ...
+
+    async def submit(self, job: Job) -> None:
+        """Accept a job (its events follow on its session) or raise Overloaded, RequestError,
+        Unavailable (draining or wrong stage). Idempotent by job id."""
+        ...
+
+    async def cancel(self, jobs: Sequence[JobId]) -> None:
+        """End the jobs and return when they hold nothing any more. Unknown ids are fine."""
+        ...
+
+    async def census(self) -> Census:
+        """Who holds what, now."""
+        ...
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no new jobs; wait for those in flight. Whether none was left."""
+        ...
+
+    async def close(self) -> None:
+        """Give up the connection (remote) or stop the instance (local)."""
+        ...
