@@ -140,8 +140,13 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     http: str = "127.0.0.1:8000"
     grpc: str = "127.0.0.1:50051"
+    admin: str = "127.0.0.1:8001"
+    """Operators' door (census, ledger, instances); empty: none. Beyond loopback it needs a key."""
+    admin_key: str = ""
     max_attempts: Count = 3
     """Attempts of one request when instances are lost."""
+    patience_s: Seconds = 30.0
+    """How long a request waits for the replacement of a lost instance."""
     default_max_tokens: Count = 256
     """Output tokens when the client does not say."""
     api_keys: dict[str, str] = {}
@@ -239,11 +244,18 @@ def _check(config: Config) -> None:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
+    if not _is_loopback(config.router.admin) and not config.router.admin_key:
+        raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
     for key, allowed in choices.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(config, section), name)
         if value not in allowed:
             raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    return not address or host in ("localhost", "::1") or host.startswith("127.")
 
 
 _CHOICES = {

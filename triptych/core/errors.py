@@ -23,6 +23,8 @@ class TriptychError(Exception):
     code: str = "internal"
     public: str = "internal error"
     is_retryable: bool = False
+    blame: str = ""
+    """The instance at fault, where one is known: a retry avoids it."""
 
     def __init__(self, detail: str = "", *, public: str | None = None) -> None:
         super().__init__(detail or self.public)

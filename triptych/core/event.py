@@ -26,6 +26,8 @@ class Timing(msgspec.Struct, frozen=True):
     """Waiting for and copying promised bytes that had not arrived yet."""
     compute_s: float = 0.0
     """Inside steps that computed for it."""
+    prefill_s: float = 0.0
+    """The part of ``compute_s`` up to the job's first drawn token."""
     cached_tokens: int = 0
     """Tokens (or visual tokens) found in a cache of the stage."""
 

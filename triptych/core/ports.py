@@ -4,7 +4,7 @@ Implementations: executors in ``triptych.executor``, instances in ``cluster.loca
 and ``triptych.wire.client`` (over gRPC).
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from triptych.core.census import Census
@@ -55,7 +55,7 @@ class Instance(Protocol):
         """What the instance says of itself."""
         ...
 
-    def open(self, session: SessionId) -> AsyncIterator[EventBatch]:
+    def open(self, session: SessionId) -> AsyncGenerator[EventBatch, None]:
         """The session's events; a batch at least every second. Closing it cancels its jobs."""
         ...
 

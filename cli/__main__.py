@@ -1,0 +1,42 @@
+"""The command ``triptych``: parses words and calls the room that does the work."""
+
+import argparse
+import sys
+
+from cli import ask, census, doctor, serve
+from triptych import __version__
+from triptych.core.errors import TriptychError
+
+COMMANDS = {
+    "serve": (serve, "start the pools and both doors"),
+    "ask": (ask, "ask a running server about pictures"),
+    "doctor": (doctor, "what of this machine is usable, and what the server will do"),
+    "census": (census, "who holds which block, lease and task of a running server"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="triptych", description="Serve vision-language models.")
+    top.add_argument("--version", action="version", version=f"triptych {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    words = parser().parse_args(arguments)
+    module, _ = COMMANDS[words.command]
+    try:
+        return module.run(words)
+    except TriptychError as error:
+        print(f"triptych {words.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""``triptych doctor``: what of this machine is usable, and what the server will therefore do.
+
+Looks, never changes anything. Knows the configuration's ``auto`` values and what they become. Asks
+torch in a child process: no tensors here, and a broken driver cannot take the doctor with it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from triptych.core.config import Config, load
+from triptych.core.errors import ConfigError
+
+_TORCH_PROBE = """
+import json, torch
+cuda = torch.cuda.is_available()
+count = torch.cuda.device_count() if cuda else 0
+names = [torch.cuda.get_device_properties(i) for i in range(count)]
+nccl = cuda and torch.distributed.is_available() and torch.distributed.is_nccl_available()
+print(json.dumps({
+    "cuda": cuda,
+    "build": torch.version.cuda,
+    "devices": [[p.name, p.total_memory, p.major * 10 + p.minor] for p in names],
+    "nccl": ".".join(map(str, torch.cuda.nccl.version())) if nccl else "",
+}))
+"""
+_PACKAGES = ("torch", "ray", "grpcio", "msgspec", "starlette", "uvicorn", "tokenizers", "pillow")
+_GIB = 1 << 30
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at."""
+
+    name: str
+    found: str
+    effect: str
+    """What the server does because of it."""
+    state: str = "ok"
+    """``ok``, ``absent`` (nothing depends on it) or ``problem`` (the server will not work)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's own options."""
+    parser.add_argument("--config", type=Path, help="TOML file to judge by")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what was found; 1 if the server cannot work here."""
+    try:
+        config = load(arguments.config, arguments.set)
+    except ConfigError as error:
+        print(f"triptych doctor: {error}", file=sys.stderr)
+        return 2
+    findings = examine(config)
+    if arguments.json:
+        print(json.dumps({"findings": [msgspec.to_builtins(finding) for finding in findings]}))
+    else:
+        _show(findings)
+    return int(any(finding.state == "problem" for finding in findings))
+
+
+def examine(config: Config) -> tuple[Finding, ...]:
+    """Everything, machine first, decisions last."""
+    torch = _ask_torch()
+    machine = (
+        _python(),
+        _packages(),
+        _cores(config),
+        _memory(),
+        _shared_memory(),
+        _open_files(config),
+        *_ports(config),
+        _gpu(torch),
+        _nccl(torch),
+        _rdma(),
+        _redis(),
+    )
+    return machine + _decisions(config, torch)
+
+
+def _python() -> Finding:
+    system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.platform != "linux":
+        return Finding("python", system, "only Linux is supported", "problem")
+    return Finding("python", system, "supported")
+
+
+def _packages() -> Finding:
+    versions, missing = [], []
+    for name in _PACKAGES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", f"missing: {', '.join(missing)}", "run make setup", "problem")
+    return Finding("packages", ", ".join(versions), "complete")
+
+
+def _cores(config: Config) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    quota = _first_line("/sys/fs/cgroup/cpu.max").split()
+    found = f"{cores} cores"
+    if len(quota) == 2 and quota[0] != "max":
+        found += f", limited to the time of {int(quota[0]) / int(quota[1]):.1f}"
+    effect = f"{config.model.threads} arithmetic thread(s) per instance (model.threads)"
+    return Finding("processor", found, effect)
+
+
+def _memory() -> Finding:
+    fields = dict(line.split(":") for line in _lines("/proc/meminfo") if ":" in line)
+    total, free = (
+        int(fields.get(name, "0 kB").split()[0]) * 1024 for name in ("MemTotal", "MemAvailable")
+    )
+    limit = _first_line("/sys/fs/cgroup/memory.max")
+    if limit.isdigit():
+        total, free = min(total, int(limit)), min(free, int(limit))
+    found = f"{total / _GIB:.1f} GiB, {free / _GIB:.1f} GiB available"
+    enough = free > 2 * _GIB
+    effect = "enough for the demo model" if enough else "three pools need about 2 GiB"
+    return Finding("memory", found, effect, "ok" if enough else "problem")
+
+
+def _shared_memory() -> Finding:
+    try:
+        fd = os.memfd_create("triptych-doctor")
+    except (AttributeError, OSError):
+        return Finding("shared memory", "no memfd", "blocks move over tcp", "absent")
+    os.close(fd)
+    try:
+        size = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return Finding("shared memory", "memfd; no /dev/shm", "Ray will spill to disk")
+    found = f"memfd; /dev/shm {size.free / _GIB:.1f} of {size.total / _GIB:.1f} GiB free"
+    return Finding("shared memory", found, "blocks move between processes with one copy")
+
+
+def _open_files(config: Config) -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = 256 + 2 * config.limits.max_requests
+    found = f"{soft} (at most {hard})"
+    if 0 <= soft < need:
+        effect = f"raise it: ulimit -n {need} for limits.max_requests={config.limits.max_requests}"
+        return Finding("open files", found, effect, "problem")
+    return Finding("open files", found, f"enough for {config.limits.max_requests} requests")
+
+
+def _ports(config: Config) -> Iterable[Finding]:
+    for door, address in (("HTTP", config.router.http), ("gRPC", config.router.grpc)):
+        host, _, port = address.rpartition(":")
+        try:
+            with socket.create_server((host.strip("[]"), int(port))):
+                yield Finding(f"{door} door", address, "free")
+        except (OSError, ValueError) as error:
+            key = "http" if door == "HTTP" else "grpc"
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            yield Finding(
+                f"{door} door",
+                f"{address}: {reason}",
+                f"choose another: --{key} HOST:PORT",
+                "problem",
+            )
+
+
+def _gpu(torch: dict[str, Any]) -> Finding:
+    devices = torch.get("devices", [])
+    if devices:
+        names = ", ".join(f"{name} ({memory / _GIB:.0f} GiB)" for name, memory, _ in devices)
+        return Finding("GPU", f"{names}; CUDA {torch['build']}", "can be used")
+    if torch.get("error"):
+        return Finding("GPU", str(torch["error"]), "torch does not start", "problem")
+    driver = Path("/proc/driver/nvidia/version").exists()
+    if driver and not torch.get("build"):
+        return Finding("GPU", "a driver, but a CPU build of torch", "not used", "absent")
+    return Finding("GPU", "none", "everything runs on the CPU", "absent")
+
+
+def _nccl(torch: dict[str, Any]) -> Finding:
+    if torch.get("nccl"):
+        return Finding("NCCL", str(torch["nccl"]), "not used by this version")
+    return Finding("NCCL", "none", "not used by this version", "absent")
+
+
+def _rdma() -> Finding:
+    folder = Path("/sys/class/infiniband")
+    devices = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if devices:
+        return Finding("RDMA", ", ".join(devices), "not used by this version")
+    return Finding("RDMA", "none", "not used by this version", "absent")
+
+
+def _redis() -> Finding:
+    names = [name for name in ("redis-server", "valkey-server") if shutil.which(name)]
+    effect = "not used: the router knows its instances itself"
+    return Finding("Redis", ", ".join(names) or "none", effect, "ok" if names else "absent")
+
+
+def _decisions(config: Config, torch: dict[str, Any]) -> tuple[Finding, ...]:
+    device = config.model.device
+    if device == "auto":
+        device = "cuda" if torch.get("cuda") else "cpu"
+    state = "problem" if device.startswith("cuda") and not torch.get("cuda") else "ok"
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    transport = config.transfer.transport
+    if transport == "auto":
+        transport = "shm between instances of one machine, tcp to others"
+    topology = f"{config.cluster.topology} on {config.cluster.backend}"
+    return (
+        Finding("-> device", device, "model.device", state),
+        Finding("-> dtype", dtype, "model.dtype"),
+        Finding("-> transport", transport, "transfer.transport"),
+        Finding("-> instances", topology, "cluster.topology, cluster.backend"),
+        Finding("-> model", config.model.path, "model.path", _model_state(config.model.path)),
+    )
+
+
+def _model_state(path: str) -> str:
+    known = path == "oracle" or (Path(path) / "config.json").is_file()
+    return "ok" if known else "problem"
+
+
+def _ask_torch() -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TORCH_PROBE],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": "torch did not start within 120 s"}
+    except subprocess.CalledProcessError as error:
+        return {"error": (error.stderr.strip().splitlines() or ["torch did not start"])[-1]}
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def _show(findings: Iterable[Finding]) -> None:
+    mark = {"ok": "+", "absent": "-", "problem": "!"}
+    for finding in findings:
+        print(f"{mark[finding.state]} {finding.name:14} {finding.found}")
+        print(f"  {'':14} {finding.effect}")
+    if any(finding.state == "problem" for finding in findings):
+        print("\nLines with ! keep the server from working.")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _first_line(path: str) -> str:
+    return next(iter(_lines(path)), "")

@@ -1,0 +1,1 @@
+"""The doors, the ledger and the path of a request."""

@@ -1,0 +1,65 @@
+"""The operators' door: census of every instance, outcomes of the ledger, who serves what.
+
+On its own port, loopback by default. Knows the cluster and the ledger; serves no client.
+"""
+
+import hmac
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from router.dispatch import Dispatcher
+from router.ledger import Ledger
+from triptych.core.census import Census
+
+Take = Callable[[], Awaitable[list[Census]]]
+
+
+def create_app(take_census: Take, dispatcher: Dispatcher, ledger: Ledger, key: str) -> Starlette:
+    """The application; with a ``key`` every route asks for it as a bearer token."""
+
+    def answer(value: object) -> Response:
+        return Response(msgspec.json.encode(value), media_type="application/json")
+
+    def is_allowed(request: Request) -> bool:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return not key or hmac.compare_digest(given.encode(), key.encode())
+
+    async def census(request: Request) -> Response:
+        if not is_allowed(request):
+            return Response(status_code=401)
+        return answer(await take_census())
+
+    async def outcomes(request: Request) -> Response:
+        if not is_allowed(request):
+            return Response(status_code=401)
+        return answer({"open": ledger.num_open, "outcomes": dict(ledger.outcomes)})
+
+    async def instances(request: Request) -> Response:
+        if not is_allowed(request):
+            return Response(status_code=401)
+        rows = [
+            {
+                "id": view.description.id,
+                "role": [stage.value for stage in view.description.role],
+                "state": view.state.value,
+                "pid": view.description.pid,
+                "jobs": view.num_jobs,
+                "tokens": view.num_tokens,
+                "memory_bytes": view.description.memory_bytes,
+            }
+            for view in dispatcher.view().instances
+        ]
+        return answer(rows)
+
+    return Starlette(
+        routes=[
+            Route("/census", census),
+            Route("/ledger", outcomes),
+            Route("/instances", instances),
+        ]
+    )

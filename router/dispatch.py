@@ -1,0 +1,256 @@
+"""Which instance works for whom: one session per instance, jobs in, events out, load counted.
+
+A lost session fails its jobs with ``instance_lost``. Knows no request, no token's meaning, no
+retry: those are the journey's.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+
+from triptych.core.errors import DeadlineExceeded, InstanceLost, TriptychError, Unavailable
+from triptych.core.event import Encoded, Event, Failed, Finished
+from triptych.core.handoff import EncodeJob, Job
+from triptych.core.ids import InstanceId, JobId, SessionId
+from triptych.core.lifecycle import Stage
+from triptych.core.ports import Instance
+from triptych.core.view import ClusterView
+
+log = logging.getLogger(__name__)
+
+
+class Members(Protocol):
+    """What the dispatcher asks of the cluster."""
+
+    def view(self) -> ClusterView:
+        """All instances, with no load counted."""
+        ...
+
+    def instance(self, instance: InstanceId) -> Instance:
+        """The instance's connection; raises KeyError when it left."""
+        ...
+
+    def suspect(self, instance: InstanceId) -> None:
+        """Its session broke: fence it off and replace it."""
+        ...
+
+
+class Scope:
+    """The jobs of one attempt and their events in order of arrival.
+
+    Leaving the scope cancels, in the background, whatever is not over.
+    """
+
+    def __init__(self, dispatcher: "Dispatcher") -> None:
+        self._dispatcher = dispatcher
+        self._events: asyncio.Queue[tuple[InstanceId, Event]] = asyncio.Queue()
+        self._open: dict[JobId, InstanceId] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._open:
+            self._dispatcher.abandon(self._open)
+            self._open = {}
+
+    async def start(self, instance: InstanceId, job: Job) -> None:
+        """Send a job; its events arrive in this scope. Raises what the instance answers."""
+        self._open[job.header.id] = instance
+        try:
+            await self._dispatcher.submit(instance, job, self)
+        except TriptychError as error:
+            self._open.pop(job.header.id, None)
+            error.blame = instance
+            raise
+
+    def put(self, instance: InstanceId, event: Event) -> None:
+        """An event of one of this scope's jobs; called by the dispatcher."""
+        if isinstance(event, Encoded | Finished | Failed):
+            self._open.pop(event.job, None)
+        self._events.put_nowait((instance, event))
+
+    async def events(self, deadline_s: float) -> AsyncGenerator[tuple[InstanceId, Event], None]:
+        """Events until the caller stops asking; raises DeadlineExceeded at the loop's time
+        ``deadline_s``."""
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    item = await self._events.get()
+            except TimeoutError:
+                raise DeadlineExceeded from None
+            yield item
+
+
+class _Load:
+    """Jobs and tokens in flight at one instance, by stage."""
+
+    def __init__(self) -> None:
+        self.num_jobs = {stage.value: 0 for stage in Stage}
+        self.num_tokens = {stage.value: 0 for stage in Stage}
+
+    def add(self, job: Job, sign: int) -> None:
+        stage, tokens = _weight(job)
+        self.num_jobs[stage.value] += sign
+        self.num_tokens[stage.value] += sign * tokens
+
+
+class Dispatcher:
+    """Sessions to all instances, and the jobs in flight on each."""
+
+    def __init__(self, members: Members, session: SessionId) -> None:
+        self._members = members
+        self._session = session
+        self._sessions: dict[InstanceId, asyncio.Task[None]] = {}
+        self._live: set[InstanceId] = set()
+        self._jobs: dict[JobId, tuple[InstanceId, Job, Scope]] = {}
+        self._loads: dict[InstanceId, _Load] = {}
+        self._chores: set[asyncio.Task[None]] = set()
+        self._is_closing = False
+        self.changed = asyncio.Event()
+        """Set whenever an instance's session opens or ends."""
+
+    @property
+    def session(self) -> SessionId:
+        """The name under which instances know this router."""
+        return self._session
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs in flight."""
+        return len(self._jobs)
+
+    def scope(self) -> Scope:
+        """A fresh scope for one attempt."""
+        return Scope(self)
+
+    def refresh(self) -> None:
+        """Follow the cluster: open a session to every instance that joined."""
+        if self._is_closing:
+            return
+        for view in self._members.view().instances:
+            instance = view.description.id
+            if instance not in self._sessions:
+                self._loads[instance] = _Load()
+                self._sessions[instance] = asyncio.create_task(self._listen(instance))
+
+    def view(self) -> ClusterView:
+        """Instances whose session is open, with the load this router put on them."""
+        views = []
+        for view in self._members.view().instances:
+            load = self._loads.get(view.description.id)
+            if load is not None and view.description.id in self._live:
+                counts = {"num_jobs": dict(load.num_jobs), "num_tokens": dict(load.num_tokens)}
+                views.append(msgspec.structs.replace(view, **counts))
+        return ClusterView(tuple(views))
+
+    async def submit(self, instance: InstanceId, job: Job, scope: Scope) -> None:
+        """Send ``job``; from here on its events go to ``scope``."""
+        if instance not in self._live:
+            raise Unavailable(f"{instance} has no session")
+        self._jobs[job.header.id] = (instance, job, scope)
+        self._loads[instance].add(job, +1)
+        try:
+            await self._members.instance(instance).submit(job)
+        except KeyError:
+            self._forget(job.header.id)
+            raise InstanceLost(f"{instance} left") from None
+        except TriptychError:
+            self._forget(job.header.id)
+            raise
+
+    def abandon(self, jobs: dict[JobId, InstanceId]) -> None:
+        """Cancel jobs whose scope was left. Returns at once; ``close`` waits for the rest."""
+        by_instance: dict[InstanceId, list[JobId]] = {}
+        for job, instance in jobs.items():
+            self._forget(job)
+            by_instance.setdefault(instance, []).append(job)
+        for instance, ids in by_instance.items():
+            if instance in self._live:
+                self._chore(self._cancel(instance, ids))
+
+    async def settle(self) -> None:
+        """Wait until every cancellation under way is confirmed."""
+        while self._chores:
+            await asyncio.wait(set(self._chores))
+
+    async def close(self) -> None:
+        """End every session; instances cancel what was left of this router."""
+        self._is_closing = True
+        await self.settle()
+        for task in self._sessions.values():
+            task.cancel()
+        await asyncio.gather(*self._sessions.values(), return_exceptions=True)
+        self._sessions.clear()
+
+    async def _listen(self, instance: InstanceId) -> None:
+        """Follow one instance's session to its end."""
+        try:
+            connection = self._members.instance(instance)
+            async for batch in connection.open(self._session):
+                if instance not in self._live:
+                    self._live.add(instance)
+                    self.changed.set()
+                for event in batch.events:
+                    self._deliver(instance, event)
+            reason = "the session ended"
+        except KeyError:
+            reason = "it left the cluster"
+        except TriptychError as error:
+            reason = str(error)
+        finally:
+            self._live.discard(instance)
+        log.warning("%s is lost: %s", instance, reason)
+        self._drop(instance, reason)
+        self._members.suspect(instance)
+
+    def _deliver(self, instance: InstanceId, event: Event) -> None:
+        entry = self._jobs.get(event.job)
+        if entry is None or entry[0] != instance:
+            return  # a job that was abandoned meanwhile
+        if isinstance(event, Encoded | Finished | Failed):
+            self._forget(event.job)
+        entry[2].put(instance, event)
+
+    def _drop(self, instance: InstanceId, reason: str) -> None:
+        """Fail all jobs of a lost instance. Its session task stays known: ids are never reused."""
+        for job in [job for job, entry in self._jobs.items() if entry[0] == instance]:
+            self._deliver(instance, Failed(job, InstanceLost.code, reason, blame=instance))
+        self._loads.pop(instance, None)
+        self.changed.set()
+
+    def _forget(self, job: JobId) -> None:
+        entry = self._jobs.pop(job, None)
+        if entry is not None and (load := self._loads.get(entry[0])) is not None:
+            load.add(entry[1], -1)
+
+    async def _cancel(self, instance: InstanceId, jobs: Sequence[JobId]) -> None:
+        try:
+            await self._members.instance(instance).cancel(jobs)
+        except (KeyError, TriptychError) as error:
+            # An instance that cannot be told is lost; its session says so by itself.
+            log.info("cancel at %s: %s", instance, error)
+
+    def _chore(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+def _weight(job: Job) -> tuple[Stage, int]:
+    """The stage a job loads, and by how many tokens."""
+    if isinstance(job, EncodeJob):
+        return Stage.ENCODE, job.item.num_tokens
+    tokens = len(job.prompt) + len(job.generated)
+    if job.publish is not None:
+        return Stage.PREFILL, tokens
+    return Stage.DECODE, tokens if job.kv is not None else tokens + job.stop.max_tokens

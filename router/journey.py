@@ -1,0 +1,276 @@
+"""THE path of a request: route, encode, prefill, decode, and what surrounds it.
+
+One attempt is three kinds of job sent at once, tied together by promises. A lost instance, lost
+bytes or a preemption begins the next attempt with the tokens that were already streamed, so the
+client sees one gap-free stream. Knows no door, no wire and no text: tokens only.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import msgspec
+
+from router.dispatch import Dispatcher
+from router.ledger import Ledger
+from triptych.core.clock import Clock
+from triptych.core.config import RouterConfig
+from triptych.core.errors import (
+    InvariantBroken,
+    Overloaded,
+    Preempted,
+    TriptychError,
+    Unavailable,
+    from_code,
+)
+from triptych.core.event import Encoded, Failed, Finished, Timing, Token, Tokens
+from triptych.core.handoff import (
+    EncodeJob,
+    JobHeader,
+    LanguageJob,
+    PromisedItem,
+    TransferRef,
+)
+from triptych.core.ids import Handle, InstanceId, JobId
+from triptych.core.lifecycle import RequestState
+from triptych.core.request import Prompt, Request
+from triptych.core.view import ClusterView, Description, Route
+
+Placement = Callable[[ClusterView, Prompt, frozenset[str]], Route]
+"""``(view, prompt, avoid) -> route``; raises Unavailable that names the stage."""
+
+
+MAX_PREEMPTIONS = 32
+"""Preemptions are load, not faults: they do not count as failed attempts, but end somewhere."""
+
+
+class Stages:
+    """What a journey needs: where to, who listens, what is recorded."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        place: Placement,
+        ledger: Ledger,
+        config: RouterConfig,
+        clock: Clock,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.place = place
+        self.ledger = ledger
+        self.config = config
+        self.clock = clock
+
+
+class Trip:
+    """One choice of one request on its way: what it asked and what has come of it."""
+
+    def __init__(self, request: Request, prompt: Prompt, choice: int, salt: bytes) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.choice = choice
+        self.salt = salt
+        sampling = request.sampling
+        self.sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % 2**63)
+        self.tokens: list[int] = []
+        self.reason = ""
+        self.attempts = 0
+        self.route: Route | None = None
+        self.timings: dict[str, Timing] = {}
+        """Of the last attempt: ``encode`` (the slowest item), ``prefill``, ``decode``."""
+
+
+async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
+    """Tokens of one choice, each index once, in order; ``trip.reason`` is set behind the last.
+
+    Raises the error that ended it; leaves no job behind on any exit.
+    """
+    avoid: set[str] = set()
+    num_faults = num_preemptions = 0
+    while not _is_over(trip):
+        trip.attempts += 1
+        try:
+            async with aclosing(_attempt(trip, stages, frozenset(avoid))) as tokens:
+                async for token in tokens:
+                    trip.tokens.append(token.id)
+                    yield token
+        except Preempted:
+            num_preemptions += 1
+            if num_preemptions > MAX_PREEMPTIONS:
+                raise
+        except TriptychError as error:
+            num_faults += 1
+            may_retry = error.is_retryable or isinstance(error, Overloaded)
+            if not may_retry or num_faults >= stages.config.max_attempts:
+                raise
+            avoid.add(error.blame)
+            await _pause(trip, stages, avoid, error)
+
+
+def _is_over(trip: Trip) -> bool:
+    """Whether the stop rule holds already: the stage that drew the last token may have been lost
+    before it could say so."""
+    if not trip.reason and trip.tokens:
+        if trip.tokens[-1] in trip.request.stop.token_ids:
+            trip.reason = "stop"
+        elif len(trip.tokens) >= trip.request.stop.max_tokens:
+            trip.reason = "length"
+    return bool(trip.reason)
+
+
+async def _attempt(
+    trip: Trip, stages: Stages, avoid: frozenset[str]
+) -> AsyncGenerator[Token, None]:
+    """Send every job of one attempt at once, then stream what the last stage draws."""
+    view = stages.dispatcher.view()
+    route = trip.route = stages.place(view, trip.prompt, avoid)
+    jobs = _jobs(trip, route, view, stages)
+    order = Order(len(trip.tokens))
+    decode = jobs[-1][1].header.id
+    async with stages.dispatcher.scope() as scope:
+        _record(trip, stages, route)
+        for instance, job in jobs:
+            await scope.start(instance, job)
+        async with aclosing(scope.events(trip.request.deadline_s)) as events:
+            async for instance, event in events:
+                match event:
+                    case Tokens():
+                        for token in order.put(event.tokens):
+                            yield token
+                    case Encoded():
+                        _note(trip, "encode", event.timing)
+                    case Finished() if event.job != decode:
+                        _note(trip, "prefill", event.timing)
+                    case Finished():
+                        _note(trip, "decode", event.timing)
+                        trip.reason = event.reason
+                    case Failed():
+                        error = from_code(event.code, event.detail)
+                        error.blame = event.blame or instance
+                        raise error
+                if trip.reason and order.is_complete:
+                    return
+
+
+class Order:
+    """Puts tokens of two stages in order: decode's second may overtake prefill's first."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+        self._next = start
+        self._early: dict[int, Token] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no token waits for an earlier one, and at least the first has come."""
+        return not self._early and self._next > self._start
+
+    def put(self, tokens: tuple[Token, ...]) -> list[Token]:
+        """Take tokens; give those whose turn it is. An index that was there before is a bug."""
+        ready = []
+        for token in tokens:
+            if token.index < self._next or token.index in self._early:
+                raise InvariantBroken(f"token {token.index} came twice")
+            self._early[token.index] = token
+        while (head := self._early.pop(self._next, None)) is not None:
+            ready.append(head)
+            self._next += 1
+        return ready
+
+
+def _jobs(
+    trip: Trip, route: Route, view: ClusterView, stages: Stages
+) -> list[tuple[InstanceId, EncodeJob | LanguageJob]]:
+    """The attempt's jobs, the producing ones first, the decode job last."""
+    about = {instance.description.id: instance.description for instance in view.instances}
+    epoch, jobs, promised = trip.attempts - 1, [], []
+    stem = f"{trip.request.id}/{trip.choice}/{epoch}"
+
+    def header(stage: str) -> JobHeader:
+        left_s = trip.request.deadline_s - stages.clock.now()
+        return JobHeader(
+            JobId(f"{stem}/{stage}"), stages.dispatcher.session, epoch, left_s, trip.salt
+        )
+
+    for index, (item, instance) in enumerate(zip(trip.prompt.items, route.encode, strict=True)):
+        embedding = _promise(about[instance], "embedding", epoch, item.num_tokens)
+        picture = trip.request.pictures[index]
+        jobs.append(
+            (
+                instance,
+                EncodeJob(
+                    header(f"encode{index}"), item, picture.data, picture.format, embedding.handle
+                ),
+            )
+        )
+        promised.append(PromisedItem(item, embedding))
+    work = LanguageJob(
+        header=header("decode"),
+        prompt=trip.prompt,
+        sampling=trip.sampling,
+        stop=trip.request.stop,
+        generated=tuple(trip.tokens),
+    )
+    if route.prefill == route.decode:
+        one = msgspec.structs.replace(work, items=tuple(promised))
+        return [*jobs, (route.decode, one)]
+    kv = _promise(about[route.prefill], "kv", epoch, len(trip.prompt) + len(trip.tokens))
+    prefill = msgspec.structs.replace(
+        work, header=header("prefill"), items=tuple(promised), publish=kv.handle
+    )
+    decode = msgspec.structs.replace(work, kv=kv)
+    return [*jobs, (route.prefill, prefill), (route.decode, decode)]
+
+
+def _promise(producer: Description, kind: str, epoch: int, num_tokens: int) -> TransferRef:
+    layout = producer.kv if kind == "kv" else producer.embedding
+    if layout is None:
+        raise InvariantBroken(f"{producer.id} was placed but has no {kind} blocks")
+    return TransferRef(
+        handle=Handle(secrets.token_hex(16)),
+        epoch=epoch,
+        instance=producer.id,
+        endpoint=producer.transfer,
+        layout=layout.fingerprint,
+        num_tokens=num_tokens,
+    )
+
+
+def _record(trip: Trip, stages: Stages, route: Route) -> None:
+    """Tell the ledger how far the first choice is; the others share its entry."""
+    if trip.choice == 0:
+        state = RequestState.ENCODING if route.encode else RequestState.PREFILLING
+        stages.ledger.move(trip.request.id, state, trip.attempts - 1)
+
+
+def _note(trip: Trip, stage: str, timing: Timing) -> None:
+    """Keep a stage's timing; of several items the one that took longest."""
+    before = trip.timings.get(stage, Timing())
+    if stage != "encode" or _total(timing) >= _total(before):
+        trip.timings[stage] = timing
+
+
+def _total(timing: Timing) -> float:
+    return timing.queue_s + timing.transfer_s + timing.compute_s
+
+
+async def _pause(trip: Trip, stages: Stages, avoid: set[str], cause: TriptychError) -> None:
+    """Before another attempt: wait for an instance that is not to be avoided. When none comes in
+    time, what is to be avoided is tried again (it may only have been slow, or be all there is)."""
+    end_s = min(stages.clock.now() + stages.config.patience_s, trip.request.deadline_s)
+    while True:
+        stages.dispatcher.changed.clear()
+        try:
+            stages.place(stages.dispatcher.view(), trip.prompt, frozenset(avoid))
+        except Unavailable:
+            if isinstance(cause, Overloaded) and not trip.tokens:
+                raise cause from None
+            try:
+                async with asyncio.timeout_at(end_s):
+                    await stages.dispatcher.changed.wait()
+            except TimeoutError:
+                avoid.clear()
+                return
+        else:
+            return

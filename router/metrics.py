@@ -1,0 +1,85 @@
+"""What the router counts and measures, as Prometheus sees it.
+
+Names are ``triptych_<stage>_<noun>_<unit>``; ``docs/metrics.md`` lists them. Latencies are computed
+by ``core.metrics``; this file only keeps them.
+"""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from triptych.core.metrics import Latency, is_attained
+from triptych.core.request import Slo
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3, 1.0)
+
+
+class RouterMetrics:
+    """One registry per router, so that several may live in one process."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "triptych_router_requests", "Requests by outcome", ["outcome"], registry=registry
+        )
+        self._retries = Counter(
+            "triptych_router_retries", "Attempts beyond the first", registry=registry
+        )
+        self._tokens = Counter(
+            "triptych_router_tokens", "Tokens of completed requests", ["kind"], registry=registry
+        )
+        self._attained = Counter(
+            "triptych_router_slo_requests",
+            "Completed requests by SLO class and whether every bound was met",
+            ["slo", "attained"],
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "triptych_router_ttft_seconds", "Arrival to first token", buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self._tpot = Histogram(
+            "triptych_router_tpot_seconds", "Mean gap between tokens", buckets=_GAPS,
+            registry=registry,
+        )  # fmt: skip
+        self._stage = Histogram(
+            "triptych_router_stage_seconds", "Time of one request by part", ["part"],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._open = Gauge(
+            "triptych_router_open_requests", "Accepted requests not ended", registry=registry
+        )
+        self._instances = Gauge(
+            "triptych_cluster_instances", "Instances that serve, by role", ["role"],
+            registry=registry,
+        )  # fmt: skip
+
+    def ended(self, outcome: str) -> None:
+        """A request reached its terminal state, or was rejected (``rejected:<code>``)."""
+        self._requests.labels(outcome).inc()
+
+    def completed(
+        self, latency: Latency, slo: Slo, parts: Mapping[str, float], tokens: Mapping[str, int]
+    ) -> None:
+        """A request was answered: its latency, where the time went, how many tokens."""
+        self._ttft.observe(latency.ttft_s)
+        if latency.itl_s:
+            self._tpot.observe(latency.tpot_s)
+        for part, seconds in parts.items():
+            self._stage.labels(part).observe(seconds)
+        for kind, count in tokens.items():
+            self._tokens.labels(kind).inc(count)
+        self._attained.labels(slo.name, str(is_attained(latency, slo)).lower()).inc()
+
+    def retried(self, count: int) -> None:
+        """A request needed ``count`` more attempts than one."""
+        self._retries.inc(count)
+
+    def exposition(self, num_open: int, instances: Mapping[str, int]) -> bytes:
+        """Everything in Prometheus' text format."""
+        self._open.set(num_open)
+        self._instances.clear()
+        for role, count in instances.items():
+            self._instances.labels(role).set(count)
+        return generate_latest(self._registry)
