@@ -63,8 +63,15 @@ class Scope:
             self._dispatcher.abandon(self._open)
             self._open = {}
 
-    async def start(self, instance: InstanceId, job: Job) -> None:
-        """Send a job; its events arrive in this scope. Raises what the instance answers."""
+    async def start(self, jobs: Sequence[tuple[InstanceId, Job]]) -> None:
+        """Send jobs, all at once; their events arrive in this scope. Raises the first refusal,
+        when every instance has answered."""
+        sent = [self._start(instance, job) for instance, job in jobs]
+        for answer in await asyncio.gather(*sent, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+
+    async def _start(self, instance: InstanceId, job: Job) -> None:
         self._open[job.header.id] = instance
         try:
             await self._dispatcher.submit(instance, job, self)
@@ -113,6 +120,7 @@ class Dispatcher:
         self._sessions: dict[InstanceId, asyncio.Task[None]] = {}
         self._live: set[InstanceId] = set()
         self._jobs: dict[JobId, tuple[InstanceId, Job, Scope]] = {}
+        self._sending: dict[JobId, asyncio.Task[TriptychError | None]] = {}
         self._loads: dict[InstanceId, _Load] = {}
         self._chores: set[asyncio.Task[None]] = set()
         self._is_closing = False
@@ -154,19 +162,28 @@ class Dispatcher:
         return ClusterView(tuple(views))
 
     async def submit(self, instance: InstanceId, job: Job, scope: Scope) -> None:
-        """Send ``job``; from here on its events go to ``scope``."""
+        """Send ``job``; from here on its events go to ``scope``. Being cancelled does not take the
+        job back: that is ``abandon``'s, which waits for the answer first."""
         if instance not in self._live:
             raise Unavailable(f"{instance} has no session")
         self._jobs[job.header.id] = (instance, job, scope)
         self._loads[instance].add(job, +1)
+        sending = asyncio.create_task(self._send(instance, job))
+        self._sending[job.header.id] = sending
+        sending.add_done_callback(lambda _: self._sending.pop(job.header.id))
+        error = await asyncio.shield(sending)
+        if error is not None:
+            self._forget(job.header.id)
+            raise error
+
+    async def _send(self, instance: InstanceId, job: Job) -> TriptychError | None:
         try:
             await self._members.instance(instance).submit(job)
         except KeyError:
-            self._forget(job.header.id)
-            raise InstanceLost(f"{instance} left") from None
-        except TriptychError:
-            self._forget(job.header.id)
-            raise
+            return InstanceLost(f"{instance} left")
+        except TriptychError as error:
+            return error
+        return None
 
     def abandon(self, jobs: dict[JobId, InstanceId]) -> None:
         """Cancel jobs whose scope was left. Returns at once; ``close`` waits for the rest."""
@@ -234,6 +251,9 @@ class Dispatcher:
             load.add(entry[1], -1)
 
     async def _cancel(self, instance: InstanceId, jobs: Sequence[JobId]) -> None:
+        # A cancel must not overtake its job on the way.
+        if sending := [self._sending[job] for job in jobs if job in self._sending]:
+            await asyncio.wait(sending)
         try:
             await self._members.instance(instance).cancel(jobs)
         except (KeyError, TriptychError) as error:

@@ -34,7 +34,7 @@ from triptych.core.handoff import (
 )
 from triptych.core.ids import Handle, InstanceId, JobId
 from triptych.core.lifecycle import RequestState
-from triptych.core.request import Prompt, Request
+from triptych.core.request import ImagePart, Prompt, Request
 from triptych.core.view import ClusterView, Description, Route
 
 Placement = Callable[[ClusterView, Prompt, frozenset[str]], Route]
@@ -72,6 +72,13 @@ class Trip:
         self.choice = choice
         self.salt = salt
         sampling = request.sampling
+        self.pictures = tuple(
+            request.pictures[part.index]
+            for message in request.messages
+            for part in message.parts
+            if isinstance(part, ImagePart)
+        )
+        """In the order of the prompt's items."""
         self.sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % 2**63)
         self.tokens: list[int] = []
         self.reason = ""
@@ -128,18 +135,19 @@ async def _attempt(
     jobs = _jobs(trip, route, view, stages)
     order = Order(len(trip.tokens))
     decode = jobs[-1][1].header.id
+    progress = _Progress(trip, stages, len(route.encode))
     async with stages.dispatcher.scope() as scope:
-        _record(trip, stages, route)
-        for instance, job in jobs:
-            await scope.start(instance, job)
+        await scope.start(jobs)
         async with aclosing(scope.events(trip.request.deadline_s)) as events:
             async for instance, event in events:
                 match event:
                     case Tokens():
+                        progress.reach(RequestState.DECODING)
                         for token in order.put(event.tokens):
                             yield token
                     case Encoded():
                         _note(trip, "encode", event.timing)
+                        progress.encoded()
                     case Finished() if event.job != decode:
                         _note(trip, "prefill", event.timing)
                     case Finished():
@@ -195,7 +203,7 @@ def _jobs(
 
     for index, (item, instance) in enumerate(zip(trip.prompt.items, route.encode, strict=True)):
         embedding = _promise(about[instance], "embedding", epoch, item.num_tokens)
-        picture = trip.request.pictures[index]
+        picture = trip.pictures[index]
         jobs.append(
             (
                 instance,
@@ -237,11 +245,27 @@ def _promise(producer: Description, kind: str, epoch: int, num_tokens: int) -> T
     )
 
 
-def _record(trip: Trip, stages: Stages, route: Route) -> None:
-    """Tell the ledger how far the first choice is; the others share its entry."""
-    if trip.choice == 0:
-        state = RequestState.ENCODING if route.encode else RequestState.PREFILLING
-        stages.ledger.move(trip.request.id, state, trip.attempts - 1)
+class _Progress:
+    """Tells the ledger how far an attempt is. A request's first choice speaks for all."""
+
+    def __init__(self, trip: Trip, stages: Stages, num_items: int) -> None:
+        self._trip = trip
+        self._ledger = stages.ledger
+        self._num_items = num_items
+        self._state: RequestState | None = None
+        self.reach(RequestState.ENCODING if num_items else RequestState.PREFILLING)
+
+    def encoded(self) -> None:
+        """One more item is encoded."""
+        self._num_items -= 1
+        if not self._num_items and self._state is RequestState.ENCODING:
+            self.reach(RequestState.PREFILLING)
+
+    def reach(self, state: RequestState) -> None:
+        """The attempt came to ``state`` (perhaps long ago)."""
+        if self._trip.choice == 0 and state is not self._state:
+            self._state = state
+            self._ledger.move(self._trip.request.id, state, self._trip.attempts - 1)
 
 
 def _note(trip: Trip, stage: str, timing: Timing) -> None:

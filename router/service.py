@@ -35,7 +35,6 @@ from triptych.core.request import Prompt, Request
 from triptych.core.topology import name as role_name
 from triptych.inputs.model_card import ModelCard
 from triptych.inputs.prompts import PromptBuilder
-from triptych.inputs.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +66,14 @@ class _Running:
 class RequestService:
     """Runs requests. One per router; used by both doors on one event loop."""
 
-    def __init__(self, config: Config, card: ModelCard, tokenizer: Tokenizer, stages: Stages,
+    def __init__(self, config: Config, card: ModelCard, prompts: PromptBuilder, stages: Stages,
                  admission: Admission, secret: bytes) -> None:  # fmt: skip
         self.model = config.model.name or card.name
         self._card = card
-        self._tokenizer = tokenizer
+        self.prompts = prompts
         self._stages = stages
         self._admission = admission
         self._secret = secret
-        self._prompts = PromptBuilder(card, config.model.path)
         self._metrics = RouterMetrics()
         self._running: dict[RequestId, _Running] = {}
         self._threads = ThreadPoolExecutor(1, "expand")
@@ -147,7 +145,7 @@ class RequestService:
         loop = asyncio.get_running_loop()
         try:
             prompt = await loop.run_in_executor(
-                self._threads, self._prompts.expand, request.messages, request.pictures, salt
+                self._threads, self.prompts.expand, request.messages, request.pictures, salt
             )
             self._check_length(prompt)
         except TriptychError as error:
@@ -229,7 +227,7 @@ class RequestService:
 
     async def _choice(self, running: _Running, trip: Trip) -> None:
         """Turn one choice's tokens into deltas."""
-        text = ChoiceText(self._tokenizer, trip.choice, running.request.stop.strings)
+        text = ChoiceText(self.prompts.tokenizer, trip.choice, running.request.stop.strings)
         try:
             async with aclosing(journey(trip, self._stages)) as tokens:
                 async for token in tokens:
