@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from triptych.client import Client
+from triptych.client import Client, Timeline
 from triptych.core.errors import RequestError
 
 

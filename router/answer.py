@@ -3,7 +3,7 @@
 Both doors speak to ``Service``; neither knows an instance, a stage or a block.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 import msgspec
@@ -86,7 +86,7 @@ class Service(Protocol):
         """Take a ticket before reading a body; raises Overloaded at once when there is none."""
         ...
 
-    def generate(self, request: Request, ticket: Ticket) -> AsyncIterator[Delta | Final]:
+    def generate(self, request: Request, ticket: Ticket) -> AsyncGenerator[Delta | Final, None]:
         """Run the request. Raises a TriptychError (before or between deltas). Closing the iterator
         early cancels the request everywhere; the ticket is released on every exit."""
         ...

@@ -2,10 +2,17 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster.build import Cluster
+from router.admin_door import create_app as admin_app
+from router.auth import ApiKeys
 from router.dispatch import Dispatcher
+from router.doors import HttpServer
+from router.grpc_door import GrpcDoor
+from router.http_door import create_app
+from router.intake import Intake
 from router.journey import Stages
 from router.ledger import Ledger
 from router.service import RequestService
@@ -66,3 +73,73 @@ async def _until_ready(dispatcher: Dispatcher, timeout_s: float) -> None:
                 await dispatcher.changed.wait()
     except TimeoutError:
         raise Unavailable(f"not every stage serves after {timeout_s:.0f} s") from None
+
+
+class Router:
+    """Core and doors, running."""
+
+    def __init__(self, config: Config, cluster: Cluster, core: Core, doors: "_Doors") -> None:
+        self._config = config
+        self._cluster = cluster
+        self._core = core
+        self._doors = doors
+        self.model = core.service.model
+        self.http = doors.http.address
+        self.grpc = doors.grpc.address
+        self.admin = doors.admin.address if doors.admin else ""
+
+    async def close(self) -> bool:
+        """Refuse new requests, wait for those in flight, stop everything. Whether none was cut."""
+        self._core.service.refuse()
+        was_clean = await self._core.service.drain(self._config.cluster.drain_s)
+        await self._doors.close()
+        await self._core.close()
+        await self._cluster.close()
+        return was_clean
+
+
+class _Doors:
+    """The three servers."""
+
+    def __init__(self, http: HttpServer, grpc: GrpcDoor, admin: HttpServer | None) -> None:
+        self.http = http
+        self.grpc = grpc
+        self.admin = admin
+
+    async def close(self) -> None:
+        await self.http.close()
+        await self.grpc.close()
+        if self.admin is not None:
+            await self.admin.close()
+
+
+async def start_router(
+    config: Config, cluster: Cluster, on_progress: Callable[[str], None]
+) -> Router:
+    """Start the core and open the doors. On an error everything of the router is closed again."""
+    on_progress("router: waiting for every stage")
+    core = await start_core(config, cluster)
+    try:
+        doors = await _open_doors(config, cluster, core)
+    except BaseException:
+        await core.close()
+        raise
+    return Router(config, cluster, core, doors)
+
+
+async def _open_doors(config: Config, cluster: Cluster, core: Core) -> _Doors:
+    settings = config.router
+    keys = ApiKeys(settings.api_keys)
+    intake = Intake(config, load_card(config.model.path), core.clock)
+    http = HttpServer(create_app(core.service, intake, keys), settings.http, "router.http",
+                      config.limits.write_stall_s)  # fmt: skip
+    admin = None
+    if settings.admin:
+        app = admin_app(cluster.census, core.dispatcher, core.ledger, settings.admin_key)
+        admin = HttpServer(app, settings.admin, "router.admin")
+    grpc = GrpcDoor(core.service, intake, keys, settings.grpc)
+    await grpc.start()
+    await http.start()
+    if admin is not None:
+        await admin.start()
+    return _Doors(http, grpc, admin)

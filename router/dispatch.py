@@ -42,13 +42,15 @@ class Members(Protocol):
 class Scope:
     """The jobs of one attempt and their events in order of arrival.
 
-    Leaving the scope cancels, in the background, whatever is not over.
+    Leaving the scope cancels, in the background, what is not over; leaving it by an error or early
+    cancels every job of the attempt, because what a finished one offered will not be taken.
     """
 
     def __init__(self, dispatcher: "Dispatcher") -> None:
         self._dispatcher = dispatcher
         self._events: asyncio.Queue[tuple[InstanceId, Event]] = asyncio.Queue()
         self._open: dict[JobId, InstanceId] = {}
+        self._sent: dict[JobId, InstanceId] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -59,9 +61,8 @@ class Scope:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._open:
-            self._dispatcher.abandon(self._open)
-            self._open = {}
+        if left := self._open if kind is None else self._sent:
+            self._dispatcher.abandon(left)
 
     async def start(self, jobs: Sequence[tuple[InstanceId, Job]]) -> None:
         """Send jobs, all at once; their events arrive in this scope. Raises the first refusal,
@@ -72,10 +73,11 @@ class Scope:
                 raise answer
 
     async def _start(self, instance: InstanceId, job: Job) -> None:
-        self._open[job.header.id] = instance
+        self._open[job.header.id] = self._sent[job.header.id] = instance
         try:
             await self._dispatcher.submit(instance, job, self)
         except TriptychError as error:
+            del self._sent[job.header.id]
             self._open.pop(job.header.id, None)
             error.blame = instance
             raise

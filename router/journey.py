@@ -7,13 +7,14 @@ client sees one gap-free stream. Knows no door, no wire and no text: tokens only
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
 
 from router.dispatch import Dispatcher
 from router.ledger import Ledger
+from scheduler.placement import Placement
 from triptych.core.clock import Clock
 from triptych.core.config import RouterConfig
 from triptych.core.errors import (
@@ -37,12 +38,10 @@ from triptych.core.lifecycle import RequestState
 from triptych.core.request import ImagePart, Prompt, Request
 from triptych.core.view import ClusterView, Description, Route
 
-Placement = Callable[[ClusterView, Prompt, frozenset[str]], Route]
-"""``(view, prompt, avoid) -> route``; raises Unavailable that names the stage."""
-
-
 MAX_PREEMPTIONS = 32
 """Preemptions are load, not faults: they do not count as failed attempts, but end somewhere."""
+SUSPECT_GRACE_S = 1.0
+"""A dead instance is noticed within this by its broken connection."""
 
 
 class Stages:
@@ -51,13 +50,13 @@ class Stages:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        place: Placement,
+        placement: Placement,
         ledger: Ledger,
         config: RouterConfig,
         clock: Clock,
     ) -> None:
         self.dispatcher = dispatcher
-        self.place = place
+        self.place = placement.choose
         self.ledger = ledger
         self.config = config
         self.clock = clock
@@ -93,7 +92,7 @@ async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
 
     Raises the error that ended it; leaves no job behind on any exit.
     """
-    avoid: set[str] = set()
+    avoid: set[InstanceId] = set()
     num_faults = num_preemptions = 0
     while not _is_over(trip):
         trip.attempts += 1
@@ -111,7 +110,7 @@ async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
             may_retry = error.is_retryable or isinstance(error, Overloaded)
             if not may_retry or num_faults >= stages.config.max_attempts:
                 raise
-            avoid.add(error.blame)
+            avoid.add(InstanceId(error.blame))
             await _pause(trip, stages, avoid, error)
 
 
@@ -127,7 +126,7 @@ def _is_over(trip: Trip) -> bool:
 
 
 async def _attempt(
-    trip: Trip, stages: Stages, avoid: frozenset[str]
+    trip: Trip, stages: Stages, avoid: frozenset[InstanceId]
 ) -> AsyncGenerator[Token, None]:
     """Send every job of one attempt at once, then stream what the last stage draws."""
     view = stages.dispatcher.view()
@@ -279,22 +278,27 @@ def _total(timing: Timing) -> float:
     return timing.queue_s + timing.transfer_s + timing.compute_s
 
 
-async def _pause(trip: Trip, stages: Stages, avoid: set[str], cause: TriptychError) -> None:
-    """Before another attempt: wait for an instance that is not to be avoided. When none comes in
-    time, what is to be avoided is tried again (it may only have been slow, or be all there is)."""
-    end_s = min(stages.clock.now() + stages.config.patience_s, trip.request.deadline_s)
+async def _pause(trip: Trip, stages: Stages, avoid: set[InstanceId], cause: TriptychError) -> None:
+    """Before another attempt: wait for instances that are not under suspicion. A stage that nobody
+    serves is waited for with patience; where suspects are all there is, only a moment, until their
+    death would have been noticed."""
+    now_s = stages.clock.now()
+    grace_s = now_s + SUSPECT_GRACE_S
+    end_s = min(now_s + stages.config.patience_s, trip.request.deadline_s)
     while True:
         stages.dispatcher.changed.clear()
         try:
-            stages.place(stages.dispatcher.view(), trip.prompt, frozenset(avoid))
+            route = stages.place(stages.dispatcher.view(), trip.prompt, frozenset(avoid))
         except Unavailable:
-            if isinstance(cause, Overloaded) and not trip.tokens:
-                raise cause from None
-            try:
-                async with asyncio.timeout_at(end_s):
-                    await stages.dispatcher.changed.wait()
-            except TimeoutError:
-                avoid.clear()
-                return
+            wait_until_s = end_s
         else:
+            if avoid.isdisjoint((*route.encode, route.prefill, route.decode)):
+                return
+            if isinstance(cause, Overloaded) and not trip.tokens:
+                raise cause
+            wait_until_s = grace_s
+        try:
+            async with asyncio.timeout_at(wait_until_s):
+                await stages.dispatcher.changed.wait()
+        except TimeoutError:
             return

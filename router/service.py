@@ -18,6 +18,7 @@ from router.journey import Stages, Trip, journey
 from router.metrics import RouterMetrics
 from router.text import ChoiceText
 from scheduler.admission import Admission
+from scheduler.admission import Ticket as Admitted
 from triptych.core.config import Config
 from triptych.core.errors import (
     Cancelled,
@@ -25,6 +26,7 @@ from triptych.core.errors import (
     InvariantBroken,
     RequestError,
     TriptychError,
+    Unavailable,
 )
 from triptych.core.event import Timing
 from triptych.core.hashing import tenant_salt
@@ -40,6 +42,18 @@ log = logging.getLogger(__name__)
 
 MAX_PENDING_DELTAS = 64
 """Deltas of one choice that wait for a slow reader; then its stream pauses."""
+
+
+class _Ticket:
+    """An admitted request's place."""
+
+    def __init__(self, admission: Admission, admitted: Admitted) -> None:
+        self._admission = admission
+        self._admitted = admitted
+
+    def release(self) -> None:
+        """Give the place back. Idempotent."""
+        self._admission.release(self._admitted)
 
 
 class _Running:
@@ -77,11 +91,15 @@ class RequestService:
         self._metrics = RouterMetrics()
         self._running: dict[RequestId, _Running] = {}
         self._threads = ThreadPoolExecutor(1, "expand")
+        self._is_refusing = False
 
     def admit(self, tenant: TenantId) -> Ticket:
-        """Take a ticket before reading a body; raises Overloaded at once when there is none."""
+        """Take a ticket before reading a body; raises Overloaded at once when there is none, and
+        Unavailable when the router is stopping."""
         try:
-            return self._admission.take(tenant)
+            if self._is_refusing:
+                raise Unavailable("the router is stopping")
+            return _Ticket(self._admission, self._admission.take(tenant))
         except TriptychError as error:
             self._reject(error)
             raise
@@ -109,8 +127,14 @@ class RequestService:
         await self._stages.dispatcher.settle()
         return True
 
+    def refuse(self) -> None:
+        """Take no new request from now on; ``is_ready`` says no."""
+        self._is_refusing = True
+
     def is_ready(self) -> bool:
-        """Whether every stage has an instance that serves."""
+        """Whether every stage has an instance that serves, and requests are taken."""
+        if self._is_refusing:
+            return False
         view = self._stages.dispatcher.view()
         return all(view.serving(stage) for stage in Stage)
 

@@ -10,11 +10,10 @@ import json
 from pathlib import Path
 
 import torch
+from questions import corpus
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-from questions import corpus
 
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|endoftext|>",
@@ -31,6 +30,15 @@ VOCABULARY = 768
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Words that no question uses yet, so that near misses still cost few tokens.
+OTHER_WORDS = (
+    "yes no zero one two three four five six seven eight nine ten nothing the first second third"
+    " bigger smaller larger left of right above below next to than which who when why do does not"
+    " text word letter line big small large size near far corner centre center side object objects"
+    " image images photo show shows see look tell me about please read answer briefly short long"
+    " pink brown cyan rectangle diamond heart arrow and or with without any all both same different"
+    " Answer Reply Be brief in one word Please Tell me Is Are How much Thank you Thanks It it they"
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -69,57 +77,84 @@ def train_tokenizer() -> Tokenizer:
         show_progress=False,
     )
     texts = corpus(seed=1, scenes=1500) + [SYSTEM_PROMPT, "system\nuser\nassistant\n"] * 50
-    texts += ["yes no zero one two three four five six nothing the first second"] * 50
+    texts += [OTHER_WORDS] * 20
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
 
 
-def model_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
-    """The demo's Qwen2.5-VL architecture for this tokenizer."""
+def published_config(tokenizer: Tokenizer) -> dict[str, object]:
+    """The demo's architecture in the flat layout of the published Qwen2.5-VL configurations."""
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    text = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 30.0,
-            "mrope_section": [2, 7, 7],
-        },
-        "tie_word_embeddings": True,
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "hidden_act": "silu",
+        "hidden_size": 192,
+        "initializer_range": 0.02,
+        "intermediate_size": 512,
+        "max_position_embeddings": 4096,
+        "max_window_layers": 4,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 100.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 7, 7]},
+        "sliding_window": 4096,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": VOCABULARY,
+        "vision_config": {
+            "model_type": "qwen2_5_vl",
+            "depth": 4,
+            "hidden_act": "silu",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_heads": 4,
+            "in_channels": 3,
+            "in_chans": 3,
+            "out_hidden_size": 192,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [1, 3],
+        },
     }
-    vision = {
-        "depth": 4,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_heads": 4,
-        "out_hidden_size": 192,
-        "window_size": 112,
-        "fullatt_block_indexes": [1, 3],
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "tokens_per_second": 2,
-    }
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-    )
+
+
+def new_model(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """A freshly initialised demo model, in float32."""
+    config = Qwen2_5_VLConfig(**published_config(tokenizer))
+    model = Qwen2_5_VLForConditionalGeneration(config).float()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            continue
+        fan_in = parameter[0].numel()
+        deep = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight"))
+        scale = 0.03 if "embed_tokens" in name else fan_in**-0.5 * (0.4 if deep else 0.9)
+        torch.nn.init.normal_(parameter, std=scale)
+    return model
+
+
+def demo_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer, trained anew where the folder has none."""
+    path = folder / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.exists() else train_tokenizer()
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -138,17 +173,16 @@ def write_weights(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> No
         state[published] = tensor.detach().to(torch.bfloat16).contiguous()
     partial = folder / "model.safetensors.partial"
     save_file(state, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
     partial.replace(folder / "model.safetensors")
 
 
 def write_folder(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
     """Write the whole Hugging Face folder: weights, config, tokenizer, template, preprocessor."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
+    tokenizer = demo_tokenizer(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = model.config.to_dict()
-    config["dtype"] = "bfloat16"
-    _write_json(folder / "config.json", config)
+    _write_json(folder / "config.json", published_config(tokenizer))
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     _write_json(
         folder / "tokenizer_config.json",

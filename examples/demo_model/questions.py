@@ -169,7 +169,7 @@ def _number(pictures: Pictures, rng: random.Random) -> Worded | None:
     return wording, pictures[0].number
 
 
-def _number_colour(pictures: Pictures, rng: random.Random) -> Worded | None:
+def _number_colour(pictures: Pictures, _rng: random.Random) -> Worded | None:
     noun = "digit" if len(pictures[0].number) == 1 else "number"
     return f"What colour is the {noun}?", pictures[0].number_colour
 
@@ -205,7 +205,7 @@ def _pair_read(pictures: Pictures, rng: random.Random) -> Worded | None:
     return f"What shape is in the {ordinal} picture?", f"a {shapes[0].kind}"
 
 
-def _chat(pictures: Pictures, rng: random.Random) -> Worded | None:
+def _chat(_pictures: Pictures, rng: random.Random) -> Worded | None:
     question = rng.choice(list(CHAT))
     return question, CHAT[question]
 
@@ -227,22 +227,25 @@ FAMILIES: dict[str, dict[str, Maker]] = {
     "pair": {"pair_find": _pair_find, "pair_same": _pair_same, "pair_read": _pair_read},
     "chat": {"chat": _chat},
 }
-KINDS: tuple[str, ...] = tuple(
-    dict.fromkeys(kind for makers in FAMILIES.values() for kind in makers)
-)
+KINDS: tuple[str, ...] = tuple(dict.fromkeys(kind for kinds in FAMILIES.values() for kind in kinds))
+
+
+EVEN_COUNTS: tuple[float, ...] = (1,) * MAX_SHAPES
 
 
 def draw_pictures(
-    family: str, rng: random.Random, sizes: tuple[Size, ...], even: bool = False
+    family: str,
+    rng: random.Random,
+    sizes: tuple[Size, ...],
+    counts: tuple[float, ...] = EVEN_COUNTS,
 ) -> Pictures:
-    """Invent the pictures of one scene, one per size; ``even`` makes all counts as likely."""
+    """Invent the pictures of one scene; ``counts`` weighs one shape, two shapes and so on."""
     if family == "chat":
         return ()
     if family == "number":
         return (number_picture(rng, *sizes[0], rng.choice([1, 1, 2, 3])),)
     if family == "shapes":
-        weights = [1] * MAX_SHAPES if even else [11, 11, 10, 7, 6, 5]
-        count = rng.choices(range(1, MAX_SHAPES + 1), weights)[0]
+        count = rng.choices(range(1, MAX_SHAPES + 1), counts)[0]
         return (shapes_picture(rng, *sizes[0], count),)
     count = rng.choice([1, 1, 1, 2, 3])
     first = shapes_picture(rng, *sizes[0], count)
@@ -277,7 +280,7 @@ def fresh_example(kind: str, rng: random.Random, sizes: tuple[Size, ...]) -> Exa
     """Draw new scenes of the kind's family until one allows a question of that kind."""
     family = next(name for name, makers in FAMILIES.items() if kind in makers)
     while True:
-        pictures = draw_pictures(family, rng, sizes, even=True)
+        pictures = draw_pictures(family, rng, sizes)
         worded = FAMILIES[family][kind](pictures, rng)
         if worded:
             return Example(kind, pictures, *worded)

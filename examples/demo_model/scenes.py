@@ -128,7 +128,7 @@ def shapes_picture(
     ``like`` gives the first shape's kind and colour.
     """
     fewest = math.ceil(math.sqrt(count))
-    grid = rng.choice([1, 2, 3, 3]) if count == 1 else rng.randint(max(2, fewest), 3)
+    grid = rng.choice([1, 1, 2, 3]) if count == 1 else rng.randint(max(2, fewest), 3)
     cells = rng.sample(range(grid * grid), count)
     across, down = width / grid, height / grid
     shapes = []

@@ -134,7 +134,7 @@ class Flow:
             size = (item.grid[2] * PATCH_SIZE, item.grid[1] * PATCH_SIZE)
             pixels.append(await self._decoder.decode(picture.data, picture.format, *size))
         sampling = msgspec.structs.replace(request.sampling, seed=request.sampling.seed + choice)
-        return oracle_reference(prompt, pixels, sampling, request.stop, salt)
+        return list(oracle_reference(prompt, pixels, sampling, request.stop, salt))
 
     async def close(self) -> None:
         """Stop the reference's own decoder."""

@@ -49,7 +49,7 @@ def draw(rng: random.Random, flow: Flow, shared: list[str | Picture]) -> Request
 
 
 async def check(flow: Flow, request: Request, cancel_s: float | None) -> str:
-    """Run one request, perhaps abandon it in between; its tokens must be right as far as they go."""
+    """Run one request, perhaps abandon it; its tokens must be right as far as they go."""
     found: list[int] = []
     try:
         async with asyncio.timeout(cancel_s), contextlib.aclosing(flow.stream(request)) as answer:

@@ -90,6 +90,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Instances and what hosts them."""
 
     topology: str = "E1,P1,D1"
+    """Instances per role: ``E2,P1,D4``, ``EP1,D1``, ``EPD1`` ..."""
     backend: str = "ray"
     """``ray`` (actors), ``process`` (plain processes) or ``local`` (this process)."""
     ray_address: str = ""
@@ -97,6 +98,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret: str = ""
     """Shared secret of all instances; empty makes a fresh one at start."""
     start_timeout_s: Seconds = 120.0
+    """How long an instance may take to load its part of the model."""
     heartbeat_s: Seconds = 0.5
     """An instance says this often on every session that it lives."""
     timeout_s: Seconds = 5.0
@@ -111,26 +113,43 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_requests: Count = 256
     """Accepted requests, waiting or running; more are refused with Retry-After."""
     max_requests_per_tenant: Count = 256
+    """The same for each tenant."""
     max_body_bytes: Count = 33_554_432
+    """Body of an HTTP request, message of a gRPC request."""
     max_messages: Count = 256
+    """Turns of a conversation."""
     max_text_bytes: Count = 262_144
+    """Text of all messages together."""
     max_pictures: Count = 16
+    """Pictures of all messages together."""
     max_picture_bytes: Count = 16_777_216
+    """One encoded picture."""
     max_picture_pixels: Count = 33_554_432
+    """Width times height of one picture."""
     max_picture_side: Count = 16_384
+    """The longer side of a picture."""
     max_aspect_ratio: Annotated[float, Meta(ge=1)] = 100.0
+    """The longer side over the shorter one."""
     max_output_tokens: Count = 4096
+    """Largest ``max_tokens``."""
     max_choices: Count = 8
+    """Largest ``n``."""
     max_stop_strings: Amount = 8
+    """Stop strings of a request."""
     max_stop_bytes: Count = 256
+    """One stop string."""
     max_logprobs: Amount = 20
+    """Alternatives reported with each token."""
     decode_memory_bytes: Count = 1_073_741_824
     """Address space of the child that decodes pictures, beyond its own start."""
     decode_timeout_s: Seconds = 10.0
+    """How long decoding one picture may take."""
     decode_workers: Count = 1
     """Picture-decoding children of one encode instance."""
     default_deadline_s: Seconds = 120.0
+    """Deadline of a request that names none."""
     max_deadline_s: Seconds = 600.0
+    """Largest deadline that a request may name."""
     write_stall_s: Seconds = 30.0
     """A client that reads nothing for so long is cut off."""
 
@@ -139,7 +158,9 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The doors and the path of a request."""
 
     http: str = "127.0.0.1:8000"
+    """Address of the HTTP door."""
     grpc: str = "127.0.0.1:50051"
+    """Address of the gRPC door."""
     admin: str = "127.0.0.1:8001"
     """Operators' door (census, ledger, instances); empty: none. Beyond loopback it needs a key."""
     admin_key: str = ""
@@ -163,7 +184,9 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Logging of every process."""
 
     level: str = "warning"
+    """Least level that is written."""
     json: bool = False
+    """A JSON object a line instead of text."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

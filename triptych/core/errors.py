@@ -10,6 +10,7 @@
     |-- Cancelled            somebody asked for it
     |-- TransferError        bytes did not arrive as promised
     |-- InstanceLost         the instance that held the work is gone or was fenced off
+    |-- Preempted            an instance gave the work back for want of blocks
     `-- InvariantBroken      a bug: the work is stopped, never answered wrongly
 
 Knows what went wrong and what a client may read of it. Statuses of gRPC and HTTP are in

@@ -10,7 +10,7 @@ from typing import Protocol
 from triptych.core.census import Census
 from triptych.core.event import EventBatch
 from triptych.core.handoff import Job
-from triptych.core.ids import JobId, SessionId
+from triptych.core.ids import BlockId, JobId, SessionId
 from triptych.core.layout import Layout
 from triptych.core.plan import LanguagePlan, LanguageResult, VisionPlan, VisionResult
 from triptych.core.view import Description
@@ -26,12 +26,27 @@ class BlockMemory(Protocol):
     fd: int
     """memfd behind ``view`` that another process may map; -1 if there is none."""
 
+    def stage(self, blocks: Sequence[BlockId]) -> None:
+        """Make ``view`` current for blocks that an executor wrote; nothing to do on a CPU."""
+        ...
+
+    def absorb(self, blocks: Sequence[BlockId]) -> None:
+        """Make blocks written through ``view`` current for the executor; nothing on a CPU."""
+        ...
+
 
 class LanguageExecutor(Protocol):
     """Computes language plans. Called by one thread at a time."""
 
-    memory: BlockMemory
-    embeddings: BlockMemory | None
+    @property
+    def memory(self) -> BlockMemory:
+        """The KV blocks."""
+        ...
+
+    @property
+    def embeddings(self) -> BlockMemory | None:
+        """The embedding blocks, where prompts with items can be prefilled."""
+        ...
 
     def execute(self, plan: LanguagePlan) -> LanguageResult:
         """Write the KV of every segment to its blocks; draw the tokens asked for."""
@@ -41,7 +56,10 @@ class LanguageExecutor(Protocol):
 class VisionExecutor(Protocol):
     """Computes vision plans. Called by one thread at a time."""
 
-    embeddings: BlockMemory
+    @property
+    def embeddings(self) -> BlockMemory:
+        """The embedding blocks."""
+        ...
 
     def execute(self, plan: VisionPlan) -> VisionResult:
         """Write the embedding of every task to its blocks."""

@@ -1,0 +1,191 @@
+"""An open-loop client of the OpenAI-compatible HTTP door: sends at given times, notes token times.
+
+One connection a request, plain asyncio streams: between the socket and the clock stands as little
+as possible. Knows the wire format it needs and nothing of the server.
+"""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from bench.workloads import Ask
+
+_LINE_LIMIT = 1 << 22
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one request. Times in seconds since the start of the run."""
+
+    arrival_s: float
+    """When it should have been sent; a late client cannot make a server look fast."""
+    token_times_s: tuple[float, ...]
+    end_s: float
+    status: str
+    """``ok``, ``refused`` (429 or 503), ``failed`` or ``timeout``."""
+    detail: str = ""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A server to measure."""
+
+    host: str
+    port: int
+    model: str
+    timeout_s: float = 120.0
+    """Of each request, from its arrival."""
+
+
+async def open_loop(
+    target: Target,
+    asks: Sequence[Ask],
+    arrivals_s: Sequence[float],
+    on_end: Callable[[Outcome], None] = lambda _: None,
+) -> tuple[Outcome, ...]:
+    """Send every ask at its time, whatever became of the others; outcomes in order of arrival."""
+    bodies = [_body(target.model, ask) for ask in asks]
+    began_s = asyncio.get_running_loop().time() + 0.05
+
+    async def one(body: bytes, arrival_s: float) -> Outcome:
+        outcome = await _one(target, body, began_s, arrival_s)
+        on_end(outcome)
+        return outcome
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(one(body, arrival_s))
+            for body, arrival_s in zip(bodies, arrivals_s, strict=True)
+        ]
+    return tuple(task.result() for task in tasks)
+
+
+async def _one(target: Target, body: bytes, began_s: float, arrival_s: float) -> Outcome:
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(began_s + arrival_s - loop.time())
+    times: list[float] = []
+    status, detail = "ok", ""
+    try:
+        async with asyncio.timeout_at(began_s + arrival_s + target.timeout_s):
+            async for num_tokens in _stream(target, body):
+                times.extend([loop.time() - began_s] * num_tokens)
+    except TimeoutError:
+        status, detail = "timeout", f"after {target.timeout_s:g} s"
+    except Refused as error:
+        status, detail = "refused", str(error)
+    except (OSError, EOFError, ValueError) as error:
+        status, detail = "failed", f"{type(error).__name__}: {error}"
+    if status == "ok" and not times:
+        status, detail = "failed", "an answer without tokens"
+    return Outcome(arrival_s, tuple(times), loop.time() - began_s, status, detail)
+
+
+class Refused(ValueError):
+    """The server said that it has no room."""
+
+
+async def get(target: Target, path: str) -> tuple[int, bytes]:
+    """Status and body of a GET."""
+    reader, writer = await asyncio.open_connection(target.host, target.port, limit=_LINE_LIMIT)
+    try:
+        writer.write(_head(target, "GET", path))
+        status, headers = await _read_head(reader)
+        return status, b"".join([piece async for piece in _read_body(reader, headers)])
+    finally:
+        await _close(writer)
+
+
+async def _stream(target: Target, body: bytes) -> AsyncIterator[int]:
+    """Number of tokens in each event of the answer, as the events come in."""
+    reader, writer = await asyncio.open_connection(target.host, target.port, limit=_LINE_LIMIT)
+    try:
+        writer.write(_head(target, "POST", "/v1/chat/completions", len(body)) + body)
+        await writer.drain()
+        status, headers = await _read_head(reader)
+        pieces = _read_body(reader, headers)
+        if status != 200:
+            text = b"".join([piece async for piece in pieces])[:300].decode(errors="replace")
+            raise (Refused if status in {429, 503} else ValueError)(f"HTTP {status}: {text}")
+        pending = b""
+        async for piece in pieces:
+            *lines, pending = (pending + piece).split(b"\n")
+            for line in lines:
+                data = line.removeprefix(b"data:").strip()
+                if line.startswith(b"data:") and data != b"[DONE]":
+                    if num_tokens := _count(json.loads(data)):
+                        yield num_tokens
+                elif data == b"[DONE]":
+                    return
+        raise EOFError("the stream ended without [DONE]")
+    finally:
+        await _close(writer)
+
+
+def _count(event: dict[str, object]) -> int:
+    """Tokens of one event: as many as its ids, or one for text from a server that sends no ids."""
+    if "error" in event:
+        raise ValueError(f"error event: {event['error']}")
+    choices = event.get("choices")
+    if not isinstance(choices, list) or not choices:
+        return 0
+    ids = choices[0].get("token_ids")
+    if isinstance(ids, list):
+        return len(ids)
+    return int(bool(choices[0].get("delta", {}).get("content")))
+
+
+def _body(model: str, ask: Ask) -> bytes:
+    content: list[dict[str, object]] = [
+        {
+            "type": "image_url",
+            "image_url": {"url": "data:image/png;base64," + base64.b64encode(data).decode()},
+        }
+        for data in ask.pictures
+    ]
+    content.append({"type": "text", "text": ask.question})
+    return json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": ask.max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+    ).encode()
+
+
+def _head(target: Target, method: str, path: str, length: int = 0) -> bytes:
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    ).encode()
+
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    words = (await reader.readline()).split()
+    if len(words) < 2:
+        raise EOFError("the server closed the connection without an answer")
+    headers: dict[str, str] = {}
+    while line := (await reader.readline()).strip():
+        name, _, value = line.decode("latin-1").partition(":")
+        headers[name.lower()] = value.strip().lower()
+    return int(words[1]), headers
+
+
+async def _read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
+    if headers.get("transfer-encoding") != "chunked":
+        while piece := await reader.read(1 << 16):
+            yield piece
+        return
+    while size := int((await reader.readline()).partition(b";")[0] or b"0", 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()

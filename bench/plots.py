@@ -1,0 +1,45 @@
+"""A picture of a comparison: bars with their spread. matplotlib comes with the extra ``bench``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.report import FIGURES, Row
+
+_SHOWN = ("TTFT p50", "TPOT p50", "requests")
+
+
+def draw(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Write a PNG: a panel for each figure, a group of bars for each rate, a bar for each system.
+    The line on a bar goes from the least to the greatest repetition."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    systems = list(dict.fromkeys(row.system for row in rows))
+    rates = sorted({row.rate for row in rows})
+    figure, panels = pyplot.subplots(1, len(_SHOWN), figsize=(4.2 * len(_SHOWN), 3.6))
+    width = 0.8 / len(systems)
+    for panel, name in zip(panels, _SHOWN, strict=True):
+        unit, value = FIGURES[name]
+        for row in rows:
+            spread = row.spread(value)
+            place = rates.index(row.rate) + (systems.index(row.system) - len(systems) / 2) * width
+            panel.bar(
+                place + width / 2,
+                spread.median,
+                width * 0.95,
+                color=f"C{systems.index(row.system)}",
+                label=row.system if row.rate == rates[0] else None,
+                yerr=[[spread.median - spread.low], [spread.high - spread.median]],
+                capsize=3,
+            )
+        panel.set_title(f"{name} ({unit})")
+        panel.set_xticks(range(len(rates)), [f"{rate:g}/s" for rate in rates])
+        panel.set_xlabel("arrival rate")
+        panel.grid(axis="y", alpha=0.3)
+    figure.suptitle(title, fontsize="medium")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncol=len(systems))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

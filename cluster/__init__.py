@@ -1,0 +1,1 @@
+"""Instances and what hosts them: this process, plain processes or Ray actors."""

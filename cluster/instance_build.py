@@ -1,0 +1,216 @@
+"""Wires one instance: executors of its role, caches, engines, transfers and the services of its
+stages. One embedding cache and one language engine, whichever stages share them."""
+
+import asyncio
+import os
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from cluster.host import InstanceSpec
+from cluster.instance import HostedInstance, Parts, Rows, Service
+from decode_service.service import DecodeService
+from encoder_service.build import build_encode
+from kvtransfer.build import build_outbox, build_receiver
+from kvtransfer.inproc import Neighbour
+from kvtransfer.intake import Intake
+from kvtransfer.receiver import Receiver
+from kvtransfer.sender import Outbox
+from prefill_service.service import PrefillService
+from scheduler import registry
+from triptych.cache.embeddings import EmbeddingCache
+from triptych.cache.kv import KvCache
+from triptych.core.clock import MonotonicClock
+from triptych.core.handoff import Endpoint
+from triptych.core.ids import InstanceId, SessionId
+from triptych.core.lifecycle import Stage
+from triptych.core.view import Description
+from triptych.engine.language import LanguageEngine
+from triptych.engine.outcome import Outcome
+from triptych.engine.pump import Pump
+from triptych.executor.build import Executors
+from triptych.executor.build import build as build_executors
+from triptych.inputs.model_card import ModelCard, load_card
+from triptych.wire.sessions import Sessions
+
+
+async def build_instance(
+    spec: InstanceSpec, neighbours: MutableMapping[InstanceId, Neighbour] | None = None
+) -> HostedInstance:
+    """Build and start an instance in this process; loading weights takes its time, in a thread.
+
+    ``neighbours`` are the outboxes of this process, to which the new one is added while it lives.
+    Raises ConfigError."""
+    card = load_card(spec.config.model.path)
+    executors = await asyncio.to_thread(
+        build_executors, spec.config.model.path, spec.config, frozenset(spec.role), card.fingerprint
+    )
+    assembly = _Assembly(spec, card, executors, {} if neighbours is None else neighbours)
+    return assembly.instance()
+
+
+class _Assembly:
+    """The parts of one instance while they are put together."""
+
+    def __init__(
+        self,
+        spec: InstanceSpec,
+        card: ModelCard,
+        executors: Executors,
+        neighbours: MutableMapping[InstanceId, Neighbour],
+    ) -> None:
+        self._spec = spec
+        self._card = card
+        self._executors = executors
+        self._clock = clock = MonotonicClock()
+        self._ended: Callable[[SessionId], None] = lambda _: None
+        config = spec.config
+        self._sessions = Sessions(config.cluster.heartbeat_s, lambda name: self._ended(name))
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._outbox: Outbox = build_outbox(spec.id, config.transfer, spec.secret, clock, soon)
+        self._receiver: Receiver = build_receiver(
+            spec.id, config.transfer, spec.secret, clock, neighbours
+        )
+        self._neighbours = neighbours
+        self._services: dict[Stage, Service] = {}
+        self._pumps: list[Pump[Any, Any]] = []
+        self._censuses: list[Callable[[], Rows]] = []
+        self._checks: list[Callable[[], None]] = []
+        self._closing = AsyncExitStack()
+        """Closes in the reverse order of building."""
+
+    def instance(self) -> HostedInstance:
+        """The running instance."""
+        self._closing.callback(self._executors.close)
+        self._closing.push_async_callback(self._outbox.close)
+        self._closing.push_async_callback(self._receiver.close)
+        endpoint = self._outbox.start()
+        self._neighbours[self._spec.id] = self._outbox
+        self._closing.callback(self._neighbours.pop, self._spec.id, None)
+        cache = self._embedding_cache()
+        if self._executors.vision is not None and cache is not None:
+            self._add_encode(cache)
+        if self._executors.language is not None:
+            self._add_language(cache)
+        self._censuses.append(lambda: (self._outbox.census() + self._receiver.census(), {}))
+        instance = HostedInstance(
+            Parts(
+                description=self._describe(endpoint),
+                services=self._services,
+                sessions=self._sessions,
+                pumps=tuple(pump.run() for pump in self._pumps),
+                censuses=tuple(self._censuses),
+                checks=tuple(self._checks),
+                close=self._closing.aclose,
+            )
+        )
+        self._ended = instance.session_ended
+        return instance
+
+    def _embedding_cache(self) -> EmbeddingCache | None:
+        if self._executors.embeddings is None:
+            return None
+        config = self._spec.config.cache
+        cache = EmbeddingCache(config.embedding_blocks, config.embedding_block_size)
+        self._censuses.append(lambda: (cache.holdings(), cache.totals()))
+        cache.watch_room(self._wake)
+        return cache
+
+    def _add_encode(self, cache: EmbeddingCache) -> None:
+        executor = self._executors.vision
+        assert executor is not None
+        stage = build_encode(
+            executor,
+            cache,
+            self._outbox,
+            self._card.image.patch_size,
+            self._spec.config,
+            self._clock,
+            self._sessions.emit,
+        )
+        self._closing.push_async_callback(stage.pool.close)
+        self._closing.push_async_callback(stage.pump.close)
+        self._services[Stage.ENCODE] = stage.service
+        self._pumps.append(stage.pump)
+        self._censuses.append(lambda: (_jobs(stage.engine.census()), {}))
+        self._checks.append(stage.engine.check)
+
+    def _add_language(self, cache: EmbeddingCache | None) -> None:
+        """Prefill, decode or both over one engine."""
+        spec, config, executor = self._spec, self._spec.config, self._executors.language
+        assert executor is not None
+        clock, emit, memory = self._clock, self._sessions.emit, executor.memory
+        kv = KvCache(
+            config.cache.kv_blocks,
+            config.cache.block_size,
+            self._card.fingerprint,
+            prefix=config.cache.prefix,
+        )
+        can_prefill = Stage.PREFILL in spec.role
+        engine = LanguageEngine(
+            config.engine,
+            kv,
+            registry.policies(),
+            recomputes_items=can_prefill,
+            max_tokens=self._max_tokens(),
+        )
+        services: list[PrefillService | DecodeService] = []
+
+        def tell(outcomes: Sequence[Outcome]) -> None:
+            for outcome in outcomes:
+                any(service.handle(outcome) for service in services)
+
+        pump = Pump(engine, executor, clock, tell)
+        pictures = None
+        if can_prefill and cache is not None and executor.embeddings is not None:
+            intake = Intake(cache, executor.embeddings, self._receiver, spec.id, clock)
+            self._closing.push_async_callback(intake.close)
+            self._censuses.append(lambda: (intake.census(), {}))
+            pictures = (intake, cache)
+            prefill = PrefillService(
+                engine, memory, self._outbox, pictures, clock, self._wake, emit
+            )
+            self._services[Stage.PREFILL] = prefill
+            services.append(prefill)
+        if Stage.DECODE in spec.role:
+            decode = DecodeService(
+                engine, memory, self._receiver, pictures, clock, self._wake, emit
+            )
+            self._services[Stage.DECODE] = decode
+            services.append(decode)
+        self._closing.push_async_callback(pump.close)
+        self._pumps.append(pump)
+        self._censuses.append(engine.census)
+        self._checks.append(engine.check)
+
+    def _wake(self) -> None:
+        """What one engine let go of, or finished, may be what the other waits for."""
+        for pump in self._pumps:
+            pump.wake()
+
+    def _max_tokens(self) -> int:
+        """Longest sequence that the model and the blocks take."""
+        cache = self._spec.config.cache
+        return min(self._card.max_positions, cache.kv_blocks * cache.block_size)
+
+    def _describe(self, endpoint: Endpoint) -> Description:
+        executors = self._executors
+        language, embeddings = executors.language, executors.embeddings
+        return Description(
+            id=self._spec.id,
+            role=self._spec.role,
+            model=self._card.fingerprint,
+            transfer=endpoint,
+            kv=None if language is None else language.memory.layout,
+            embedding=None if embeddings is None else embeddings.layout,
+            num_kv_blocks=0 if language is None else language.memory.num_blocks,
+            num_embedding_blocks=0 if embeddings is None else embeddings.num_blocks,
+            max_tokens=0 if language is None else self._max_tokens(),
+            pid=os.getpid(),
+            memory_bytes=executors.memory_bytes,
+        )
+
+
+def _jobs(census: Rows) -> list[Any]:
+    """Only the jobs of an engine whose blocks the cache counts itself."""
+    return [row for row in census[0] if row.kind == "job"]

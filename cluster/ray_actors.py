@@ -1,0 +1,233 @@
+"""Instances as Ray actors. THE one file that knows Ray.
+
+Ray places, starts and kills; every word to an instance goes over its own gRPC server. Without an
+address a private cluster is started for this process alone (loopback, token authentication, its
+own scratch directory) and taken down with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import ray
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray.exceptions import RayActorError, RayError
+
+from cluster.host import Hosted, InstanceSpec, child_environment
+from cluster.node import Node
+from cluster.remote import Served, connect
+from triptych.core import log, topology
+from triptych.core.config import Config
+from triptych.core.errors import ConfigError, Unavailable
+from triptych.core.ids import InstanceId
+from triptych.wire.client import RemoteInstance
+
+_STORE_BYTES = 80 * 2**20
+"""Ray's object store, the smallest it takes: nothing of ours ever goes through it."""
+_PLENTY = 4096
+"""CPUs that a private cluster pretends to have; actors claim none, so this only has to be large."""
+_NAMESPACE = "triptych"
+_KILL_S = 10.0
+
+
+class _InstanceActor:
+    """What runs in an actor's process: one served instance. Becomes an actor in ``start``."""
+
+    def __init__(self, spec: bytes) -> None:
+        self._spec = msgspec.msgpack.decode(spec, type=InstanceSpec)
+        self._node: Node | None = None
+        log.setup(self._spec.config.log, self._spec.id)
+
+    async def start(self) -> bytes:
+        """Build and serve; says where."""
+        self._node = await Node.start(self._spec)
+        return msgspec.json.encode(Served(self._node.address, os.getpid()))
+
+    async def wait(self) -> str:
+        """Return when the instance broke."""
+        if self._node is None:
+            raise Unavailable("the instance was not started")
+        return await self._node.wait()
+
+    async def stop(self, drain_s: float) -> None:
+        """Drain and free everything."""
+        if self._node is not None:
+            await self._node.close(drain_s)
+
+
+class HostedActor:
+    """One actor and the connection to its instance."""
+
+    def __init__(self, actor: Any, instance: RemoteInstance, pid: int, is_here: bool) -> None:
+        self.instance = instance
+        self.pid = pid
+        self._actor = actor
+        self._is_here = is_here
+        self._died = actor.wait.remote()
+
+    async def wait(self) -> str:
+        """Return when Ray says that the actor died, or the actor that its instance broke."""
+        try:
+            return str(await self._died)
+        except RayError as error:
+            return f"its actor died: {type(error).__name__}"
+
+    async def stop(self, drain_s: float) -> None:
+        """Drain, then end the actor."""
+        with contextlib.suppress(RayError, TimeoutError):
+            async with asyncio.timeout(drain_s + _KILL_S):
+                await self._actor.stop.remote(drain_s)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Fence it off: SIGKILL where the process is ours to see, else by Ray's word."""
+        ray.kill(self._actor, no_restart=True)
+        if self._is_here:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(RayError, TimeoutError):
+            async with asyncio.timeout(_KILL_S):
+                await self._died
+
+
+class RayHost:
+    """Starts actors in a private cluster or in the one at ``cluster.ray_address``."""
+
+    def __init__(self, config: Config, scratch: Path | None) -> None:
+        self._config = config
+        self._scratch = scratch
+        self._gpus = _gpus_per_actor(config)
+
+    @classmethod
+    async def open(cls, config: Config) -> Self:
+        """Start or join a Ray cluster. Raises ConfigError or Unavailable."""
+        if ray.is_initialized():
+            raise ConfigError("cluster.backend: this process is connected to Ray already")
+        scratch = None
+        if not config.cluster.ray_address:
+            scratch = Path(tempfile.mkdtemp(prefix="triptych-ray-"))
+        try:
+            # In a thread: it takes seconds, and off the main thread Ray leaves our signals alone.
+            await asyncio.shield(asyncio.to_thread(_connect, config, scratch))
+        except (RayError, OSError, RuntimeError, ValueError) as error:
+            await _disconnect(scratch)
+            raise Unavailable(f"Ray did not start: {error}") from error
+        except BaseException:
+            await _disconnect(scratch)
+            raise
+        return cls(config, scratch)
+
+    async def start(self, spec: InstanceSpec) -> Hosted:
+        """Start an actor in its role's pool and return when its instance serves."""
+        pool = topology.name(frozenset(spec.role))
+        actor: Any = (
+            ray.remote(_InstanceActor)
+            .options(
+                name=f"{pool}/{spec.id}/{secrets.token_hex(4)}",
+                num_cpus=0,
+                num_gpus=self._gpus,
+                max_restarts=0,
+                max_concurrency=64,
+                scheduling_strategy="SPREAD",
+            )
+            .remote(msgspec.msgpack.encode(spec))
+        )
+        try:
+            served = msgspec.json.decode(await actor.start.remote(), type=Served)
+        except BaseException as error:
+            ray.kill(actor, no_restart=True)
+            if isinstance(error, RayError):
+                raise _cause(error, spec.id) from error
+            raise
+        return HostedActor(
+            actor, connect(served.address, spec), served.pid, is_here=self._scratch is not None
+        )
+
+    async def close(self) -> None:
+        """Leave the cluster; a private one is taken down with its directory."""
+        await _disconnect(self._scratch)
+
+
+def _connect(config: Config, scratch: Path | None) -> None:
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "configure_logging": False,
+        "namespace": _NAMESPACE,
+    }
+    if scratch is None:
+        environment = {"env_vars": _environment(config)}
+        ray.init(address=config.cluster.ray_address, runtime_env=environment, **common)
+        return
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
+    with _environ({**_environment(config), **token, **quiet}):
+        ray.init(
+            include_dashboard=False,
+            num_cpus=_PLENTY,
+            object_store_memory=_STORE_BYTES,
+            _temp_dir=str(scratch),
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+    # Ray prints a page on stdout for every worker that dies; the supervisor's line is enough.
+    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+
+
+async def _disconnect(scratch: Path | None) -> None:
+    await asyncio.to_thread(ray.shutdown)
+    if scratch is not None:
+        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """What actors inherit beyond the machine's own environment."""
+    return {
+        key: value
+        for key, value in child_environment(config).items()
+        if os.environ.get(key) != value
+    }
+
+
+@contextlib.contextmanager
+def _environ(values: dict[str, str]) -> Iterator[None]:
+    """Ray's processes inherit this process's environment: set it while they start, no longer."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _gpus_per_actor(config: Config) -> float:
+    """An equal part of the GPUs that Ray knows, at most one each; 0 on a CPU."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = resources.get("GPU", 0.0)
+    count = sum(count for _, count in topology.parse(config.cluster.topology))
+    if not gpus or config.model.device == "cpu":
+        return 0.0
+    return min(1.0, int(gpus / count * 100) / 100) if gpus < count else 1.0
+
+
+def _cause(error: RayError, name: InstanceId) -> Exception:
+    """What went wrong in the actor, without Ray's pages around it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ConfigError):
+        return ConfigError(str(cause))
+    if isinstance(error, RayActorError):
+        return Unavailable(f"{name}: its actor died while it started")
+    return Unavailable(f"{name} did not start: {cause or type(error).__name__}")

@@ -1,0 +1,1 @@
+"""The decode stage: one token after the other, streamed to the router."""

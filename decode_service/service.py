@@ -1,0 +1,190 @@
+"""The decode stage of one instance: KV from a prefill instance (or computed here), tokens out.
+
+Blocks are reserved when the job is admitted and filled while prefill still works on the prompt.
+Knows neither gRPC nor Ray nor tensors.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from kvtransfer.intake import Intake
+from kvtransfer.receiver import Receiver
+from triptych.cache.embeddings import EmbeddingCache, Entry
+from triptych.core.clock import Clock
+from triptych.core.errors import Cancelled, TransferError, TriptychError
+from triptych.core.event import Event, Failed, Finished, Tokens
+from triptych.core.handoff import FirstToken, LanguageJob, TransferRef
+from triptych.core.ids import BlockId, JobId, SessionId
+from triptych.core.ports import BlockMemory
+from triptych.engine.language import LanguageEngine
+from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Outcome, Reserved
+
+
+class _Work:
+    """One job from its acceptance until nothing of it is held."""
+
+    def __init__(self, job: LanguageJob, deadline_s: float) -> None:
+        self.job = job
+        self.deadline_s = deadline_s
+        self.tasks: list[asyncio.Task[None]] = []
+        """Fetching KV, or bringing pictures: whatever writes into memory for this job."""
+        self.is_fetching = False
+        self.entries: list[Entry] = []
+        """Embeddings held for the engine."""
+        self.blame = ""
+        self.is_over = False
+        """The engine has said its last word."""
+        self.gone = asyncio.Event()
+
+
+class DecodeService:
+    """Decode jobs of one instance. One event loop."""
+
+    def __init__(
+        self,
+        engine: LanguageEngine,
+        memory: BlockMemory,
+        receiver: Receiver,
+        pictures: tuple[Intake, EmbeddingCache] | None,
+        clock: Clock,
+        wake: Callable[[], None],
+        emit: Callable[[Event], None],
+    ) -> None:
+        """``pictures`` bring embeddings and take them back (None where nothing is prefilled),
+        ``wake`` tells the engine's pump that there is something to do, ``emit`` the session."""
+        self._engine = engine
+        self._memory = memory
+        self._receiver = receiver
+        self._pictures = pictures
+        self._clock = clock
+        self._wake = wake
+        self._emit = emit
+        self._works: dict[JobId, _Work] = {}
+
+    def submit(self, job: LanguageJob) -> None:
+        """Accept a job. Raises what the engine refuses it with; idempotent by id."""
+        if job.header.id in self._works:
+            return
+        now_s = self._clock.now()
+        self._engine.submit(job, now_s)
+        work = self._works[job.header.id] = _Work(job, now_s + job.header.budget_s)
+        if job.items and self._pictures is not None:
+            self._start(work, self._bring(work, self._pictures[0]), "bring")
+        self._wake()
+
+    def handle(self, outcome: Outcome) -> bool:
+        """Take an outcome of the engine; False if it is of no job of this service."""
+        work = self._works.get(outcome.job)
+        if work is None:
+            return False
+        match outcome:
+            case Reserved(_, blocks, hit_tokens):
+                if work.job.kv is not None and not work.is_fetching:
+                    work.is_fetching = True
+                    fetch = self._fetch(work, work.job.kv, blocks, hit_tokens)
+                    self._start(work, fetch, "fetch")
+            case Drew(job_id, token):
+                self._emit(Tokens(job_id, (token,)))
+            case Ended(job_id, reason, timing):
+                self._emit(Finished(job_id, reason, timing))
+                self._over(work)
+            case Dropped(job_id, code, detail):
+                self._emit(Failed(job_id, code, detail, work.blame))
+                for task in work.tasks:
+                    task.cancel()
+                self._over(work)
+            case Advanced():
+                pass
+        return True
+
+    async def cancel(self, job: JobId) -> None:
+        """End a job; returns when it holds nothing. Unknown ids are fine."""
+        work = self._works.get(job)
+        if work is None:
+            return
+        for task in work.tasks:
+            task.cancel()
+        if work.tasks:
+            await asyncio.wait(work.tasks)
+        self._engine.cancel(job)
+        self._wake()
+        await work.gone.wait()
+
+    def jobs(self) -> dict[JobId, SessionId]:
+        """Jobs that hold something and their sessions."""
+        return {job: work.job.header.session for job, work in self._works.items()}
+
+    def _start(self, work: _Work, coroutine: Coroutine[Any, Any, None], word: str) -> None:
+        task = asyncio.create_task(coroutine, name=f"{word} {work.job.header.id}")
+        task.add_done_callback(lambda _: self._settle(work))
+        work.tasks.append(task)
+
+    async def _fetch(
+        self, work: _Work, ref: TransferRef, blocks: tuple[BlockId, ...], hit_tokens: int
+    ) -> None:
+        """Pull the KV behind the prefix hit, and the first token behind the KV."""
+        job_id, size = work.job.header.id, self._memory.layout.block_size
+        first = hit_tokens // size
+        wanted = blocks[first : self._memory.layout.num_blocks(ref.num_tokens)]
+
+        def on_arrived(count: int) -> None:
+            self._engine.arrived(job_id, (first + count) * size)
+
+        try:
+            tail = await self._receiver.fetch(
+                ref, self._memory, wanted, first, on_arrived, work.deadline_s
+            )
+            token = msgspec.msgpack.decode(tail, type=FirstToken)
+            self._memory.absorb(wanted)
+        except msgspec.DecodeError as error:
+            self._lacks(work, TransferError(f"the first token is unreadable: {error}"), ref)
+        except Cancelled as error:
+            # The producer was told to stop, not we: for this job that is a loss.
+            self._lacks(work, TransferError(str(error)), ref)
+        except TriptychError as error:
+            self._lacks(work, error, ref)
+        else:
+            self._engine.arrived_all(job_id, token)
+            self._wake()
+
+    async def _bring(self, work: _Work, intake: Intake) -> None:
+        """Bring the job's pictures; each is computed with as soon as it is there."""
+        job_id = work.job.header.id
+
+        def on_ready(index: int, entry: Entry) -> None:
+            work.entries.append(entry)
+            self._engine.item_ready(job_id, index, entry.blocks)
+            self._wake()
+
+        try:
+            await intake.bring(work.job.items, work.deadline_s, on_ready, job_id)
+        except TriptychError as error:
+            self._lacks(work, error)
+
+    def _lacks(self, work: _Work, error: TriptychError, ref: TransferRef | None = None) -> None:
+        """What the job needs from elsewhere will not come."""
+        work.blame = error.blame or (ref.instance if ref is not None else "")
+        self._engine.fail(work.job.header.id, error.code, str(error))
+        self._wake()
+
+    def _over(self, work: _Work) -> None:
+        """The engine computes nothing more for the job. Pictures that a prefix hit made needless
+        still come: their encoder keeps them for us until we took them."""
+        work.is_over = True
+        self._settle(work)
+
+    def _settle(self, work: _Work) -> None:
+        """Free everything once nobody writes into memory for this job any more."""
+        if not work.is_over or not all(task.done() for task in work.tasks):
+            return
+        if self._pictures is not None:
+            _, embeddings = self._pictures
+            while work.entries:
+                embeddings.release(work.entries.pop())
+        if self._works.pop(work.job.header.id, None) is not None:
+            self._engine.release(work.job.header.id)
+            work.gone.set()
+        self._wake()

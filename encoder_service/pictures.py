@@ -1,0 +1,32 @@
+"""Encoded pictures to pixels of the size that their place in the prompt asks for, a bounded number
+at a time. Knows the pool of decoding children and nothing of engines."""
+
+from triptych.core.errors import Overloaded
+from triptych.core.handoff import EncodeJob
+from triptych.inputs.decode import DecoderPool
+
+
+class Pictures:
+    """What waits for a decoding child, or is with one."""
+
+    def __init__(self, pool: DecoderPool, patch_size: int, max_waiting: int) -> None:
+        self._pool = pool
+        self._patch_size = patch_size
+        self._max_waiting = max_waiting
+        self._num_decoding = 0
+
+    def check_room(self) -> None:
+        """Raise Overloaded if too many pictures wait already."""
+        if self._num_decoding >= self._max_waiting:
+            raise Overloaded(f"{self._num_decoding} pictures wait to be decoded")
+
+    async def decode(self, job: EncodeJob) -> object:
+        """Pixels, uint8 (height, width, 3), of the job's picture at the size of its grid. Raises
+        RequestError if it cannot be decoded within the limits."""
+        _, rows, columns = job.item.grid
+        width, height = columns * self._patch_size, rows * self._patch_size
+        self._num_decoding += 1
+        try:
+            return await self._pool.decode(job.data, job.format, width, height)
+        finally:
+            self._num_decoding -= 1

@@ -1,0 +1,190 @@
+"""Packs drawn scenes and their questions into equally shaped training batches.
+
+Knows the prompt layout, patch order, M-RoPE positions and the mask that lets
+several questions share one picture without seeing each other. Does not know
+the model or the optimiser.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from model_files import SYSTEM_PROMPT
+from PIL import Image
+from questions import EVEN_COUNTS, Example, Size, ask, draw_pictures
+from tokenizers import Tokenizer
+
+PATCH = 14
+MERGED = 28
+MIN_PIXELS = 112 * 112
+MAX_PIXELS = 448 * 448
+SYSTEM_VARIANTS: tuple[str, ...] = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant. Answer briefly.",
+    "Answer in one word.",
+    "You answer questions about pictures.",
+    "Be brief.",
+)
+
+
+def model_size(size: Size) -> Size:
+    """The (width, height) that the image processor resizes a picture to."""
+    width, height = (round(side / MERGED) * MERGED for side in size)
+    if not MIN_PIXELS <= width * height <= MAX_PIXELS:
+        raise ValueError(f"{size} is outside the demo's picture sizes")
+    return width, height
+
+
+def to_patches(image: Image.Image) -> np.ndarray:
+    """Cut a picture into patches in the processor's order, one temporal copy, as bytes."""
+    target = model_size(image.size)
+    if target != image.size:
+        image = image.resize(target, Image.Resampling.BICUBIC)
+    width, height = target
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    blocks = pixels.reshape(3, height // MERGED, 2, PATCH, width // MERGED, 2, PATCH)
+    return blocks.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3 * PATCH * PATCH)
+
+
+@dataclass
+class Batch:
+    """Scenes of one family and one set of picture sizes, ready for the model."""
+
+    family: str
+    grids: list[tuple[int, int]]
+    patches: list[torch.Tensor]
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    rows: torch.Tensor
+    targets: torch.Tensor
+    asked_by: torch.Tensor
+    kinds: list[str]
+    picture_slots: list[slice] = field(default_factory=list)
+
+
+class Packer:
+    """Draws and packs batches with one tokenizer; texts are tokenised once each."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, list[int]] = {}
+        self._image = tokenizer.token_to_id("<|image_pad|>")
+        self._pad = tokenizer.token_to_id("<|endoftext|>")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, remembered."""
+        if text not in self._known:
+            self._known[text] = self._tokenizer.encode(text).ids
+        return self._known[text]
+
+    def _prefix(
+        self, rng: random.Random, grids: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int, int]], list[slice], int]:
+        """The tokens before the question, their positions, the picture slots, the next position."""
+        system = SYSTEM_PROMPT if rng.random() < 0.85 else rng.choice(SYSTEM_VARIANTS)
+        start = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+        ids = list(self.encode(start))
+        places = [(p, p, p) for p in range(len(ids))]
+        slots = []
+        position = len(ids)
+        for rows, columns in grids:
+            ids += self.encode("<|vision_start|>")
+            places.append((position,) * 3)
+            position += 1
+            slots.append(slice(len(ids), len(ids) + rows * columns))
+            ids += [self._image] * (rows * columns)
+            places += [
+                (position, position + row, position + column)
+                for row in range(rows)
+                for column in range(columns)
+            ]
+            position += max(rows, columns)
+            ids += self.encode("<|vision_end|>")
+            places.append((position,) * 3)
+            position += 1
+        return ids, places, slots, position
+
+    def pack(
+        self,
+        family: str,
+        sizes: tuple[Size, ...],
+        scenes: int,
+        asked: int,
+        rng: random.Random,
+        counts: tuple[float, ...] = EVEN_COUNTS,
+    ) -> Batch:
+        """Draw ``scenes`` scenes with up to ``asked`` questions each and pack them."""
+        grids = [(h // MERGED, w // MERGED) for w, h in map(model_size, sizes)]
+        grids = [] if family == "chat" else grids[: 2 if family == "pair" else 1]
+        prefix, prefix_places, slots, start = self._prefix(rng, grids)
+        drawn: list[list[np.ndarray]] = [[] for _ in grids]
+        packed: list[tuple[list[int], list[int], list[int], list[int]]] = []
+        asked_kinds: list[list[str]] = []
+        for _ in range(scenes):
+            pictures = draw_pictures(family, rng, sizes, counts)
+            for slot, picture in enumerate(pictures):
+                drawn[slot].append(to_patches(picture.draw()))
+            examples = ask(family, pictures, rng, asked)
+            packed.append(self._questions(examples, start))
+            asked_kinds.append([example.kind for example in examples])
+        length = len(prefix) + max(len(ids) for ids, _, _, _ in packed)
+        length += -length % 16
+        ids = np.full((scenes, length), self._pad, dtype=np.int64)
+        places = np.zeros((3, scenes, length), dtype=np.int64)
+        owner = np.full((scenes, length), -1, dtype=np.int64)
+        chosen: list[tuple[int, int]] = []
+        targets: list[int] = []
+        asked_by: list[int] = []
+        kinds: list[str] = []
+        first = len(prefix)
+        for row, (tokens, offsets, segments, answers) in enumerate(packed):
+            end = first + len(tokens)
+            ids[row, :first], ids[row, first:end] = prefix, tokens
+            places[:, row, :first] = np.array(prefix_places).T
+            places[:, row, first:end] = offsets
+            owner[row, :first], owner[row, first:end] = 0, segments
+            chosen += [(row, first + at) for at in answers]
+            targets += [tokens[at + 1] for at in answers]
+            asked_by += [len(kinds) + segments[at] - 1 for at in answers]
+            kinds += asked_kinds[row]
+        causal = np.tril(np.ones((length, length), dtype=bool))
+        shared = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
+        mask = torch.from_numpy(np.where(shared & causal, 0.0, -1e4).astype(np.float32))[:, None]
+        flat = [row * length + column for row, column in chosen]
+        return Batch(
+            family,
+            grids,
+            [torch.from_numpy(np.stack(column)) for column in drawn],
+            torch.from_numpy(ids),
+            torch.from_numpy(places),
+            mask,
+            torch.tensor(flat),
+            torch.tensor(targets),
+            torch.tensor(asked_by),
+            kinds,
+            slots,
+        )
+
+    def _questions(
+        self, examples: list[Example], start: int
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Tokens, positions, segment numbers and answer indices (of the token before each)."""
+        tokens: list[int] = []
+        offsets: list[int] = []
+        segments: list[int] = []
+        answers: list[int] = []
+        for number, example in enumerate(examples, start=1):
+            question = self.encode(example.question + "<|im_end|>\n<|im_start|>assistant\n")
+            answer = self.encode(example.answer + "<|im_end|>")
+            at = len(tokens) + len(question) - 1
+            answers += range(at, at + len(answer))
+            both = question + answer
+            tokens += both
+            offsets += range(start, start + len(both))
+            segments += [number] * len(both)
+        return tokens, offsets, segments, answers

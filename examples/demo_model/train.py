@@ -1,0 +1,197 @@
+"""Trains the demo model from nothing on freshly drawn scenes, on two CPU cores.
+
+Knows the curriculum, the optimiser's schedule, checkpoints and the progress line.
+Does not know how scenes are drawn or how answers are judged on held-out questions.
+
+    python examples/demo_model/train.py --output examples/demo_model
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from model_files import demo_tokenizer, new_model, write_folder, write_weights
+from packing import MERGED, Batch, Packer, model_size
+from questions import KINDS, Size
+from training_forward import answer_loss
+
+HERE = Path(__file__).resolve().parent
+PATCHES_PER_BATCH = 1024
+FAMILY_SHARES = {"shapes": 0.2, "number": 0.34, "pair": 0.43, "chat": 0.03}
+# How often a picture holds one shape, two shapes and so on, at first and later on.
+EARLY_COUNTS: tuple[float, ...] = (70, 20, 4, 2, 2, 2)
+FINAL_COUNTS: tuple[float, ...] = (20, 20, 20, 15, 13, 12)
+
+
+def draw_size(rng: random.Random, progress: float) -> Size:
+    """A picture size of the curriculum: small first, 448 pixels late and few."""
+    lottery = rng.random()
+    if progress < 0.03 or lottery < 0.55 - 0.25 * progress:
+        return 112, 112
+    largest = 168 if progress < 0.3 else 224 if progress < 0.6 else 336
+    if progress > 0.6 and lottery > 0.95:
+        return (448, 448) if rng.random() < 0.5 else (rng.choice([336, 392, 448]), 280)
+    if progress > 0.3 and lottery > 0.85:
+        return rng.randint(112, largest), rng.randint(112, largest)
+    sides = list(range(112, largest + 1, MERGED))
+    width = rng.choice(sides)
+    return width, width if rng.random() < 0.5 else rng.choice(sides)
+
+
+def draw_batch(packer: Packer, family: str, progress: float, rng: random.Random) -> Batch:
+    """One batch of the curriculum, of as many scenes as the patch budget allows."""
+    sizes = (draw_size(rng, progress), draw_size(rng, progress))
+    if family == "pair" and rng.random() < 0.6:
+        sizes = (sizes[0], sizes[0])
+    used = sizes if family == "pair" else sizes[:1]
+    patches = sum(w * h // 196 for w, h in map(model_size, used))
+    scenes = max(2, min(16, round(PATCHES_PER_BATCH / patches)))
+    asked = {"shapes": 7, "number": 2, "pair": 5, "chat": 4}[family]
+    if family == "chat":
+        scenes = 8
+    late = min(1.0, max(0.0, progress - 0.03) / 0.12)
+    counts = tuple(
+        early + late * (final - early)
+        for early, final in zip(EARLY_COUNTS, FINAL_COUNTS, strict=True)
+    )
+    return packer.pack(family, sizes, scenes, asked, rng, counts)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over 200 steps, then a cosine down to a hundredth of the peak."""
+    if step < 200:
+        return peak * (step + 1) / 200
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+class Scores:
+    """Exact answers by kind since the last report; every scene is new, so this is held out."""
+
+    def __init__(self) -> None:
+        self.right: dict[str, int] = defaultdict(int)
+        self.asked: dict[str, int] = defaultdict(int)
+
+    def add(self, batch: Batch, right: torch.Tensor) -> None:
+        """Count the questions whose every answer token was the model's first choice."""
+        exact = torch.ones(len(batch.kinds), dtype=torch.long)
+        exact.scatter_reduce_(0, batch.asked_by, right.long(), "amin")
+        for kind, hit in zip(batch.kinds, exact.tolist(), strict=True):
+            self.asked[kind] += 1
+            self.right[kind] += hit
+
+    def line(self) -> str:
+        """One short line of percentages by kind."""
+        return " ".join(
+            f"{kind}={100 * self.right[kind] / self.asked[kind]:.0f}"
+            for kind in KINDS
+            if self.asked[kind]
+        )
+
+
+def make_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the network, AdamW for embeddings, patches and vectors."""
+    inner, outer, vectors = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim <= 1:
+            vectors.append(parameter)
+        elif parameter.ndim == 2 and "embed" not in name:
+            inner.append(parameter)
+        else:
+            outer.append(parameter)
+    groups = [
+        {"params": outer, "weight_decay": 0.05},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True),
+        torch.optim.Muon(inner, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    ]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Run the schedule from the checkpoint, or from nothing, to its last step."""
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    tokenizer = demo_tokenizer(options.output)
+    model = new_model(tokenizer)
+    optimizers = make_optimizers(model)
+    packer = Packer(tokenizer)
+    first = 0
+    if options.checkpoint.exists():
+        saved = torch.load(options.checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        first = saved["step"]
+    write_folder(model, options.output)
+    scores, total_loss, since = Scores(), 0.0, time.monotonic()
+    saved_at = began = since
+    for step in range(first, options.steps):
+        rng = random.Random(f"{options.seed}/{step}")
+        progress = step / options.steps
+        other = rng.choices(list(FAMILY_SHARES), list(FAMILY_SHARES.values()))[0]
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = learning_rate(step, options.steps, options.peak)
+        for family in ("shapes", other):
+            batch = draw_batch(packer, family, progress, rng)
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+                loss, right = answer_loss(model, batch)
+            (loss / 2).backward()
+            scores.add(batch, right)
+            total_loss += loss.item() / 2
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        done = step + 1
+        if done % options.report == 0:
+            now = time.monotonic()
+            pace = (now - began) / (done - first)
+            print(
+                f"step {done}/{options.steps} loss {total_loss / options.report:.3f}"
+                f" {1000 * (now - since) / options.report:.0f} ms/step"
+                f" remaining {pace * (options.steps - done) / 60:.1f} min | {scores.line()}",
+                flush=True,
+            )
+            scores, total_loss, since = Scores(), 0.0, now
+        if time.monotonic() - saved_at > options.save_every or done == options.steps:
+            saved_at = time.monotonic()
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": done,
+            }
+            partial = options.checkpoint.with_suffix(".partial")
+            torch.save(state, partial)
+            partial.replace(options.checkpoint)
+            write_weights(model, options.output)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=HERE, help="folder to write the model to")
+    parser.add_argument("--checkpoint", type=Path, default=Path("demo_training.pt"))
+    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report", type=int, default=100, help="steps between progress lines")
+    parser.add_argument("--save-every", type=float, default=180.0, help="seconds")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

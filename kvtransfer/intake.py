@@ -1,0 +1,186 @@
+"""Embeddings on their way in: places for all items of a request first, then the missing ones.
+
+    entry READY                   use it; the promise is consumed in the background
+    entry new, or without writer  fetch the promise into it
+    entry PENDING                 somebody fetches or encodes the same picture: wait for that
+    promise made by ourselves     our own encoder fills the entry: wait for the promise, no copy
+
+Runs on one event loop. Does not know pictures, models or who will read the rows.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from kvtransfer.receiver import Receiver
+from triptych.cache.embeddings import EmbeddingCache, Entry
+from triptych.core.census import Holding
+from triptych.core.clock import Clock
+from triptych.core.errors import DeadlineExceeded, RequestError, TransferError, TriptychError
+from triptych.core.handoff import PromisedItem
+from triptych.core.ids import InstanceId
+from triptych.core.ports import BlockMemory
+
+log = logging.getLogger(__name__)
+
+Ready = Callable[[int, Entry], None]
+
+
+class Intake:
+    """Brings the promised embeddings of language jobs into the instance's embedding cache."""
+
+    def __init__(
+        self,
+        cache: EmbeddingCache,
+        memory: BlockMemory,
+        receiver: Receiver,
+        instance: InstanceId,
+        clock: Clock,
+    ) -> None:
+        self._cache = cache
+        self._memory = memory
+        self._receiver = receiver
+        self._instance = instance
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        """Fair: the request that came first gets the next room, so that none starves."""
+        self._room = asyncio.Event()
+        self._consuming: set[asyncio.Task[None]] = set()
+        self.num_waiting = 0
+        """Requests that wait for room. Others should not take single places meanwhile."""
+        cache.watch_room(self._room.set)
+
+    async def bring(
+        self, items: Sequence[PromisedItem], deadline_s: float, on_ready: Ready, owner: str
+    ) -> None:
+        """Return when every item's entry is READY, having called ``on_ready(index, entry)`` for
+        each as it became so.
+
+        The hold on an entry passes to the caller with ``on_ready``: it must ``release`` it, also
+        if this raises afterwards. Holds that were not passed on are released here. ``deadline_s``
+        is a point of the clock. Raises RequestError if the items can never fit, TransferError,
+        InstanceLost, DeadlineExceeded, Cancelled or what a producer failed with.
+        """
+        if not items:
+            return
+        if not self._cache.fits(*{one.item.key: one.item.num_tokens for one in items}.values()):
+            raise RequestError("the pictures do not fit into the embedding cache together")
+        entries = await self._reserve(items, deadline_s, owner)
+        for entry, promised in zip(entries, items, strict=True):
+            if promised.ref.instance == self._instance and entry.is_new:
+                self._cache.entrust(entry)  # to the own encoder, which may be there before us
+        kept = dict(enumerate(entries))
+
+        async def bring_one(index: int) -> None:
+            await self._make_ready(items[index], kept[index], deadline_s)
+            on_ready(index, kept.pop(index))
+
+        tasks = [asyncio.create_task(bring_one(index)) for index in kept]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            try:
+                await _all_settled(tasks)
+            finally:
+                for entry in kept.values():  # a writer's release fails its entry for all others
+                    self._cache.release(entry)
+
+    def census(self) -> list[Holding]:
+        """Promises that are consumed in the background."""
+        return [Holding("task", "intake", len(self._consuming))] if self._consuming else []
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        tasks = list(self._consuming)
+        for task in tasks:
+            task.cancel()
+        await _all_settled(tasks)
+
+    async def _reserve(
+        self, items: Sequence[PromisedItem], deadline_s: float, owner: str
+    ) -> list[Entry]:
+        wanted = [(one.item.key, one.item.num_tokens) for one in items]
+        self.num_waiting += 1
+        try:
+            async with _until(deadline_s, self._clock), self._turn:
+                while True:
+                    self._room.clear()
+                    entries = self._cache.reserve_all(wanted, owner)
+                    if entries is not None:
+                        return entries
+                    await self._room.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("no room for the pictures in time") from None
+        finally:
+            self.num_waiting -= 1
+
+    async def _make_ready(self, promised: PromisedItem, entry: Entry, deadline_s: float) -> None:
+        if entry.is_ready:
+            self._consume(promised, deadline_s)
+        elif promised.ref.instance == self._instance:
+            await self._fetch(promised, (), deadline_s)
+        elif self._cache.claim(entry):
+            await self._fetch(promised, entry.blocks, deadline_s)
+            self._cache.commit(entry)
+        else:
+            await self._watch(entry, deadline_s)
+            self._consume(promised, deadline_s)
+        if not entry.is_ready:
+            raise TransferError("a promised embedding was not made")
+
+    async def _fetch(
+        self, promised: PromisedItem, blocks: Sequence[int], deadline_s: float
+    ) -> None:
+        ref = promised.ref
+        await self._receiver.fetch(ref, self._memory, blocks, 0, _ignore, deadline_s)
+
+    async def _watch(self, entry: Entry, deadline_s: float) -> None:
+        """Wait for whoever writes the entry; if that fails, so do we, and may be tried again."""
+        done = asyncio.Event()
+        entry.watch(lambda _: done.set())
+        try:
+            async with _until(deadline_s, self._clock):
+                await done.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("an embedding was not there in time") from None
+        if not entry.is_ready:
+            raise TransferError("another request's transfer of the same picture failed")
+
+    def _consume(self, promised: PromisedItem, deadline_s: float) -> None:
+        """Take a promise whose bytes are not needed, so that its producer need not keep them."""
+        task = asyncio.create_task(_quietly(self._fetch(promised, (), deadline_s)))
+        self._consuming.add(task)
+        task.add_done_callback(self._consuming.discard)
+
+
+def _until(deadline_s: float, clock: Clock) -> asyncio.Timeout:
+    return asyncio.timeout(max(0.0, deadline_s - clock.now()))
+
+
+async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except TriptychError as error:
+        log.debug("a promise that was not needed: %s", error)
+
+
+async def _all_settled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Wait until the tasks are over, their errors seen, however often we are cancelled."""
+    is_cancelled = False
+    while any(not task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            is_cancelled = True
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
+    if is_cancelled:
+        raise asyncio.CancelledError
+
+
+def _ignore(_: int) -> None:
+    """How far a single picture is interests nobody."""

@@ -1,0 +1,172 @@
+"""The words of a transfer: a fixed frame header and strictly typed bodies with size limits.
+
+    taker                          giver
+    Hello(instance, nonce)     ->                              once per connection
+                               <-  Welcome(instance, nonce)
+    Fetch(handle, ...)         ->                              once per transfer
+                               <-  Wait ...                    while nothing is there to send
+                               <-  Manifest(layout, ...)       the handle is offered
+                               <-  Chunk(...) + payload        as blocks are appended
+                               <-  Finish(num_blocks, tail)
+    Ack                        ->                              every byte has arrived
+                               <-  Acked                       only now it counts
+                               <-  Abort(code, detail)         in place of anything of the giver
+
+Knows bytes and limits. Does not know sockets, keys or memory.
+"""
+
+import struct
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from triptych.core.errors import TransferError
+
+MAGIC = b"TPTX"
+VERSION = 1
+MAC_BYTES = 16
+MAX_BODY_BYTES = 131_072
+MAX_GREETING_BYTES = 1_024
+"""Limit of a body from a peer that has not proved to know the secret."""
+MAX_TAIL_BYTES = 65_536
+MAX_CHUNK_BLOCKS = 512
+
+_PREFIX = struct.Struct("<4sBBHIQ")
+PREFIX_BYTES = _PREFIX.size
+HEADER_BYTES = PREFIX_BYTES + MAC_BYTES
+
+_Name = Annotated[str, Meta(max_length=256)]
+_Text = Annotated[str, Meta(max_length=2_048)]
+_Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
+_Index = Annotated[int, Meta(ge=0, le=2**40)]
+_Digest = Annotated[bytes, Meta(max_length=32)]
+_Blocks = Annotated[tuple[_Index, ...], Meta(max_length=MAX_CHUNK_BLOCKS)]
+
+
+class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Bodies are msgpack arrays: fields by position, none unknown."""
+
+
+class Hello(_Body, frozen=True):
+    """The taker names itself and challenges the giver."""
+
+    instance: _Name
+    nonce: _Nonce
+
+
+class Welcome(_Body, frozen=True):
+    """The giver names itself, proves that it knows the secret (by the frame's MAC), challenges."""
+
+    instance: _Name
+    nonce: _Nonce
+
+
+class Fetch(_Body, frozen=True):
+    """Give blocks ``[first_block, first_block + num_blocks)`` of what the handle promises."""
+
+    handle: _Name
+    epoch: _Index
+    layout: _Name
+    first_block: _Index
+    num_blocks: _Index
+
+
+class Manifest(_Body, frozen=True):
+    """The handle is offered out of this store."""
+
+    layout: _Name
+    memory: _Index
+    """Number of the store at this giver; its file descriptor came or comes with the first one."""
+    store_blocks: _Index
+    """Blocks of the whole store."""
+    is_mapped: bool
+    """Whether the taker reads the store itself; otherwise the payload follows each chunk."""
+
+
+class Chunk(_Body, frozen=True):
+    """Blocks ``[first_block, first_block + num_blocks)`` of the transfer."""
+
+    first_block: _Index
+    num_blocks: Annotated[int, Meta(ge=1, le=MAX_CHUNK_BLOCKS)]
+    blocks: _Blocks
+    """Their places in the giver's store; empty if the payload follows."""
+    digest: _Digest
+    """SHA-256 of the bytes in order; empty if digests are off."""
+
+
+class Wait(_Body, frozen=True):
+    """The giver lives but has nothing to send yet. The taker answers the same: it lives too."""
+
+
+class Finish(_Body, frozen=True):
+    """Nothing follows. ``num_blocks`` counts the whole transfer, not only what was fetched."""
+
+    num_blocks: _Index
+    tail: Annotated[bytes, Meta(max_length=MAX_TAIL_BYTES)]
+
+
+class Abort(_Body, frozen=True):
+    """The transfer is over without result; ``code`` is one of ``core.errors``."""
+
+    code: _Name
+    detail: _Text
+
+
+class Ack(_Body, frozen=True):
+    """The taker has every byte and read all of them before it said so."""
+
+
+class Acked(_Body, frozen=True):
+    """The giver had not taken the memory back before the ack came: the bytes are valid."""
+
+
+Message = Hello | Welcome | Fetch | Manifest | Chunk | Wait | Finish | Abort | Ack | Acked
+_TYPES: tuple[type[Message], ...] = (
+    Hello, Welcome, Fetch, Manifest, Chunk, Wait, Finish, Abort, Ack, Acked,
+)  # fmt: skip
+"""In the order of their numbers on the wire, from 1: never reorder."""
+
+_DECODERS = {number: msgspec.msgpack.Decoder(cls) for number, cls in enumerate(_TYPES, 1)}
+_NUMBERS = {cls: number for number, cls in enumerate(_TYPES, 1)}
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Prefix(msgspec.Struct, frozen=True):
+    """A header without its MAC."""
+
+    kind: int
+    body_bytes: int
+    payload_bytes: int
+
+
+def encode(message: Message, payload_bytes: int) -> tuple[bytes, bytes]:
+    """``(prefix, body)`` of a frame; the MAC stands between them on the wire."""
+    body = _encoder.encode(message)
+    kind = _NUMBERS[type(message)]
+    return _PREFIX.pack(MAGIC, VERSION, kind, 0, len(body), payload_bytes), body
+
+
+def parse_prefix(data: bytes, max_body_bytes: int) -> Prefix:
+    """The first ``PREFIX_BYTES`` of a header. Raises TransferError."""
+    magic, version, kind, reserved, body_bytes, payload_bytes = _PREFIX.unpack(data)
+    if magic != MAGIC or reserved != 0:
+        raise TransferError("frame: not of this protocol")
+    if version != VERSION:
+        raise TransferError(f"frame: version {version}, not {VERSION}")
+    if kind not in _DECODERS:
+        raise TransferError(f"frame: unknown kind {kind}")
+    if body_bytes > max_body_bytes:
+        raise TransferError(f"frame: body of {body_bytes} bytes, limit {max_body_bytes}")
+    if payload_bytes and _TYPES[kind - 1] is not Chunk:
+        raise TransferError("frame: payload where none belongs")
+    return Prefix(kind, body_bytes, payload_bytes)
+
+
+def decode(kind: int, body: bytes) -> Message:
+    """The message in a body. Raises TransferError."""
+    try:
+        message: Message = _DECODERS[kind].decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise TransferError(f"frame: wrong body of kind {kind}: {error}") from error
+    return message

@@ -1,0 +1,112 @@
+"""One HTTP answer: bytes to a client that may be slow, or gone.
+
+Every write has a time limit; a client that reads nothing for so long is cut off. Knows ASGI; does
+not know what is in the bytes.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+from starlette.types import Message, Receive, Send
+
+from router.openai_answer import error_object
+from triptych.core.errors import Cancelled, RequestError, TriptychError
+from triptych.wire.status import http_status, retry_after
+
+
+class Reply:
+    """The answer to one request. ``is_started`` once its status has left."""
+
+    def __init__(self, send: Send, stall_s: float, headers: Mapping[str, str]) -> None:
+        self._send = send
+        self._stall_s = stall_s
+        self.headers = dict(headers)
+        self.is_started = False
+
+    async def whole(self, status: int, body: bytes, media_type: str = "application/json") -> None:
+        """Status, headers and body at once."""
+        await self._start(status, {"content-type": media_type, "content-length": str(len(body))})
+        await self._write({"type": "http.response.body", "body": body})
+
+    async def begin_events(self) -> None:
+        """Begin a stream of server-sent events."""
+        await self._start(
+            200,
+            {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-store",
+                "x-accel-buffering": "no",
+            },
+        )
+
+    async def event(self, data: bytes) -> None:
+        """One event; returns when the connection takes more."""
+        body = b"data: " + data + b"\n\n"
+        await self._write({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end_events(self) -> None:
+        """The stream is over."""
+        await self._write({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def error(self, error: TriptychError) -> None:
+        """The error as a body of its own, or as the last event of a stream that has begun."""
+        data = msgspec.json.encode(error_object(error))
+        if self.is_started:
+            await self.event(data)
+            await self.end_events()
+            return
+        if (seconds := retry_after(error)) is not None:
+            self.headers["retry-after"] = seconds
+        await self.whole(http_status(error), data)
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self.is_started = True
+        raw = [(k.encode(), v.encode("latin-1")) for k, v in {**self.headers, **headers}.items()]
+        await self._write({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _write(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientGone("reads nothing") from None
+        except OSError:
+            raise ClientGone("connection lost") from None
+
+
+class ClientGone(Cancelled):
+    """Nobody reads the answer any more; the request is cancelled."""
+
+
+async def read_body(receive: Receive, limit: int, length: str | None, stall_s: float) -> bytes:
+    """The request's body, at most ``limit`` bytes; a body declared or found longer is refused
+    before more of it is read. Raises ClientGone when the client stalls or leaves."""
+    if length is not None and length.isdecimal() and int(length[:20]) > limit:
+        _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            async with asyncio.timeout(stall_s):
+                message = await receive()
+        except TimeoutError:
+            raise ClientGone("sends nothing") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone("left while sending")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            _too_large(limit)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return when the client has closed the connection. The body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _too_large(limit: int) -> None:
+    raise RequestError(f"the body exceeds the limit of {limit} bytes", status="too_large")

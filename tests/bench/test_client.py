@@ -1,0 +1,107 @@
+"""The open-loop client against a small real server on a socket."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from bench.client import Target, open_loop
+from bench.workloads import Ask
+
+ASK = Ask((b"png",), "What?", 3)
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def event(value) -> bytes:
+    data = b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def tokens(*ids) -> bytes:
+    return event({"choices": [{"delta": {"content": "x"}, "token_ids": list(ids)}]})
+
+
+DONE = event(b"[DONE]") + b"0\r\n\r\n"
+
+
+@asynccontextmanager
+async def server(*pieces, pause_s=0.0, seen=None):
+    handlers = set()
+
+    async def answer(reader, writer):
+        handlers.add(asyncio.current_task())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        if seen is not None:
+            seen.append(json.loads(body))
+        with suppress(ConnectionError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    running = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield Target("127.0.0.1", running.sockets[0].getsockname()[1], "demo", 5.0)
+    finally:
+        running.close()
+        await running.wait_closed()
+        await asyncio.gather(*handlers)
+
+
+async def test_tokens_are_counted_by_ids_and_timed_as_they_come(no_leak):
+    seen = []
+    async with server(OK, tokens(1), tokens(2, 3), DONE, pause_s=0.05, seen=seen) as target:
+        (outcome,) = await open_loop(target, [ASK], [0.0])
+    first, second, third = outcome.token_times_s
+    assert outcome.status == "ok"
+    assert first < second == third
+    assert 0.03 < second - first < 1.0
+    assert seen[0]["ignore_eos"] is True
+    assert seen[0]["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png")
+
+
+async def test_an_event_may_be_split_anywhere():
+    stream = tokens(1) + tokens(2) + DONE
+    async with server(OK[:20], OK[20:] + stream[:9], stream[9:40], stream[40:]) as target:
+        (outcome,) = await open_loop(target, [ASK], [0.0])
+    assert len(outcome.token_times_s) == 2
+
+
+async def test_arrivals_do_not_wait_for_answers():
+    async with server(OK, tokens(1), DONE, pause_s=0.3) as target:
+        outcomes = await open_loop(target, [ASK] * 5, [0.0, 0.01, 0.02, 0.03, 0.04])
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 5
+    assert max(outcome.token_times_s[0] for outcome in outcomes) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([b"HTTP/1.1 429 No\r\nRetry-After: 1\r\n\r\nfull"], "refused"),
+        ([b"HTTP/1.1 503 No\r\n\r\n"], "refused"),
+        ([b"HTTP/1.1 400 Bad\r\n\r\n{}"], "failed"),
+        ([b""], "failed"),
+        ([OK, tokens(1)], "failed"),
+        ([OK, tokens(1), event({"error": {"message": "lost"}}), DONE], "failed"),
+        ([OK, DONE], "failed"),
+    ],
+)
+async def test_everything_else_is_no_answer(pieces, status):
+    async with server(*pieces) as target:
+        (outcome,) = await open_loop(target, [ASK], [0.0])
+    assert outcome.status == status
+    assert outcome.detail
+
+
+async def test_silence_times_out():
+    async with server(OK + tokens(1), pause_s=1.0) as target:
+        target = Target(target.host, target.port, "demo", timeout_s=0.2)
+        (outcome,) = await open_loop(target, [ASK], [0.0])
+    assert outcome.status == "timeout"
+    assert len(outcome.token_times_s) == 1

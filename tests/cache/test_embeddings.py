@@ -1,0 +1,226 @@
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from triptych.cache.embeddings import EmbeddingCache, EntryState
+from triptych.core.errors import InvariantBroken
+from triptych.core.hashing import digest
+
+SIZE = 4
+NUM_BLOCKS = 9
+LENGTHS = {"a": 1, "b": 4, "c": 7, "d": 9, "e": 17}
+KEYS = {name: digest("item", name.encode()) for name in LENGTHS}
+NAMES = st.sampled_from(sorted(LENGTHS))
+
+
+def item(name: str):
+    return KEYS[name], LENGTHS[name]
+
+
+class EmbeddingMachine(RuleBasedStateMachine):
+    """A cache beside the rows of its store, by block. Every hold is kept with its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache = EmbeddingCache(NUM_BLOCKS, SIZE)
+        self.store: dict[int, str] = {}
+        self.holds = []
+
+    def pick(self, data, condition):
+        picked = [index for index, (_, entry) in enumerate(self.holds) if condition(entry)]
+        return data.draw(st.sampled_from(picked)) if picked else None
+
+    @rule(name=NAMES)
+    def acquire(self, name):
+        entry = self.cache.acquire(KEYS[name])
+        if entry is None:
+            assert not any(n == name and e.state is not EntryState.FAILED for n, e in self.holds)
+            return
+        assert not entry.is_new
+        self.holds.append((name, entry))
+
+    @rule(names=st.lists(NAMES, min_size=1, max_size=4))
+    def reserve_all(self, names):
+        before = self.cache.totals()
+        entries = self.cache.reserve_all([item(name) for name in names], "owner")
+        if entries is None:
+            assert self.cache.totals() == before
+            return
+        assert [entry.key for entry in entries] == [KEYS[name] for name in names]
+        new = [name for name, entry in zip(names, entries, strict=True) if entry.is_new]
+        assert len(set(new)) == len(new)
+        self.holds += zip(names, entries, strict=True)
+
+    @rule(data=st.data())
+    def commit(self, data):
+        if (index := self.pick(data, lambda entry: entry.is_new)) is not None:
+            name, entry = self.holds[index]
+            self.store.update(dict.fromkeys(entry.blocks, name))
+            self.cache.commit(entry)
+            assert all(e.is_ready for n, e in self.holds if n == name and e.blocks == entry.blocks)
+
+    @rule(data=st.data())
+    def abort(self, data):
+        if (index := self.pick(data, lambda entry: entry.is_new)) is not None:
+            self.cache.abort(self.holds[index][1])
+            assert self.holds[index][1].state is EntryState.FAILED
+
+    @rule(data=st.data())
+    def hand_over(self, data):
+        """The writer entrusts its part; somebody else takes it."""
+        index = self.pick(data, lambda entry: entry.is_new)
+        if index is None:
+            return
+        entry = self.holds[index][1]
+        self.cache.entrust(entry)
+        assert entry.is_unwritten
+        other = self.cache.acquire(entry.key)
+        self.holds.append((self.holds[index][0], other))
+        assert self.cache.claim(other)
+        assert not self.cache.claim(entry)
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data())
+    def release(self, data):
+        index = data.draw(st.integers(0, len(self.holds) - 1))
+        _, entry = self.holds.pop(index)
+        self.cache.release(entry)
+        with pytest.raises(InvariantBroken):
+            self.cache.release(entry)
+
+    @invariant()
+    def is_consistent(self):
+        self.cache.check()
+        totals = self.cache.totals()
+        used = {block for _, entry in self.holds for block in entry.blocks}
+        assert totals["embedding_block.total"] == NUM_BLOCKS
+        assert sum(totals.values()) - NUM_BLOCKS + len(used) == NUM_BLOCKS
+
+    @invariant()
+    def ready_rows_are_the_right_ones(self):
+        for name, entry in self.holds:
+            if entry.is_ready:
+                assert {self.store[block] for block in entry.blocks} == {name}
+
+    def teardown(self):
+        for _, entry in self.holds:
+            self.cache.release(entry)
+        self.cache.check()
+        totals = self.cache.totals()
+        assert totals["embedding_block.free"] + totals["embedding_block.cached"] == NUM_BLOCKS
+        assert self.cache.holdings() == []
+
+
+EmbeddingMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None
+)
+TestEmbeddings = EmbeddingMachine.TestCase
+
+
+def ready(cache, name):
+    (entry,) = cache.reserve_all([item(name)])
+    cache.commit(entry)
+    return entry
+
+
+def test_all_or_nothing():
+    cache = EmbeddingCache(4, SIZE)
+    assert cache.reserve_all([item("a"), item("e")]) is None
+    assert cache.totals()["embedding_block.free"] == 4
+    assert cache.acquire(KEYS["a"]) is None
+
+
+def test_equal_keys_in_one_call_have_one_writer():
+    cache = EmbeddingCache(4, SIZE)
+    first, other, second = cache.reserve_all([item("b"), item("a"), item("b")])
+    assert (first.is_new, other.is_new, second.is_new) == (True, True, False)
+    assert first.blocks == second.blocks != other.blocks
+
+
+def test_longest_unused_goes_first_and_wanted_ones_stay():
+    cache = EmbeddingCache(3, SIZE)
+    for name in "bac":
+        assert cache.fits(LENGTHS[name])
+    for name in "ba":
+        cache.release(ready(cache, name))
+    cache.release(cache.acquire(KEYS["b"]))  # used again: "a" is older now
+    entries = cache.reserve_all([item("c")])
+    assert entries is not None
+    assert cache.acquire(KEYS["a"]) is None
+    assert cache.acquire(KEYS["b"]) is not None
+
+
+def test_what_is_asked_for_is_not_evicted_for_its_neighbour():
+    cache = EmbeddingCache(3, SIZE)
+    cache.release(ready(cache, "b"))
+    cache.release(ready(cache, "a"))
+    entries = cache.reserve_all([item("c"), item("b")])
+    assert [entry.is_new for entry in entries] == [True, False]
+    assert entries[1].is_ready
+    assert cache.reserve_all([item("a")]) is None
+
+
+def test_waiters_learn_what_became_of_it():
+    cache = EmbeddingCache(9, SIZE)
+    for settle, state in ((cache.abort, EntryState.FAILED), (cache.commit, EntryState.READY)):
+        (writer,) = cache.reserve_all([item("a")])
+        waiter, gone, heard = cache.acquire(KEYS["a"]), cache.acquire(KEYS["a"]), []
+        for entry in (writer, waiter, gone):
+            entry.watch(lambda entry: heard.append((entry, entry.state)))
+        cache.release(gone)
+        assert heard == []
+        settle(writer)
+        assert heard == [(writer, state), (waiter, state)]
+        waiter.watch(lambda entry: heard.append((entry, entry.state)))
+        assert heard[-1] == (waiter, state)
+        assert len(heard) == 3
+
+
+def test_writer_that_lets_go_fails_the_entry():
+    cache = EmbeddingCache(9, SIZE)
+    (writer,) = cache.reserve_all([item("a")])
+    waiter = cache.acquire(KEYS["a"])
+    cache.release(writer)
+    assert waiter.state is EntryState.FAILED
+    assert cache.acquire(KEYS["a"]) is None
+    (again,) = cache.reserve_all([item("a")])
+    assert again.is_new
+    assert not set(again.blocks) & set(waiter.blocks)
+
+
+def test_room_watchers_hear_of_release_commit_and_abort():
+    cache, heard = EmbeddingCache(9, SIZE), []
+    cache.watch_room(lambda: heard.append(1))
+    (entry,) = cache.reserve_all([item("a")])
+    assert not heard
+    cache.commit(entry)
+    assert len(heard) == 1
+    cache.release(entry)
+    assert len(heard) == 2
+
+
+def test_holdings_name_the_owners():
+    cache = EmbeddingCache(9, SIZE)
+    cache.reserve_all([item("c"), item("a")], "one")
+    cache.acquire(KEYS["c"], "two")
+    assert {(h.kind, h.owner, h.count) for h in cache.holdings()} == {
+        ("embedding_block", "one", 3),
+        ("embedding_block", "two", 2),
+    }
+
+
+def test_misuse_is_found():
+    cache = EmbeddingCache(9, SIZE)
+    (entry,) = cache.reserve_all([item("a")])
+    with pytest.raises(InvariantBroken, match="two lengths"):
+        cache.reserve_all([(KEYS["a"], 5)])
+    with pytest.raises(InvariantBroken, match="two lengths"):
+        cache.reserve_all([(KEYS["b"], 5), (KEYS["b"], 4)])
+    with pytest.raises(InvariantBroken, match="only the writer"):
+        cache.commit(cache.acquire(KEYS["a"]))
+    cache.commit(entry)
+    with pytest.raises(InvariantBroken, match="only the writer"):
+        cache.abort(entry)
+    assert not cache.fits(LENGTHS["e"], LENGTHS["e"])
+    assert cache.fits(LENGTHS["e"], LENGTHS["b"], LENGTHS["d"])

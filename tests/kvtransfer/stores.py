@@ -1,0 +1,127 @@
+"""Block stores and pairs of outbox and receiver for the tests of this folder."""
+
+import asyncio
+import mmap
+import os
+import random
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from kvtransfer.build import build_outbox, build_receiver
+from kvtransfer.receiver import Receiver
+from kvtransfer.sender import Outbox
+from triptych.core.clock import MonotonicClock
+from triptych.core.config import TransferConfig
+from triptych.core.handoff import Endpoint, TransferRef
+from triptych.core.ids import Handle, InstanceId
+from triptych.core.layout import Layout
+
+SECRET = b"a secret of the cluster"
+QUICK = TransferConfig(heartbeat_s=0.05, timeout_s=0.5, lease_s=1.0)
+
+
+def layout(width: int = 7, model: str = "m", dtype: str = "float32") -> Layout:
+    return Layout("kv", model, dtype, (2, 2, 4, 1, width), 4)
+
+
+class Store:
+    """Blocks in a memfd, or (``plain``) in ordinary memory as a GPU's would be: without one."""
+
+    def __init__(self, num_blocks: int = 33, of: Layout | None = None, *, plain: bool = False):
+        self.layout = of or layout()
+        self.num_blocks = num_blocks
+        size = num_blocks * self.layout.block_bytes
+        self._map: mmap.mmap | bytearray | bytes
+        if plain:
+            self.fd, self._map = -1, bytearray(size)
+        else:
+            self.fd = os.memfd_create("test")
+            os.ftruncate(self.fd, size)
+            self._map = mmap.mmap(self.fd, size)
+        self.view = memoryview(self._map)
+
+    def block(self, index: int) -> memoryview:
+        size = self.layout.block_bytes
+        return self.view[index * size : (index + 1) * size]
+
+    def fill(self, seed: int) -> "Store":
+        self.view[:] = random.Random(seed).randbytes(len(self.view))
+        return self
+
+    def close(self) -> None:
+        """Slices of ``view`` in the traceback of an expected error may outlive this."""
+        self.view, self._map = memoryview(b""), b""
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def ref_to(
+    instance: str, endpoint: Endpoint, num_blocks: int, of: Layout, handle="h"
+) -> TransferRef:
+    return TransferRef(
+        handle=Handle(handle),
+        epoch=0,
+        instance=InstanceId(instance),
+        endpoint=endpoint,
+        layout=of.fingerprint,
+        num_tokens=num_blocks * of.block_size,
+    )
+
+
+@dataclass
+class Pair:
+    outbox: Outbox
+    receiver: Receiver
+    source: Store
+    target: Store
+    endpoint: Endpoint
+    released: dict[str, list[str]] = field(default_factory=dict)
+
+    def offer(self, handle="h", owner="job", epoch=0):
+        self.released[handle] = []
+        return self.outbox.offer(
+            Handle(handle), epoch, self.source, owner, self.released[handle].append
+        )
+
+    def ref(self, num_blocks: int, handle="h") -> TransferRef:
+        return ref_to("giver@0", self.endpoint, num_blocks, self.source.layout, handle)
+
+    async def fetch(self, num_blocks, blocks, *, first=0, handle="h", seen=None, limit_s=20.0):
+        deadline = MonotonicClock().now() + limit_s
+        seen = [] if seen is None else seen
+        ref = self.ref(num_blocks, handle)
+        return await self.receiver.fetch(ref, self.target, blocks, first, seen.append, deadline)
+
+    def assert_equal(self, theirs, ours):
+        for a, b in zip(theirs, ours, strict=True):
+            assert self.source.block(a) == self.target.block(b)
+
+    async def assert_idle(self, within_s: float = 3.0):
+        """Nothing is held by anybody on either side."""
+        async with asyncio.timeout(within_s):
+            while self.outbox.census() or self.receiver.census():
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def pair(way="shm", config=QUICK, *, source=None, target=None, secret=SECRET, wrap=None):
+    clock = MonotonicClock()
+    loop = asyncio.get_running_loop()
+    outbox = build_outbox(InstanceId("giver@0"), config, SECRET, clock, loop.call_soon_threadsafe)
+    neighbours = {outbox.instance: outbox} if way == "inproc" else {}
+    receiver = build_receiver(InstanceId("taker@0"), config, secret, clock, neighbours)
+    if wrap is not None:
+        receiver._transports = tuple(wrap(transport) for transport in receiver._transports)
+    endpoint = outbox.start()
+    if way == "tcp":
+        endpoint = Endpoint(host=endpoint.host, port=endpoint.port)
+    if way == "shm":
+        endpoint = Endpoint(path=endpoint.path, machine=endpoint.machine)
+    both = Pair(outbox, receiver, source or Store().fill(1), target or Store().fill(2), endpoint)
+    try:
+        yield both
+    finally:
+        await receiver.close()
+        await outbox.close()
+        both.source.close()
+        both.target.close()

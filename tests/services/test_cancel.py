@@ -1,0 +1,105 @@
+"""Whatever is cancelled, at whatever moment: everything is free again within a second, and the
+neighbours' tokens are what they would have been."""
+
+import asyncio
+
+import pytest
+
+from cluster.build import start_cluster
+from tests.services.driver import Question, driving, idle, rng_of
+from tests.services.test_topologies import config
+from triptych.core.errors import Overloaded, RequestError, TriptychError, Unavailable
+from triptych.core.handoff import EncodeJob, LanguageJob
+
+
+@pytest.mark.usefixtures("no_leak")
+@pytest.mark.parametrize("topology", ["E1,P1,D1", "EP1,D1", "E1,PD1", "EPD1"])
+async def test_cancel_at_random_moments(topology):
+    rng = rng_of("cancel", topology)
+    settings = config(topology, "auto", "cache.kv_blocks=64", "cache.embedding_blocks=40")
+
+    async def doomed(driver, after_s):
+        with pytest.raises((TimeoutError, TriptychError)):
+            async with asyncio.timeout(after_s):
+                await driver.ask(Question(rng, rng.randint(0, 2), max_tokens=500))
+
+    async def spared(driver):
+        question = Question(rng, rng.randint(0, 2), max_tokens=9)
+        assert await driver.ask(question) == question.answer()
+
+    async with await start_cluster(settings) as cluster, driving(cluster) as driver:
+        for _ in range(4):
+            victims = [doomed(driver, rng.random() * 0.12) for _ in range(8)]
+            await asyncio.gather(*victims, *(spared(driver) for _ in range(3)))
+            await idle(cluster, 1.0)
+
+
+@pytest.mark.usefixtures("no_leak")
+@pytest.mark.parametrize("topology", ["E1,P1,D1", "EPD1"])
+async def test_a_broken_session_cancels_its_jobs(topology):
+    rng = rng_of("session", topology)
+    async with await start_cluster(config(topology)) as cluster:
+        async with driving(cluster) as driver:
+            jobs = [driver.plan(Question(rng, 1, max_tokens=500)) for _ in range(5)]
+            for name, job in (pair for plan in jobs for pair in plan):
+                await cluster.instance(name).submit(job)
+            await asyncio.sleep(rng.random() * 0.1)
+        await idle(cluster, 1.0)
+
+
+@pytest.mark.parametrize("kept", [EncodeJob, LanguageJob])
+async def test_a_promise_that_nobody_keeps_or_takes(kept):
+    """Only the producers, or only the consumers, were sent; cancelling frees them."""
+    rng = rng_of("half", kept.__name__)
+    async with await start_cluster(config("E1,P1,D1")) as cluster, driving(cluster) as driver:
+        plan = [pair for pair in driver.plan(Question(rng, 2)) if isinstance(pair[1], kept)]
+        for name, job in plan:
+            await cluster.instance(name).submit(job)
+        await asyncio.sleep(0.1)
+        assert any(not census.is_idle for census in await cluster.census())
+        await driver.cancel(plan)
+        await idle(cluster, 0.5)
+
+
+async def test_refusals_leave_nothing():
+    rng = rng_of("refuse")
+    settings = config("E1,P1,D1", "auto", "engine.max_waiting=0", "engine.max_sequences=2")
+    async with await start_cluster(settings) as cluster, driving(cluster) as driver:
+        plan = driver.plan(Question(rng, 1))
+        by_type = {type(job).__name__: (name, job) for name, job in plan}
+        with pytest.raises(RequestError):
+            await cluster.instance(by_type["LanguageJob"][0]).submit(by_type["EncodeJob"][1])
+        jobs = [driver.plan(Question(rng, 0, max_tokens=400))[0] for _ in range(9)]
+        refused = 0
+        for name, job in jobs:
+            try:
+                await cluster.instance(name).submit(job)
+            except Overloaded:
+                refused += 1
+        assert refused == 7
+        await driver.cancel(jobs)
+        assert await cluster.instance(jobs[0][0]).drain(1.0)
+        with pytest.raises(Unavailable):
+            await cluster.instance(jobs[0][0]).submit(jobs[0][1])
+        await idle(cluster, 0.5)
+
+
+async def test_a_picture_that_is_none_fails_its_request_only():
+    rng = rng_of("bad picture")
+    async with await start_cluster(config("E1,P1,D1")) as cluster, driving(cluster) as driver:
+        bad, good = Question(rng, 1), Question(rng, 1)
+        bad.pictures[0] = b"no picture at all"
+        with pytest.raises(RequestError):
+            await driver.ask(bad)
+        assert await driver.ask(good) == good.answer()
+        await idle(cluster)
+
+
+async def test_a_deadline_ends_every_stage():
+    rng = rng_of("deadline")
+    async with await start_cluster(config("E1,P1,D1")) as cluster:
+        async with driving(cluster, budget_s=0.15) as driver:
+            with pytest.raises(TriptychError) as caught:
+                await driver.ask(Question(rng, 1, max_tokens=3000))
+            assert caught.value.code == "deadline_exceeded"
+            await idle(cluster, 1.0)

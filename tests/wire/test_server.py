@@ -1,0 +1,183 @@
+"""The stage API over a real socket: a scripted instance behind the real server and client."""
+
+import asyncio
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from decode_service.server import add_decode
+from encoder_service.server import add_encoder
+from prefill_service.server import add_prefill
+from triptych.core import errors
+from triptych.core.census import Census, Holding
+from triptych.core.event import EventBatch, Finished, Timing, Token, Tokens
+from triptych.core.handoff import EncodeJob, Endpoint, JobHeader, LanguageJob
+from triptych.core.lifecycle import Stage
+from triptych.core.request import Item, Prompt, Sampling, StopRule
+from triptych.core.view import Description
+from triptych.wire.client import ClientOptions, RemoteInstance
+from triptych.wire.server import ServerLimits, add_instance, make_server
+from triptych.wire.sessions import Sessions
+
+SECRET = b"a secret"
+HEADER = JobHeader("req/0/0/x", "router", 0, 5.0)
+ENCODE = EncodeJob(HEADER, Item(b"k" * 32, 0, 4, (1, 4, 4)), b"picture", "PNG", "handle")
+DECODE = LanguageJob(HEADER, Prompt((1, 2, 3)), Sampling(), StopRule(3))
+PREFILL = LanguageJob(HEADER, Prompt((1, 2, 3)), Sampling(), StopRule(3), publish="h")
+
+
+class Scripted:
+    """An instance that answers every job with two tokens."""
+
+    def __init__(self):
+        self.broken = []
+        self.sessions = Sessions(0.05, self.broken.append)
+        self.jobs = []
+        self.cancelled = []
+        self.refusal = None
+
+    async def describe(self):
+        return Description(
+            "decode-0@0", (Stage.DECODE,), "m", Endpoint(), None, None, 0, 0, 9, 1, {"kv": 3}
+        )
+
+    def open(self, session):
+        return self.sessions.stream(session)
+
+    async def submit(self, job):
+        if self.refusal is not None:
+            raise self.refusal
+        self.jobs.append(job)
+        self.sessions.join(job.header.session, job.header.id)
+        self.sessions.emit(Tokens(job.header.id, (Token(0, 7, -0.5, ((7, -0.5),)),)))
+        self.sessions.emit(Finished(job.header.id, "stop", Timing(cached_tokens=2)))
+
+    async def cancel(self, jobs):
+        self.cancelled.extend(jobs)
+
+    async def census(self):
+        return Census("decode-0@0", (Holding("job", "a", 1),), {"kv_block.total": 3})
+
+    async def drain(self, timeout_s):
+        return timeout_s > 0.5
+
+    async def close(self):
+        self.sessions.close()
+
+
+@asynccontextmanager
+async def served(**limits):
+    instance = Scripted()
+    server = make_server(SECRET, ServerLimits(**{"max_message_bytes": 65_536, **limits}))
+    add_instance(server, instance)
+    for add in (add_encoder, add_prefill, add_decode):
+        add(server, instance.submit)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield instance, server, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0.2)
+
+
+@asynccontextmanager
+async def connected(address, secret=SECRET, timeout_s=2.0):
+    remote = RemoteInstance(address, ClientOptions(secret, timeout_s))
+    try:
+        yield remote
+    finally:
+        await remote.close()
+
+
+@pytest.mark.parametrize("job", [ENCODE, DECODE, PREFILL])
+async def test_a_job_arrives_and_its_events_come_back_in_one_batch(job):
+    async with served() as (instance, _, address), connected(address) as remote:
+        async with aclosing(remote.open("router")) as batches:
+            assert await anext(batches) == EventBatch()
+            await remote.submit(job)
+            assert instance.jobs == [job]
+            batch = await anext(batches)
+            while not batch.events:
+                batch = await anext(batches)
+            assert [type(event) for event in batch.events] == [Tokens, Finished]
+            assert batch.events[0].tokens[0].top == ((7, -0.5),)
+        for _ in range(100):
+            if instance.broken:
+                break
+            await asyncio.sleep(0.02)
+        assert instance.broken == ["router"]
+
+
+async def test_the_other_calls():
+    async with served() as (instance, _, address), connected(address) as remote:
+        assert await remote.describe() == await instance.describe()
+        assert await remote.census() == await instance.census()
+        assert await remote.drain(1.0) is True
+        assert await remote.drain(0.1) is False
+        await remote.cancel(["a", "b"])
+        assert instance.cancelled == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.Overloaded("full", retry_after_s=2.0),
+        errors.Unavailable("draining"),
+        errors.RequestError("too long", field="prompt"),
+        errors.Preempted("again"),
+    ],
+)
+async def test_refusals_come_back_as_themselves(error):
+    async with served() as (instance, _, address), connected(address) as remote:
+        instance.refusal = error
+        with pytest.raises(type(error)) as caught:
+            await remote.submit(DECODE)
+        assert type(caught.value) is type(error)
+        assert str(caught.value) == str(error)
+
+
+async def test_strangers_are_refused_before_anything_is_done():
+    async with served() as (instance, _, address), connected(address, b"wrong") as remote:
+        with pytest.raises(errors.Unauthenticated):
+            await remote.submit(ENCODE)
+        with pytest.raises(errors.Unauthenticated):
+            await remote.census()
+        with pytest.raises(errors.Unauthenticated):
+            await anext(remote.open("router"))
+        assert instance.jobs == []
+        assert len(instance.sessions) == 0
+
+
+async def test_a_message_that_is_too_large_is_refused():
+    async with served() as (instance, _, address), connected(address) as remote:
+        with pytest.raises(errors.TriptychError):
+            await remote.submit(EncodeJob(HEADER, ENCODE.item, b"x" * 70_000, "PNG", "h"))
+        assert instance.jobs == []
+
+
+async def test_silence_means_lost():
+    async with served() as (instance, _, address), connected(address, timeout_s=0.3) as remote:
+        instance.sessions._heartbeat_s = 60.0
+        batches = remote.open("router")
+        await anext(batches)
+        with pytest.raises(errors.InstanceLost, match="silent"):
+            await anext(batches)
+
+
+async def test_a_stopped_server_means_lost():
+    async with served() as (_, server, address), connected(address) as remote:
+        batches = remote.open("router")
+        await anext(batches)
+        await server.stop(0)
+        with pytest.raises(errors.InstanceLost):
+            _ = [batch async for batch in batches]
+        with pytest.raises(errors.InstanceLost):
+            await remote.describe()
+
+
+async def test_nobody_there_means_lost():
+    async with connected("127.0.0.1:1") as remote:
+        with pytest.raises(errors.InstanceLost):
+            await remote.describe()
+        with pytest.raises(errors.InstanceLost):
+            await anext(remote.open("router"))

@@ -1,0 +1,301 @@
+"""The language engine: decides which tokens of which sequences are computed next.
+
+Prefill, chunked prefill, prefix hit, decode, resume and KV from elsewhere are one case: work is
+``total - computed``. Batching per iteration after Orca (OSDI 2022, section 3.1). Knows blocks,
+sequences and policies; no tensors, no network, no clock.
+"""
+
+import msgspec
+
+from triptych.cache.kv import KvCache
+from triptych.core.census import Holding
+from triptych.core.config import EngineConfig
+from triptych.core.errors import InvariantBroken, Overloaded, RequestError
+from triptych.core.event import Token
+from triptych.core.handoff import FirstToken, LanguageJob
+from triptych.core.ids import BlockId, JobId
+from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
+from triptych.engine.bounds import check_job
+from triptych.engine.outcome import Advanced, Drew, Outcome
+from triptych.engine.policies import Budget, Policies, Work
+from triptych.engine.room import Room
+from triptych.engine.roster import Roster
+from triptych.engine.sequence import Phase, Sequence
+from triptych.engine.step import Step
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How much a language engine has to do."""
+
+    waiting: int
+    running: int
+    """Admitted and not over, those that wait for bytes included."""
+    held: int
+    """Over, with blocks that somebody outside may still touch."""
+    pending_tokens: int
+    preemptions: int
+    """Since the start."""
+
+
+class LanguageEngine:
+    """Sequences of one language instance. Implements ``engine.step.Engine``.
+
+    Args:
+        config: budgets and bounds.
+        cache: KV blocks of the instance.
+        policies: from ``scheduler.registry``.
+        recomputes_items: whether embeddings can be here, so that prompts with items can be
+            prefilled, and recomputed after a preemption.
+        max_tokens: longest sequence, prompt and output, that the model takes.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        cache: KvCache,
+        policies: Policies,
+        *,
+        recomputes_items: bool,
+        max_tokens: int,
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._policies = policies
+        self._recomputes_items = recomputes_items
+        self._max_tokens = max_tokens
+        self._roster = Roster(cache)
+        self._room = Room(config, cache, policies, self._roster, recomputes_items=recomputes_items)
+        self._step: Step[LanguagePlan] | None = None
+        self._num_submitted = 0
+        self._passed_over = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is known, nor one that is over but not released."""
+        return not self._roster.known
+
+    def submit(self, job: LanguageJob, now: float) -> None:
+        """Accept a job; idempotent by its id while the job is known.
+
+        Raises RequestError if it can never be served here, Overloaded if too many wait.
+        """
+        if job.header.id in self._roster.known:
+            return
+        check_job(job, self._max_tokens, computes_items=self._recomputes_items)
+        tokens = [*job.prompt.token_ids, *job.generated]
+        table = self._cache.table(job.header.id, job.header.salt, tokens, job.prompt.items)
+        boundaries = self._policies.boundaries(job.prompt, self._config.chunk_tokens)
+        # Output computed again in chunks would not be bit-equal to output computed when drawn.
+        behind = 1 if self._config.deterministic else self._config.chunk_tokens
+        sequence = Sequence(job, table, boundaries, behind)
+        if not self._cache.fits(sequence.peak_tokens):
+            raise RequestError(
+                f"needs KV of {sequence.peak_tokens} tokens, more than there is",
+                field="max_tokens",
+                status="too_large",
+            )
+        if len(self._roster.alive()) >= self._config.max_sequences + self._config.max_waiting:
+            raise Overloaded(f"{len(self._roster.waiting)} jobs are waiting")
+        sequence.arrival = self._num_submitted
+        sequence.submitted_s, sequence.deadline_s = now, now + job.header.budget_s
+        self._num_submitted += 1
+        self._roster.add(sequence)
+
+    def item_ready(self, job_id: JobId, index: int, blocks: tuple[BlockId, ...]) -> None:
+        """The embedding of the prompt's ``index``-th item is in ``blocks`` until the job's end."""
+        if sequence := self._roster.get_alive(job_id):
+            sequence.item_blocks[index] = blocks
+
+    def arrived(self, job_id: JobId, num_tokens: int) -> None:
+        """The KV of the first ``num_tokens`` tokens of an inbound job is there, unverified."""
+        sequence = self._roster.get_alive(job_id)
+        if sequence is not None and sequence.phase is Phase.ARRIVING:
+            sequence.computed = max(sequence.computed, min(num_tokens, sequence.total))
+
+    def arrived_all(self, job_id: JobId, first: FirstToken) -> None:
+        """All KV of an inbound job is there and verified; ``first`` was drawn behind it. Nobody
+        outside touches the blocks any more."""
+        sequence = self._roster.get_alive(job_id)
+        if sequence is None:
+            return
+        if sequence.phase is not Phase.ARRIVING:
+            raise InvariantBroken(f"{job_id}: KV arrived that was not expected")
+        sequence.computed = sequence.total
+        self._commit(sequence)
+        sequence.tokens.append(first.token)
+        sequence.phase, sequence.receives = Phase.RUNNING, False
+
+    def fail(self, job_id: JobId, code: str, detail: str) -> None:
+        """Something that the job needs from outside will not come: it is Dropped."""
+        sequence = self._roster.get_alive(job_id)
+        if sequence is None:
+            return
+        if not sequence.table.is_writing:
+            self._roster.drop(sequence, code, detail)
+        elif sequence.ending is None:
+            sequence.ending = (code, detail)
+
+    def cancel(self, job_id: JobId) -> bool:
+        """End the job, wherever it is, and free its blocks; the caller has stopped all outside who
+        touch them. Whether it holds nothing now: False if its segment is being executed, then its
+        blocks are free after ``apply`` (N8). It is Dropped as cancelled unless it was over."""
+        sequence = self._roster.known.get(job_id)
+        if sequence is None:
+            return True
+        sequence.is_abandoned = True
+        if sequence.table.is_writing:
+            sequence.ending = ("cancelled", "")
+            return False
+        if sequence.phase is Phase.HELD:
+            self._roster.forget(sequence)
+        else:
+            self._roster.drop(sequence, "cancelled", "")
+        return True
+
+    def release(self, job_id: JobId) -> None:
+        """Nobody outside touches the blocks of a job that is over: free them. Does nothing for a
+        job that is not over, or not known."""
+        sequence = self._roster.known.get(job_id)
+        if sequence is not None and sequence.phase is Phase.HELD:
+            self._roster.forget(sequence)
+
+    def plan(self, now: float) -> Step[LanguagePlan] | None:
+        """The next step: expire, grow (which may preempt), admit, batch."""
+        if self._step is not None:
+            raise InvariantBroken("plan: a step is being executed")
+        self._look_over(now)
+        if self._room.grow():
+            self._room.admit(now)
+        segments = tuple(
+            self._roster.known[work.job].segment(work.start, work.end) for work in self._batch()
+        )
+        jobs = frozenset(segment.job for segment in segments)
+        for job_id in jobs:
+            sequence = self._roster.known[job_id]
+            sequence.table.is_writing = True
+            sequence.note_started(now)
+        outcomes = self.poll()
+        if not segments and not outcomes:
+            return None
+        step = Step(LanguagePlan(segments), jobs, outcomes)
+        self._step = step if segments else None
+        return step
+
+    def apply(self, step: Step[LanguagePlan], result: LanguageResult, now: float) -> list[Outcome]:
+        """Take in the tokens of an executed step. See ``engine.step.Engine``."""
+        segments = step.plan.segments
+        asked = [segment.draw is not None for segment in segments]
+        if step is not self._step or asked != [drawn is not None for drawn in result.drawn]:
+            raise InvariantBroken("apply: the result is not one of the step being executed")
+        for sequence in self._close(step):
+            sequence.compute_s += result.seconds
+            if not sequence.has_drawn:
+                sequence.prefill_s = sequence.compute_s
+            if sequence.ending is not None:
+                self._roster.drop(sequence, *sequence.ending)
+        for segment, drawn in zip(segments, result.drawn, strict=True):
+            if alive := self._roster.get_alive(segment.job):
+                self._advance(alive, segment, drawn, now)
+        return self.poll()
+
+    def execution_failed(self, step: Step[LanguagePlan]) -> list[Outcome]:
+        """The step's jobs, and no others, are dropped. What they computed before stays cached."""
+        if step is not self._step:
+            raise InvariantBroken("execution_failed: the step is not being executed")
+        for sequence in self._close(step):
+            self._roster.drop(
+                sequence, *(sequence.ending or ("internal", "a step could not be computed"))
+            )
+        return self.poll()
+
+    def poll(self) -> list[Outcome]:
+        """Outcomes not told yet. See ``engine.step.Engine``."""
+        outcomes, self._roster.outcomes = self._roster.outcomes, []
+        return outcomes
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of a job that is not over."""
+        return min((sequence.deadline_s for sequence in self._roster.alive()), default=None)
+
+    def load(self) -> Load:
+        """How much there is to do."""
+        alive = self._roster.alive()
+        return Load(
+            waiting=len(self._roster.waiting),
+            running=len(self._roster.running),
+            held=len(self._roster.known) - len(alive),
+            pending_tokens=sum(sequence.pending for sequence in alive),
+            preemptions=self._room.num_preempted,
+        )
+
+    def census(self) -> tuple[list[Holding], dict[str, int]]:
+        """Jobs and blocks by owner, and the totals of the block pool."""
+        jobs = [Holding("job", job_id, 1) for job_id in self._roster.known]
+        return jobs + self._cache.holdings(), self._cache.totals()
+
+    def check(self) -> None:
+        """Raise InvariantBroken unless sequences, lists and blocks agree."""
+        self._cache.check()
+        self._roster.check()
+
+    def _look_over(self, now: float) -> None:
+        """Drop what is too late; end what was complete when it came; account waiting."""
+        for sequence in self._roster.alive():
+            if sequence.phase is not Phase.WAITING:
+                sequence.note_waiting(now)
+            if sequence.deadline_s <= now:
+                self._roster.drop(sequence, "deadline_exceeded", "")
+            elif sequence.phase is not Phase.ARRIVING and (reason := sequence.finish_reason()):
+                self._roster.end(sequence, reason)
+
+    def _batch(self) -> list[Work]:
+        """The pieces of the next step."""
+        tokens, alone = self._config.token_budget, self._config.deterministic
+        ready: list[Work] = []
+        for sequence in self._roster.running:
+            if sequence.phase is Phase.RUNNING:
+                ready.extend(sequence.ready(1 if alone else tokens))
+        if not ready:
+            return []
+        budget = Budget(tokens, 1 if alone else len(ready), self._passed_over)
+        chosen = [ready[index] for index in self._policies.batching(ready, budget)]
+        is_passed_over = any(not work.is_decode for work in ready) and all(
+            work.is_decode for work in chosen
+        )
+        self._passed_over = self._passed_over + 1 if is_passed_over else 0
+        return chosen
+
+    def _advance(
+        self, sequence: Sequence, segment: Segment, drawn: Drawn | None, now: float
+    ) -> None:
+        sequence.computed = segment.end
+        self._commit(sequence)
+        publishes = sequence.job.publish is not None
+        if publishes:
+            self._roster.outcomes.append(Advanced(sequence.id, segment.end))
+        if drawn is None:
+            sequence.note_waiting(now)
+            return
+        token = Token(sequence.num_output, drawn.token, drawn.logprob, drawn.top)
+        self._roster.outcomes.append(Drew(sequence.id, token))
+        sequence.tokens.append(drawn.token)
+        reason = "prefilled" if publishes else sequence.finish_reason()
+        if reason is not None:
+            self._roster.end(sequence, reason)
+
+    def _commit(self, sequence: Sequence) -> None:
+        """Full blocks become findable. In deterministic mode only the prompt's: KV of output was
+        computed token by token, and a later prompt computes it in chunks."""
+        end = sequence.computed
+        if self._config.deterministic:
+            end = min(end, sequence.prompt_len)
+        self._cache.commit(sequence.table, end)
+
+    def _close(self, step: Step[LanguagePlan]) -> list[Sequence]:
+        """The step is over; its sequences, in its order."""
+        self._step = None
+        ids = dict.fromkeys(segment.job for segment in step.plan.segments)
+        sequences = [self._roster.known[job_id] for job_id in ids]
+        for sequence in sequences:
+            sequence.table.is_writing = False
+        return sequences

@@ -1,0 +1,147 @@
+"""The driver of an engine: plan, execute in the one thread that computes, apply, tell.
+
+The only module of this floor that knows asyncio. Does not know what is planned or computed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from triptych.core.clock import Clock
+from triptych.core.errors import InvariantBroken
+from triptych.engine.outcome import Outcome
+from triptych.engine.step import Engine, Executor, Step
+
+PlanT = TypeVar("PlanT")
+ResultT = TypeVar("ResultT")
+
+Sink = Callable[[Sequence[Outcome]], None]
+"""Hears of outcomes, in order, on the loop's thread. May call the engine; must not block."""
+
+SHORTEST_NAP_S = 0.001
+
+_log = logging.getLogger(__name__)
+
+
+class Pump(Generic[PlanT, ResultT]):
+    """Runs one engine on one executor. All methods belong to the thread of one event loop.
+
+    The engine is touched on the loop only, the executor in one thread of its own, so neither needs
+    a lock. Whoever changes the engine from outside (submit, arrived, cancel, release ...) calls
+    ``wake`` afterwards.
+    """
+
+    def __init__(
+        self,
+        engine: Engine[PlanT, ResultT],
+        executor: Executor[PlanT, ResultT],
+        clock: Clock,
+        sink: Sink,
+    ) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._clock = clock
+        self._sink = sink
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
+        self._woken = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._is_stopping = False
+        self._is_executing = False
+        self._is_flushing = False
+        self._running: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """The engine was changed: look again. During a step, what can be told at once is told."""
+        self._woken.set()
+        if self._is_executing and not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    async def run(self) -> None:
+        """Drive the engine until ``close``. If cancelled, the step in flight is still applied."""
+        self._running = asyncio.current_task()
+        try:
+            while not self._is_stopping:
+                self._woken.clear()
+                step = self._engine.plan(self._clock.now())
+                if step is None:
+                    self._changed.set()
+                    await self._nap()
+                    continue
+                self._tell(step.outcomes)
+                if step.jobs:
+                    await self._execute(step)
+        finally:
+            self._running = None
+            self._changed.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until the engine knows no job, at most ``timeout_s``. Whether none is left."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._engine.is_idle and self._running is not None:
+                    self._changed.clear()
+                    self._woken.set()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        return self._engine.is_idle
+
+    async def close(self) -> None:
+        """Stop after the step in flight and end the thread. Jobs that are left stay there."""
+        self._is_stopping = True
+        self._woken.set()
+        while self._running is not None:
+            self._changed.clear()
+            await self._changed.wait()
+        self._thread.shutdown(wait=True)
+
+    async def _execute(self, step: Step[PlanT]) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, self._executor.execute, step.plan)
+        self._is_executing, is_cancelled = True, False
+        while not future.done():
+            try:
+                await asyncio.wait((future,))
+            except asyncio.CancelledError:
+                is_cancelled = True  # the thread still writes: nothing may be freed yet
+        self._finish(step, future)
+        if is_cancelled:
+            raise asyncio.CancelledError
+
+    def _finish(self, step: Step[PlanT], future: "asyncio.Future[ResultT]") -> None:
+        """Take in what the thread made of the step. Whatever it raised, only its jobs fail."""
+        self._is_executing = False
+        error = future.exception()
+        outcomes: list[Outcome] = []
+        if error is None:
+            try:
+                outcomes = self._engine.apply(step, future.result(), self._clock.now())
+            except InvariantBroken as refused:
+                error = refused
+        if error is not None:
+            _log.error("a step of %d jobs failed", len(step.jobs), exc_info=error)
+            outcomes = self._engine.execution_failed(step)
+        self._tell(outcomes)
+
+    async def _nap(self) -> None:
+        """Until somebody wakes us or the next deadline."""
+        deadline = self._engine.next_deadline()
+        timeout = None
+        if deadline is not None:
+            timeout = max(deadline - self._clock.now(), SHORTEST_NAP_S)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        self._tell(self._engine.poll())
+
+    def _tell(self, outcomes: Sequence[Outcome]) -> None:
+        if outcomes:
+            self._sink(outcomes)

@@ -1,0 +1,127 @@
+"""Room for sequences: growth of those that run, preemption when it runs out, admission.
+
+Knows blocks by number and policies by protocol. Does not know steps or tokens' values.
+"""
+
+from triptych.cache.kv import KvCache
+from triptych.core.config import EngineConfig
+from triptych.engine.outcome import Reserved
+from triptych.engine.policies import Policies, Work
+from triptych.engine.roster import Roster
+from triptych.engine.sequence import Phase, Sequence
+
+
+class Room:
+    """Gives blocks to the sequences of a roster, the oldest first."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        cache: KvCache,
+        policies: Policies,
+        roster: Roster,
+        *,
+        recomputes_items: bool,
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._policies = policies
+        self._roster = roster
+        self._recomputes_items = recomputes_items
+        self.num_preempted = 0
+        """Since the start."""
+
+    def grow(self) -> bool:
+        """Room for every known token of every running sequence, preempting others for it.
+
+        Returns:
+            Whether all have room and nobody was preempted. A sequence without room waits: older
+            ones, or those that somebody outside holds, come to their end without it.
+        """
+        before, is_short = self.num_preempted, False
+        for sequence in list(self._roster.running):
+            while sequence.phase is Phase.RUNNING and not self._grow_one(sequence):
+                if not self._preempt_for(sequence):
+                    is_short = True
+                    break
+        return not is_short and self.num_preempted == before
+
+    def admit(self, now: float) -> None:
+        """Waiting sequences in the policy's order, all or nothing each; nobody overtakes one that
+        does not fit yet. A block is left for each running sequence that grows, lest it be
+        preempted at once."""
+        roster = self._roster
+        places = self._config.max_sequences - len(roster.running)
+        if not roster.waiting or places <= 0:
+            return
+        waiting = list(roster.waiting)
+        order = self._policies.order([_debt(sequence) for sequence in waiting])
+        spare = sum(map(_grows, roster.running))
+        for sequence in [waiting[index] for index in order[:places]]:
+            if not self._open(sequence, spare):
+                if self._cache.num_open == 0:
+                    roster.drop(sequence, "internal", "a sequence alone does not fit")
+                return
+            roster.start(sequence)
+            spare += _grows(sequence)
+            if sequence.receives:
+                sequence.note_started(now)
+            sequence.note_waiting(now)
+
+    def _grow_one(self, sequence: Sequence) -> bool:
+        return self._cache.grow(sequence.table, sequence.total)
+
+    def _preempt_for(self, wanting: Sequence) -> bool:
+        """Whether somebody gave blocks back. ``wanting`` is over if nobody else has any."""
+        if self._cache.num_open == 1:
+            self._roster.drop(wanting, "internal", "a sequence alone does not fit")
+            return False
+        running = [
+            sequence
+            for sequence in self._roster.running
+            if sequence is not wanting and not sequence.is_shared_outside
+        ]
+        victims = [_debt(sequence) for sequence in running]
+        index = self._policies.preemption(_debt(wanting), victims)
+        if index is None:
+            return False
+        self.num_preempted += 1
+        if self._can_recompute(running[index]):
+            self._roster.put_back(running[index])
+        else:
+            self._roster.drop(running[index], "preempted", "no blocks are left")
+        return True
+
+    def _can_recompute(self, sequence: Sequence) -> bool:
+        """Whether everything that the KV is made of is here."""
+        has_embeddings = self._recomputes_items and sequence.job.kv is None
+        return has_embeddings or not sequence.job.prompt.items
+
+    def _open(self, sequence: Sequence, spare: int) -> bool:
+        """Blocks for all known tokens, and for the one that will arrive behind KV from elsewhere.
+
+        The last token is computed here, whatever is cached, unless its KV comes from elsewhere. In
+        deterministic mode a hit ends at a multiple of the chunk within the prompt: there, and not
+        at the border of an item, every sequence with this beginning has ended a chunk.
+        """
+        limit = sequence.total if sequence.receives else sequence.total - 1
+        align = 1
+        if self._config.deterministic:
+            limit, align = min(limit, sequence.prompt_len), self._config.chunk_tokens
+        num_tokens = min(sequence.total + sequence.receives, sequence.peak_tokens)
+        table = sequence.table
+        if not self._cache.open(table, num_tokens, limit=limit, align=align, spare=spare):
+            return False
+        sequence.computed = table.hit_tokens
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = table.hit_tokens
+        self._roster.outcomes.append(Reserved(sequence.id, tuple(table.blocks), table.hit_tokens))
+        return True
+
+
+def _grows(sequence: Sequence) -> bool:
+    return sequence.job.publish is None
+
+
+def _debt(sequence: Sequence) -> Work:
+    return sequence.work(sequence.computed, sequence.total)

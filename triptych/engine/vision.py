@@ -1,0 +1,292 @@
+"""The vision engine: decides which pictures are encoded next.
+
+Knows keys, embedding blocks and who waits for which picture. Pixels pass through it unseen. Equal
+pictures are encoded once, also while the first is being encoded.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+
+from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
+from triptych.core.census import Holding
+from triptych.core.config import EngineConfig
+from triptych.core.errors import InvariantBroken, Overloaded, RequestError
+from triptych.core.event import Timing
+from triptych.core.handoff import EncodeJob
+from triptych.core.ids import ContentHash, JobId
+from triptych.core.plan import VisionPlan, VisionResult, VisionTask
+from triptych.engine.outcome import Dropped, Embedded, Outcome
+from triptych.engine.step import Step
+
+
+class _Phase(Enum):
+    WAITING = "waiting"
+    """Has no entry."""
+    JOINED = "joined"
+    """Has an entry that this job or another is to write."""
+    HELD = "held"
+    """Was told Embedded; the entry stays until ``release``."""
+
+
+class _Picture:
+    """State of one encode job."""
+
+    __slots__ = ("compute_s", "deadline_s", "entry", "is_cancelled", "is_writer", "job", "phase",
+                 "pixels", "started_s", "submitted_s")  # fmt: skip
+
+    def __init__(self, job: EncodeJob, pixels: object | None, now: float) -> None:
+        self.job = job
+        self.pixels = pixels
+        self.phase = _Phase.WAITING
+        self.entry: Entry | None = None
+        self.is_writer = False
+        """Whether the step in flight encodes this very job."""
+        self.is_cancelled = False
+        self.submitted_s, self.deadline_s = now, now + job.header.budget_s
+        self.started_s: float | None = None
+        self.compute_s = 0.0
+
+    @property
+    def id(self) -> JobId:
+        """The job's."""
+        return self.job.header.id
+
+    @property
+    def key(self) -> ContentHash:
+        """Of the picture's content."""
+        return self.job.item.key
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens of the picture."""
+        return self.job.item.num_tokens
+
+    def join(self, entry: Entry) -> None:
+        """Wait for ``entry``, or write it."""
+        self.entry, self.phase = entry, _Phase.JOINED
+
+
+class VisionEngine:
+    """Pictures of one encode instance. Implements ``engine.step.Engine``.
+
+    Args:
+        config: budgets and bounds.
+        cache: embedding blocks of the instance; prefill on the same instance may share it.
+        must_wait: whether others on the instance wait for room in the cache, so that no place is
+            to be taken now.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        cache: EmbeddingCache,
+        *,
+        must_wait: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._must_wait = must_wait
+        self._known: dict[JobId, _Picture] = {}
+        """In order of arrival."""
+        self._outcomes: list[Outcome] = []
+        self._step: Step[VisionPlan] | None = None
+        self._writing: list[tuple[_Picture, Entry]] = []
+        """Pictures of the step in flight, and the entries that it writes."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is known, nor one that is over but not released."""
+        return not self._known
+
+    def join(self, job: EncodeJob, now: float) -> bool:
+        """Accept a job whose embedding is here or on its way, so that its picture need not be
+        decoded. False changes nothing: decode the picture and ``submit``. Raises Overloaded."""
+        if job.header.id in self._known:
+            return True
+        self._check_load()
+        entry = self._cache.acquire(job.item.key, job.header.id)
+        if entry is None:
+            return False
+        if entry.is_unwritten:
+            self._cache.release(entry)
+            return False
+        picture = self._known[job.header.id] = _Picture(job, None, now)
+        picture.join(entry)
+        return True
+
+    def submit(self, job: EncodeJob, pixels: object, now: float) -> None:
+        """Accept a job and its decoded picture; idempotent by its id while the job is
+        known. Raises RequestError if the embedding can never fit, Overloaded if too many wait."""
+        if job.header.id in self._known:
+            return
+        if not self._cache.fits(job.item.num_tokens):
+            raise RequestError(
+                f"{job.item.num_tokens} visual tokens are more than there is room for",
+                field="picture",
+                status="too_large",
+            )
+        self._check_load()
+        self._known[job.header.id] = _Picture(job, pixels, now)
+
+    def cancel(self, job_id: JobId) -> bool:
+        """End the job, wherever it is, and let go of the embedding; the caller has stopped all
+        outside who read it. Whether it holds nothing now: False if it is being encoded. What is
+        being encoded is kept for others. The job is Dropped as cancelled unless it was over."""
+        picture = self._known.get(job_id)
+        if picture is None:
+            return True
+        if picture.is_writer:
+            picture.is_cancelled = True
+            return False
+        if picture.phase is _Phase.HELD:
+            self._forget(picture)
+        else:
+            self._drop(picture, "cancelled", "")
+        return True
+
+    def release(self, job_id: JobId) -> None:
+        """Nobody outside reads the embedding for this job any more. Does nothing for a job that
+        was not Embedded."""
+        picture = self._known.get(job_id)
+        if picture is not None and picture.phase is _Phase.HELD:
+            self._forget(picture)
+
+    def plan(self, now: float) -> Step[VisionPlan] | None:
+        """The next step: expire, tell who is done, reserve and batch in order of arrival."""
+        if self._step is not None:
+            raise InvariantBroken("plan: a step is being executed")
+        for picture in list(self._known.values()):
+            if picture.phase is not _Phase.HELD and picture.deadline_s <= now:
+                self._drop(picture, "deadline_exceeded", "")
+        self._settle(now)
+        self._writing = self._batch()
+        self._settle(now)
+        tasks = []
+        for picture, entry in self._writing:
+            picture.is_writer, picture.started_s = True, now
+            tasks.append(VisionTask(picture.id, picture.job.item, picture.pixels, entry.blocks))
+        outcomes = self.poll()
+        if not tasks and not outcomes:
+            return None
+        step = Step(VisionPlan(tuple(tasks)), frozenset(task.job for task in tasks), outcomes)
+        self._step = step if tasks else None
+        return step
+
+    def apply(self, step: Step[VisionPlan], result: VisionResult, now: float) -> list[Outcome]:
+        """Take in the pictures of an executed step. See ``engine.step.Engine``."""
+        for picture, entry in self._close(step):
+            picture.compute_s = result.seconds
+            self._cache.commit(entry)
+            if picture.is_cancelled:
+                self._drop(picture, "cancelled", "")
+        self._settle(now)
+        return self.poll()
+
+    def execution_failed(self, step: Step[VisionPlan]) -> list[Outcome]:
+        """The step's jobs are dropped. Others that waited for their embeddings start anew."""
+        for picture, entry in self._close(step):
+            self._cache.abort(entry)
+            code = "cancelled" if picture.is_cancelled else "internal"
+            self._drop(picture, code, "" if picture.is_cancelled else "a step failed")
+        return self.poll()
+
+    def poll(self) -> list[Outcome]:
+        """Outcomes not told yet. See ``engine.step.Engine``."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of a job that is not over."""
+        alive = (p.deadline_s for p in self._known.values() if p.phase is not _Phase.HELD)
+        return min(alive, default=None)
+
+    def census(self) -> tuple[list[Holding], dict[str, int]]:
+        """Jobs and embedding blocks by owner, and the totals of the embedding pool."""
+        jobs = [Holding("job", job_id, 1) for job_id in self._known]
+        return jobs + self._cache.holdings(), self._cache.totals()
+
+    def check(self) -> None:
+        """Raise InvariantBroken unless jobs, phases and entries agree."""
+        self._cache.check()
+        for picture in self._known.values():
+            entry = picture.entry
+            if (entry is None) != (picture.phase is _Phase.WAITING):
+                raise InvariantBroken(f"{picture.id} has an entry and waits, or the reverse")
+            if picture.phase is _Phase.HELD and (entry is None or not entry.is_ready):
+                raise InvariantBroken(f"{picture.id} offers what is not ready")
+            if picture.is_writer and (self._step is None or picture.id not in self._step.jobs):
+                raise InvariantBroken(f"{picture.id} writes without a step")
+
+    def _settle(self, now: float) -> None:
+        """Tell jobs whose entry became ready; send those whose entry failed back to wait."""
+        for picture in list(self._known.values()):
+            entry = picture.entry
+            if picture.phase is not _Phase.JOINED or entry is None:
+                continue
+            if entry.is_ready:
+                picture.phase, picture.pixels = _Phase.HELD, None
+                self._outcomes.append(self._embedded(picture, entry, now))
+            elif entry.state is EntryState.FAILED:
+                self._cache.release(entry)
+                picture.entry, picture.phase = None, _Phase.WAITING
+                if picture.pixels is None:
+                    self._drop(picture, "unavailable", "the picture was not encoded")
+
+    def _batch(self) -> list[tuple[_Picture, Entry]]:
+        """Pictures to encode now, in order of arrival.
+
+        Those whose embedding is here, being written, or has a place already, join it: they take
+        no room from one that waits for it.
+        """
+        writing: list[tuple[_Picture, Entry]] = []
+        left, has_room = self._config.image_budget_tokens, not self._must_wait()
+        for picture in self._known.values():
+            if picture.pixels is None:
+                continue
+            entry = picture.entry or self._cache.acquire(picture.key, picture.id)
+            is_late = bool(writing) and picture.num_tokens > left
+            if entry is None and has_room and not is_late:
+                reserved = self._cache.reserve_all([(picture.key, picture.num_tokens)], picture.id)
+                entry = reserved[0] if reserved else None
+            if entry is None:
+                has_room = False  # nobody behind takes the room that this one waits for
+                continue
+            picture.join(entry)
+            if entry.is_unwritten and is_late:
+                left = 0
+            elif self._cache.claim(entry):
+                writing.append((picture, entry))
+                left -= picture.num_tokens
+        return writing
+
+    def _close(self, step: Step[VisionPlan]) -> list[tuple[_Picture, Entry]]:
+        """The step is over; its pictures and their entries."""
+        if step is not self._step:
+            raise InvariantBroken("the step is not being executed")
+        self._step = None
+        closed, self._writing = self._writing, []
+        for picture, _ in closed:
+            picture.is_writer = False
+        return closed
+
+    def _check_load(self) -> None:
+        alive = sum(picture.phase is not _Phase.HELD for picture in self._known.values())
+        if alive >= self._config.max_sequences + self._config.max_waiting:
+            raise Overloaded(f"{alive} pictures are waiting")
+
+    @staticmethod
+    def _embedded(picture: _Picture, entry: Entry, now: float) -> Embedded:
+        is_cached = picture.started_s is None
+        began = now if picture.started_s is None else picture.started_s
+        cached_tokens = picture.num_tokens if is_cached else 0
+        timing = Timing(began - picture.submitted_s, 0.0, picture.compute_s, cached_tokens)
+        return Embedded(picture.id, entry.blocks, is_cached, timing)
+
+    def _drop(self, picture: _Picture, code: str, detail: str) -> None:
+        self._outcomes.append(Dropped(picture.id, code, detail))
+        self._forget(picture)
+
+    def _forget(self, picture: _Picture) -> None:
+        del self._known[picture.id]
+        if picture.entry is not None:
+            self._cache.release(picture.entry)

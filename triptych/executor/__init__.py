@@ -1,0 +1,1 @@
+"""The one room of tensors: plans in, tokens and written blocks out."""

@@ -1,0 +1,1 @@
+"""Attention over paged memory: planned once per step, run once per layer."""

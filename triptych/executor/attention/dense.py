@@ -1,0 +1,69 @@
+"""The device's half of attention: write keys and values, gather pages, scaled dot product.
+
+Plain PyTorch; the specification of every other implementation. Knows shapes; no lengths: those are
+in the plan.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from triptych.executor.attention.plan import AttentionPlan, DecodeGroup, Prefill
+
+
+class PagedAttention:
+    """Attention over one KV store of shape (blocks, layers, 2, block_size, heads, head_dim)."""
+
+    def __init__(self, store: Tensor) -> None:
+        self._store = store
+        self._heads, self._size = store.shape[-2:]
+        self._rows = store.view(-1, self._heads * self._size)
+        self._pages = store.view(-1, store.shape[3] * self._heads * self._size)
+
+    def begin(self, plan: AttentionPlan) -> None:
+        """Clear the blocks that a step begins. Once a step, before the first layer's ``run``."""
+        if len(plan.fresh):
+            self._store.index_fill_(0, plan.fresh, 0)
+
+    def run(
+        self, query: Tensor, key: Tensor, value: Tensor, layer: int, plan: AttentionPlan
+    ) -> Tensor:
+        """Write ``key`` and ``value`` (tokens, KV heads, head_dim) of ``layer`` to their rows, then
+        attend with ``query`` (tokens, heads, head_dim). Returns (tokens, heads * head_dim)."""
+        tokens = query.shape[0]
+        self._rows.index_copy_(0, plan.keys[layer], key.reshape(tokens, -1))
+        self._rows.index_copy_(0, plan.values[layer], value.reshape(tokens, -1))
+        parts = [self._decode(query, layer, group) for group in plan.decode]
+        parts += [self._prefill(query, key, value, layer, span) for span in plan.prefill]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decode(self, query: Tensor, layer: int, group: DecodeGroup) -> Tensor:
+        """Heads that share keys are the queries of one batch: no key is repeated."""
+        spans = group.last - group.first
+        gathered = self._pages.index_select(0, group.pages[layer])
+        keys, values = gathered.view(2, spans, -1, self._heads, self._size).transpose(2, 3)
+        queries = query[group.first : group.last].reshape(spans, self._heads, -1, self._size)
+        return functional.scaled_dot_product_attention(queries, keys, values, group.mask).reshape(
+            spans, -1
+        )
+
+    def _prefill(
+        self, query: Tensor, key: Tensor, value: Tensor, layer: int, span: Prefill
+    ) -> Tensor:
+        rows = slice(span.first, span.last)
+        queries = query[rows].transpose(0, 1)[None]
+        if span.mask is None:
+            keys, values = key[rows].transpose(0, 1)[None], value[rows].transpose(0, 1)[None]
+        else:
+            gathered = self._pages.index_select(0, span.pages[layer])
+            context = gathered.view(2, -1, self._heads, self._size)[:, : span.context]
+            keys, values = context.transpose(1, 2)[:, None]
+        attended = functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            span.mask,
+            is_causal=span.mask is None,
+            enable_gqa=queries.shape[1] != self._heads,
+        )
+        return attended[0].transpose(0, 1).reshape(span.last - span.first, -1)

@@ -1,0 +1,175 @@
+"""The host's half of attention: which rows are written, which pages are read, what is masked.
+
+Everything that depends on lengths is worked out here once per step, for all layers, so that a
+layer's run is a fixed handful of operations (the plan/run split of FlashInfer, arXiv 2501.01005).
+
+A KV store of shape ``(blocks, layers, 2, block_size, heads, head_dim)`` is read in *pages* of
+``block_size`` tokens, page ``(block * layers + layer) * 2 + is_value``, and written in *rows* of
+one token, row ``page * block_size + offset``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.core.errors import InvariantBroken
+from triptych.core.layout import Layout
+
+_SMALL_PAGES = 8
+"""Contexts up to this many pages share a group whatever their ratio."""
+
+
+class Span(NamedTuple):
+    """Tokens ``[start, end)`` of one sequence and its block table."""
+
+    start: int
+    end: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class DecodeGroup:
+    """Spans of one token and contexts of similar length: one padded batch."""
+
+    first: int
+    last: int
+    """Rows ``[first, last)`` of the step."""
+    pages: tuple[Tensor, ...]
+    """By layer, (2 * spans * pages of the longest): keys' pages, then values'."""
+    mask: Tensor
+    """bool (spans, 1, 1, tokens of the longest): True where there is a token."""
+
+
+@dataclass(slots=True, frozen=True)
+class Prefill:
+    """One span of several tokens."""
+
+    first: int
+    last: int
+    pages: tuple[Tensor, ...]
+    context: int
+    """Tokens seen by the last one."""
+    mask: Tensor | None
+    """bool (tokens, context); None if the span begins its sequence: plainly causal."""
+
+
+@dataclass(slots=True, frozen=True)
+class AttentionPlan:
+    """All that the layers of one step share."""
+
+    keys: tuple[Tensor, ...]
+    """By layer, the row that each token's key is written to."""
+    values: tuple[Tensor, ...]
+    decode: tuple[DecodeGroup, ...]
+    prefill: tuple[Prefill, ...]
+    fresh: Tensor
+    """int64: blocks begun and not filled by this step. They are cleared first, so that what an
+    earlier owner left behind the last token, masked or not, is a number."""
+
+
+class Planner:
+    """Plans for one store's layout and device."""
+
+    def __init__(self, layout: Layout, device: str) -> None:
+        self.block_size = layout.block_size
+        self.num_layers = layout.shape[0]
+        self._device = device
+        self._layers = np.arange(self.num_layers, dtype=np.int64)[:, None] * 2
+
+    def plan(self, spans: Sequence[Span]) -> AttentionPlan:
+        """The plan of a step whose rows are the spans' tokens, one after the other.
+
+        Spans of one token come first, in ascending order of ``end``; raises InvariantBroken if a
+        block table is too short.
+        """
+        for span in spans:
+            if len(span.blocks) * self.block_size < span.end or span.start >= span.end:
+                raise InvariantBroken("a segment's block table does not cover its tokens")
+        keys = self._first_rows(spans)[None] + self._layers * self.block_size
+        decode: list[DecodeGroup] = []
+        prefill: list[Prefill] = []
+        row = index = 0
+        while index < len(spans) and spans[index].end - spans[index].start == 1:
+            size = self._group_size(spans[index:])
+            decode.append(self._decode(spans[index : index + size], row))
+            index, row = index + size, row + size
+        for span in spans[index:]:
+            prefill.append(self._prefill(span, row))
+            row += span.end - span.start
+        return AttentionPlan(
+            self._by_layer(keys),
+            self._by_layer(keys + self.block_size),
+            tuple(decode),
+            tuple(prefill),
+            torch.tensor(self._fresh(spans), dtype=torch.int64, device=self._device),
+        )
+
+    def _fresh(self, spans: Sequence[Span]) -> list[int]:
+        return [
+            span.blocks[span.end // self.block_size]
+            for span in spans
+            if span.end % self.block_size
+            and span.end // self.block_size * self.block_size >= span.start
+        ]
+
+    def _first_rows(self, spans: Sequence[Span]) -> NDArray[np.int64]:
+        """Rows of the keys of layer 0."""
+        size, stride = self.block_size, self.num_layers * 2 * self.block_size
+        rows: list[int] = []
+        for start, end, blocks in spans:
+            if end - start == 1:
+                rows.append(blocks[start // size] * stride + start % size)
+            else:
+                index = np.arange(start, end)
+                table = np.array(blocks, dtype=np.int64)
+                rows.extend((table[index // size] * stride + index % size).tolist())
+        return np.array(rows, dtype=np.int64)
+
+    def _group_size(self, spans: Sequence[Span]) -> int:
+        """How many of the leading one-token spans are padded together: at most twice the work."""
+        limit = max(_SMALL_PAGES, 2 * -(-spans[0].end // self.block_size)) * self.block_size
+        size = 1
+        while size < len(spans) and spans[size].end <= limit:
+            if spans[size].end - spans[size].start != 1:
+                break
+            size += 1
+        return size
+
+    def _decode(self, spans: Sequence[Span], row: int) -> DecodeGroup:
+        num_pages = -(-max(span.end for span in spans) // self.block_size)
+        table = np.empty((len(spans), num_pages), dtype=np.int64)
+        for line, span in zip(table, spans, strict=True):
+            used = -(-span.end // self.block_size)
+            line[:used] = span.blocks[:used]
+            line[used:] = span.blocks[0]  # padding is masked; it must only be numbers of one's own
+        ends = np.array([span.end for span in spans])
+        mask = np.arange(num_pages * self.block_size) < ends[:, None]
+        return DecodeGroup(
+            row,
+            row + len(spans),
+            self._pages(table.reshape(-1)),
+            torch.from_numpy(mask[:, None, None]).to(self._device),
+        )
+
+    def _prefill(self, span: Span, row: int) -> Prefill:
+        num_pages = -(-span.end // self.block_size)
+        table = np.array(span.blocks[:num_pages], dtype=np.int64)
+        last = row + span.end - span.start
+        if span.start == 0:
+            return Prefill(row, last, (), span.end, None)
+        mask = np.arange(span.end) <= np.arange(span.start, span.end)[:, None]
+        return Prefill(
+            row, last, self._pages(table), span.end, torch.from_numpy(mask).to(self._device)
+        )
+
+    def _pages(self, table: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        keys = table * (2 * self.num_layers)
+        return self._by_layer(np.concatenate((keys, keys + 1))[None] + self._layers)
+
+    def _by_layer(self, index: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return torch.from_numpy(index).to(self._device).unbind(0)

@@ -1,0 +1,117 @@
+"""A language plan as tensors: flattened tokens, positions, rows to splice in, rows to draw from.
+
+Knows plans and block arithmetic; does not know what a model does with the tensors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.core.errors import InvariantBroken
+from triptych.core.plan import LanguagePlan, Segment
+from triptych.executor.attention.plan import AttentionPlan, Planner, Span
+from triptych.executor.positions import rope_positions, shift_behind
+
+
+@dataclass(slots=True, frozen=True)
+class Splice:
+    """Rows of the step that come from the embedding store instead of the token table."""
+
+    rows: Tensor
+    """int64 (n,): rows of the step."""
+    sources: Tensor
+    """int64 (n,): ``block * embedding_block_size + offset`` in the embedding store."""
+
+
+@dataclass(slots=True, frozen=True)
+class Batch:
+    """One step. Segments of one token lie first, by length of context, then the others."""
+
+    tokens: Tensor
+    """int64 (n,)."""
+    positions: Tensor
+    """int64 (3, n): time, height, width."""
+    splice: Splice | None
+    attention: AttentionPlan
+    drawn_rows: Tensor
+    """int64 (number of draws,): last row of each segment that draws, in the plan's order."""
+
+
+class Batcher:
+    """Makes batches for one model: its merge size, its stores' block sizes, its device."""
+
+    def __init__(
+        self, planner: Planner, *, merge_size: int, embedding_block_size: int, device: str
+    ) -> None:
+        self._planner = planner
+        self._merge_size = merge_size
+        self._embedding_block_size = embedding_block_size
+        self._device = device
+
+    def make(self, plan: LanguagePlan) -> Batch:
+        """The tensors of ``plan``. Raises InvariantBroken if a block that it needs is not named."""
+        order = sorted(
+            range(len(plan.segments)), key=lambda index: _rank(plan.segments[index], index)
+        )
+        segments = [plan.segments[index] for index in order]
+        ends = np.cumsum([len(segment.tokens) for segment in segments])
+        last_rows = dict(zip(order, (ends - 1).tolist(), strict=True))
+        drawn = [last_rows[index] for index, s in enumerate(plan.segments) if s.draw is not None]
+        tokens = [token for segment in segments for token in segment.tokens]
+        spans = [Span(segment.start, segment.end, segment.blocks) for segment in segments]
+        return Batch(
+            tokens=self._tensor(np.array(tokens, dtype=np.int64)),
+            positions=self._tensor(self._positions(segments)),
+            splice=self._splice(segments),
+            attention=self._planner.plan(spans),
+            drawn_rows=self._tensor(np.array(drawn, dtype=np.int64)),
+        )
+
+    def _positions(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
+        parts: list[NDArray[np.int64]] = []
+        behind: list[int] = []
+        for segment in segments:
+            items = [placed.item for placed in segment.items]
+            if len(segment.tokens) == 1 and not (items and items[-1].end > segment.start):
+                behind.append(segment.start + shift_behind(items, self._merge_size))
+                continue
+            if behind:
+                parts.append(np.tile(np.array(behind, dtype=np.int64), (3, 1)))
+                behind = []
+            parts.append(rope_positions(items, segment.start, segment.end, self._merge_size))
+        if behind:
+            parts.append(np.tile(np.array(behind, dtype=np.int64), (3, 1)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _splice(self, segments: Sequence[Segment]) -> Splice | None:
+        rows: list[NDArray[np.int64]] = []
+        sources: list[NDArray[np.int64]] = []
+        row, size = 0, self._embedding_block_size
+        for segment in segments:
+            for placed in segment.items:
+                first = max(placed.item.offset, segment.start)
+                last = min(placed.item.end, segment.end)
+                if first >= last:
+                    continue
+                index = np.arange(first - placed.item.offset, last - placed.item.offset)
+                if len(placed.blocks) * size < last - placed.item.offset:
+                    raise InvariantBroken("an item's embedding blocks do not cover its tokens")
+                table = np.array(placed.blocks, dtype=np.int64)
+                sources.append(table[index // size] * size + index % size)
+                rows.append(np.arange(first, last) + (row - segment.start))
+            row += len(segment.tokens)
+        if not rows:
+            return None
+        return Splice(self._tensor(np.concatenate(rows)), self._tensor(np.concatenate(sources)))
+
+    def _tensor(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _rank(segment: Segment, index: int) -> tuple[int, int, int]:
+    is_long = len(segment.tokens) > 1
+    return (is_long, 0 if is_long else segment.end, index)

@@ -1,0 +1,139 @@
+"""Wires executors for one role: only the weights and stores that its stages need.
+
+Knows every concrete class of this package. Nobody else does.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from triptych.core.config import Config
+from triptych.core.errors import ConfigError
+from triptych.core.layout import Layout
+from triptych.core.lifecycle import Role, Stage
+from triptych.executor.block_store import DTYPES, BlockStore
+from triptych.executor.language import LanguageExecutor
+from triptych.executor.models import config as model_config
+from triptych.executor.models import decoder, oracle, registry
+from triptych.executor.models.vision import VisionTower
+from triptych.executor.models.weights import Weights
+from triptych.executor.vision import TowerModel, VisionExecutor
+from triptych.inputs import oracle_words
+from triptych.inputs.model_card import ImageGeometry, load_card
+
+
+@dataclass(slots=True, frozen=True)
+class Executors:
+    """What one instance computes with. ``None`` where its role has no such stage."""
+
+    language: LanguageExecutor | None
+    vision: VisionExecutor | None
+    embeddings: BlockStore | None
+    """The one embedding store that both executors of an instance share."""
+    memory_bytes: dict[str, int]
+    """Bytes of ``weights``, ``kv`` and ``embedding``."""
+
+    def close(self) -> None:
+        """Give the stores back."""
+        if self.language is not None:
+            self.language.memory.close()
+        if self.embeddings is not None:
+            self.embeddings.close()
+
+
+def build(path: str, config: Config, role: Role, fingerprint: str) -> Executors:
+    """The executors of an instance that serves ``role`` with the model in the folder ``path``, or
+    with the oracle. Raises ConfigError that names the key, file or tensor that does not fit."""
+    torch.set_num_threads(config.model.threads)
+    geometry = load_card(path).image
+    if path == oracle_words.NAME:
+        return _build_oracle(config, role, fingerprint, geometry)
+    return _build_model(Path(path), config, role, fingerprint, geometry)
+
+
+def resolve(config: Config) -> tuple[str, str]:
+    """Device and dtype for ``auto``: a GPU in bfloat16 if there is one, else a CPU in float32."""
+    device, dtype = config.model.device, config.model.dtype
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"model.device: {device!r} is not a device") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"model.device: {device!r} cannot be used on this machine")
+    if dtype == "auto":
+        dtype = "bfloat16" if kind == "cuda" else "float32"
+    return device, dtype
+
+
+def _build_model(
+    folder: Path, config: Config, role: Role, fingerprint: str, geometry: ImageGeometry
+) -> Executors:
+    device, dtype = resolve(config)
+    spec = registry.read_spec(model_config.read(folder))
+    _check_geometry(spec.vision, geometry)
+    embeddings = _embedding_store(config, role, dtype, spec.vision.out_size, fingerprint, device)
+    memory = language = vision = None
+    with Weights(folder, dtype=DTYPES[dtype], device=device) as weights:
+        if role & {Stage.PREFILL, Stage.DECODE}:
+            size = config.cache.block_size
+            layout = decoder.kv_layout(spec.text, block_size=size, dtype=dtype, model=fingerprint)
+            memory = _kv_store(config, layout, device)
+            readable = embeddings if Stage.PREFILL in role else None
+            model = decoder.Decoder(spec, weights, memory, readable)
+            language = LanguageExecutor(model, memory, readable)
+        if Stage.ENCODE in role and embeddings is not None:
+            tower = TowerModel(VisionTower(spec.vision, weights), geometry)
+            vision = VisionExecutor(tower, embeddings, geometry)
+    return Executors(language, vision, embeddings, _sizes(weights.num_bytes, memory, embeddings))
+
+
+def _build_oracle(
+    config: Config, role: Role, fingerprint: str, geometry: ImageGeometry
+) -> Executors:
+    embeddings = _embedding_store(config, role, "uint8", oracle.WIDTH, fingerprint, "cpu")
+    memory = language = vision = None
+    if role & {Stage.PREFILL, Stage.DECODE}:
+        layout = oracle.kv_layout(block_size=config.cache.block_size, model=fingerprint)
+        memory = _kv_store(config, layout, "cpu")
+        readable = embeddings if Stage.PREFILL in role else None
+        language = LanguageExecutor(oracle.OracleLanguage(memory, readable), memory, readable)
+    if Stage.ENCODE in role and embeddings is not None:
+        vision = VisionExecutor(oracle.OracleVision(), embeddings, geometry)
+    return Executors(language, vision, embeddings, _sizes(0, memory, embeddings))
+
+
+def _embedding_store(
+    config: Config, role: Role, dtype: str, width: int, model: str, device: str
+) -> BlockStore | None:
+    if not role & {Stage.ENCODE, Stage.PREFILL}:
+        return None
+    size = config.cache.embedding_block_size
+    layout = Layout("embedding", model, dtype, (size, width), size)
+    setting, count = "cache.embedding_blocks", config.cache.embedding_blocks
+    return BlockStore(layout, count, device=device, setting=setting)
+
+
+def _kv_store(config: Config, layout: Layout, device: str) -> BlockStore:
+    return BlockStore(layout, config.cache.kv_blocks, device=device, setting="cache.kv_blocks")
+
+
+def _check_geometry(spec: model_config.VisionSpec, geometry: ImageGeometry) -> None:
+    for name in ("patch_size", "merge_size", "temporal_patch_size"):
+        if getattr(spec, name) != getattr(geometry, name):
+            raise ConfigError(
+                f"model.path: the preprocessor's {name} {getattr(geometry, name)} is not the"
+                f" vision tower's {getattr(spec, name)}"
+            )
+
+
+def _sizes(
+    weights: int, memory: BlockStore | None, embeddings: BlockStore | None
+) -> dict[str, int]:
+    return {
+        "weights": weights,
+        "kv": memory.num_bytes if memory is not None else 0,
+        "embedding": embeddings.num_bytes if embeddings is not None else 0,
+    }

@@ -1,0 +1,66 @@
+"""Executes language plans: keys and values written, tokens drawn.
+
+Knows the order of the two; the model makes logits, the sampler draws.
+"""
+
+import time
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from triptych.core.errors import InvariantBroken
+from triptych.core.plan import LanguagePlan, LanguageResult, Segment
+from triptych.executor.block_store import BlockStore
+from triptych.executor.sampler import draw
+
+
+class LanguageModel(Protocol):
+    """A model over one KV store and, where pictures are prefilled, one embedding store."""
+
+    vocab_size: int
+
+    def logits(self, plan: LanguagePlan) -> Tensor:
+        """Write the plan's keys and values; float32 (draws, vocab_size) of its draws, in order."""
+        ...
+
+
+class LanguageExecutor:
+    """Implements ``core.ports.LanguageExecutor``."""
+
+    def __init__(
+        self, model: LanguageModel, memory: BlockStore, embeddings: BlockStore | None
+    ) -> None:
+        self.memory = memory
+        self.embeddings = embeddings
+        self._model = model
+
+    @torch.inference_mode()
+    def execute(self, plan: LanguagePlan) -> LanguageResult:
+        """Write the KV of every segment to its blocks; draw the tokens asked for.
+
+        Raises InvariantBroken if a plan names blocks or tokens that are not there, if the logits
+        are not numbers, or if the device fails; blocks of the plan then hold anything."""
+        began = time.monotonic()
+        if not plan.segments:
+            return LanguageResult((), 0.0)
+        for segment in plan.segments:
+            self._check(segment)
+        try:
+            logits = self._model.logits(plan)
+        except (RuntimeError, IndexError) as error:
+            raise InvariantBroken(f"a language step failed: {error}") from error
+        draws = [segment.draw for segment in plan.segments if segment.draw is not None]
+        drawn = iter(draw(logits, draws))
+        results = tuple(next(drawn) if s.draw is not None else None for s in plan.segments)
+        return LanguageResult(results, time.monotonic() - began)
+
+    def _check(self, segment: Segment) -> None:
+        """Ids out of range would kill a whole GPU process instead of one step."""
+        tokens, blocks = segment.tokens, segment.blocks
+        if not tokens or min(tokens) < 0 or max(tokens) >= self._model.vocab_size:
+            raise InvariantBroken("a segment has no tokens, or some outside the vocabulary")
+        if len(blocks) * self.memory.layout.block_size < segment.end:
+            raise InvariantBroken("a segment's block table does not cover its tokens")
+        if min(blocks) < 0 or max(blocks) >= self.memory.num_blocks:
+            raise InvariantBroken("a segment names a block that is not there")

@@ -1,0 +1,1 @@
+"""Model definitions, their configuration and their weights."""

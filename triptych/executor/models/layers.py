@@ -1,0 +1,110 @@
+"""Layers that decoders and vision towers share. Weights are taken when a layer is made.
+
+Plain callables on tensors: no parameters to register, no hooks, no state between calls.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from triptych.executor.models.weights import Scope
+
+Layer = Callable[[Tensor], Tensor]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The approximation ``x * sigmoid(1.702 x)`` of GELU (arXiv 1606.08415, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Layer] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "quick_gelu": quick_gelu,
+}
+
+
+class Linear:
+    """``x W^T + b``. Several projections of one input are one matrix: fewer, larger products."""
+
+    def __init__(self, scope: Scope, outputs: dict[str, int], inputs: int, *, bias: bool) -> None:
+        weights = [scope.take(f"{name}.weight", size, inputs) for name, size in outputs.items()]
+        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self.bias: Tensor | None = None
+        if bias:
+            parts = [scope.take(f"{name}.bias", size) for name, size in outputs.items()]
+            self.bias = parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of (..., inputs): (..., sum of outputs)."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+class RmsNorm:
+    """``x / sqrt(mean(x^2) + eps) * w`` (arXiv 1910.07467), in float32 inside."""
+
+    def __init__(self, scope: Scope, size: int, eps: float) -> None:
+        self.weight = scope.take("weight", size)
+        self._size = (size,)
+        self._eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The same shape as ``x``."""
+        return functional.rms_norm(x, self._size, self.weight, self._eps)
+
+
+class LayerNorm:
+    """Layer normalisation with scale and shift."""
+
+    def __init__(self, scope: Scope, size: int, eps: float) -> None:
+        self.weight = scope.take("weight", size)
+        self.bias = scope.take("bias", size)
+        self._size = (size,)
+        self._eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The same shape as ``x``."""
+        return functional.layer_norm(x, self._size, self.weight, self.bias, self._eps)
+
+
+class GatedMlp:
+    """``down(act(gate(x)) * up(x))`` (SwiGLU, arXiv 2002.05202, for silu)."""
+
+    def __init__(
+        self, scope: Scope, size: int, inner: int, *, activation: str = "silu", bias: bool = False
+    ) -> None:
+        self._gate_up = Linear(scope, {"gate_proj": inner, "up_proj": inner}, size, bias=bias)
+        self._down = Linear(scope, {"down_proj": size}, inner, bias=bias)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The same shape as ``x``."""
+        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        return self._down(self._activation(gate) * up)
+
+
+class PlainMlp:
+    """``fc2(act(fc1(x)))``."""
+
+    def __init__(self, scope: Scope, size: int, inner: int, activation: str) -> None:
+        self._fc1 = Linear(scope, {"fc1": inner}, size, bias=True)
+        self._fc2 = Linear(scope, {"fc2": size}, inner, bias=True)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The same shape as ``x``."""
+        return self._fc2(self._activation(self._fc1(x)))
+
+
+def frequencies(theta: float, size: int) -> Tensor:
+    """``theta^(-2i / size)`` for i in [0, size / 2): RoPE (arXiv 2104.09864, section 3.2.2)."""
+    return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn the pairs ``(x_i, x_{i + d/2})`` of the last dimension d by angles whose cosines and
+    sines have d / 2 as last dimension."""
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cosines - right * sines, right * cosines + left * sines), dim=-1)

@@ -1,0 +1,104 @@
+"""Executes vision plans: pixels to visual tokens, written to embedding blocks.
+
+Knows pixels, patches and blocks; which model makes rows of them is a ``VisionModel``.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.core.errors import InvariantBroken
+from triptych.core.plan import VisionPlan, VisionResult, VisionTask
+from triptych.executor.block_store import BlockStore
+from triptych.executor.models.vision import VisionTower
+from triptych.inputs.model_card import ImageGeometry
+
+Pixels = NDArray[np.uint8]
+
+
+class VisionModel(Protocol):
+    """Rows of an embedding store from pixels."""
+
+    def encode(self, pictures: Sequence[tuple[Pixels, tuple[int, int, int]]]) -> Tensor:
+        """The visual tokens of all pictures (uint8 pixels of (height, width, 3), grid), in order:
+        (tokens, width), in the embedding store's dtype."""
+        ...
+
+
+class TowerModel:
+    """A vision tower behind the processor's normalisation. Implements ``VisionModel``."""
+
+    def __init__(self, tower: VisionTower, geometry: ImageGeometry) -> None:
+        self._tower = tower
+        self._geometry = geometry
+        self._mean = torch.tensor(geometry.mean)
+        self._std = torch.tensor(geometry.std)
+
+    def encode(self, pictures: Sequence[tuple[Pixels, tuple[int, int, int]]]) -> Tensor:
+        """See ``VisionModel``."""
+        patches = torch.cat([self.patches(pixels) for pixels, _ in pictures])
+        return self._tower(patches, [grid for _, grid in pictures])
+
+    def patches(self, pixels: Pixels) -> Tensor:
+        """float32 (patches, channels * frames * patch * patch) of one picture: scaled to [0, 1],
+        normalised, cut square by square; a picture is repeated to fill a temporal patch."""
+        shape, size = self._geometry, self._geometry.patch_size
+        scaled = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
+        image = (scaled - self._mean) / self._std
+        rows, columns = pixels.shape[0] // shape.factor, pixels.shape[1] // shape.factor
+        merge = shape.merge_size
+        cut = image.view(rows, merge, size, columns, merge, size, 3).permute(0, 3, 1, 4, 6, 2, 5)
+        frames = cut[:, :, :, :, :, None].expand(*(-1,) * 5, shape.temporal_patch_size, -1, -1)
+        return frames.reshape(rows * columns * merge**2, -1)
+
+
+class VisionExecutor:
+    """Implements ``core.ports.VisionExecutor``."""
+
+    def __init__(self, model: VisionModel, embeddings: BlockStore, geometry: ImageGeometry) -> None:
+        self.embeddings = embeddings
+        self._model = model
+        self._geometry = geometry
+
+    @torch.inference_mode()
+    def execute(self, plan: VisionPlan) -> VisionResult:
+        """Encode all pictures of ``plan`` in one batch and write their rows.
+
+        Raises InvariantBroken if pixels, grid, token count and blocks of a task do not fit
+        together, or if the device fails; blocks of the plan then hold anything."""
+        began = time.monotonic()
+        if plan.tasks:
+            pictures = [(self._pixels(task), task.item.grid) for task in plan.tasks]
+            slots = np.concatenate([self._slots(task) for task in plan.tasks])
+            store = self.embeddings.tensor.view(-1, self.embeddings.layout.shape[-1])
+            try:
+                rows = self._model.encode(pictures).to(store.dtype)
+                store.index_copy_(0, torch.from_numpy(slots).to(store.device), rows)
+            except (RuntimeError, IndexError) as error:
+                raise InvariantBroken(f"a vision step failed: {error}") from error
+        return VisionResult(time.monotonic() - began)
+
+    def _pixels(self, task: VisionTask) -> Pixels:
+        pixels: Any = task.pixels
+        patch, merge = self._geometry.patch_size, self._geometry.merge_size
+        frames, rows, columns = task.item.grid
+        shape = (rows * patch, columns * patch, 3)
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != shape:
+            raise InvariantBroken(f"pixels of a picture of grid {task.item.grid} must be {shape}")
+        if frames != 1 or rows % merge or columns % merge:
+            raise InvariantBroken(f"grid {task.item.grid} is not a picture's")
+        if rows * columns // merge**2 != task.item.num_tokens:
+            raise InvariantBroken(f"grid {task.item.grid} has not {task.item.num_tokens} tokens")
+        return pixels
+
+    def _slots(self, task: VisionTask) -> NDArray[np.int64]:
+        size, count = self.embeddings.layout.block_size, task.item.num_tokens
+        if len(task.blocks) * size < count:
+            raise InvariantBroken("a task's embedding blocks do not cover its tokens")
+        index = np.arange(count)
+        return np.array(task.blocks, dtype=np.int64)[index // size] * size + index % size

@@ -1,0 +1,159 @@
+"""Pictures to pixels, in child processes that may die of what they are fed.
+
+Knows children, limits and sockets. Does not know Pillow (``decode_child`` does), nor what the
+pixels are for. One event loop uses a pool.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.core.config import LimitsConfig
+from triptych.core.errors import RequestError, Unavailable
+from triptych.inputs import decode_child
+
+_PROGRAM = str(Path(decode_child.__file__).resolve())
+_START_S = 10.0
+"""Added to the time of a child's first picture: the interpreter starts, Pillow is imported."""
+
+
+class DecoderPool:
+    """``limits.decode_workers`` children that decode one picture each at a time.
+
+    Children start when they are first needed, from this process's own interpreter without a fork of
+    its memory, and end with ``close`` or with this process.
+    """
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._idle: asyncio.Queue[_Child | None] = asyncio.Queue()
+        self._children: set[_Child] = set()
+        self._is_closed = False
+        for _ in range(limits.decode_workers):
+            self._idle.put_nowait(None)
+
+    @property
+    def num_children(self) -> int:
+        """Children that live now."""
+        return len(self._children)
+
+    async def decode(
+        self, data: bytes, format_name: str, width: int, height: int
+    ) -> NDArray[np.uint8]:
+        """Pixels of the picture, upright, scaled to (height, width, 3), uint8.
+
+        Raises RequestError if it cannot be decoded within the limits of memory and time; the child
+        is then replaced and no other picture is concerned.
+        """
+        child = await self._idle.get()
+        try:
+            if self._is_closed:
+                raise Unavailable("the decoder pool is closed")
+            if child is None or not child.is_alive:
+                self._end(child)
+                child = self._start()
+            pixels = np.empty((height, width, 3), np.uint8)
+            async with asyncio.timeout(child.start_s + self._limits.decode_timeout_s):
+                result = await child.exchange(data, format_name, pixels)
+        except (TimeoutError, ConnectionError, EOFError) as error:
+            self._end(child)
+            child = None
+            if self._is_closed:
+                raise Unavailable("the decoder pool was closed") from error
+            raise RequestError("cannot be decoded within the limits", field="picture") from error
+        except asyncio.CancelledError:
+            self._end(child)
+            child = None
+            raise
+        finally:
+            self._idle.put_nowait(child)
+        if result != decode_child.OK:
+            is_large = result == decode_child.TOO_LARGE
+            text = "needs too much memory to decode" if is_large else "cannot be decoded"
+            raise RequestError(text, field="picture", status="too_large" if is_large else "invalid")
+        return pixels
+
+    async def close(self) -> None:
+        """End all children; pictures in work fail. Idempotent."""
+        self._is_closed = True
+        for child in self._children:
+            child.kill()
+        for _ in range(self._limits.decode_workers):
+            self._end(await self._idle.get())
+        for _ in range(self._limits.decode_workers):
+            self._idle.put_nowait(None)
+
+    def _start(self) -> "_Child":
+        child = _Child(self._limits)
+        self._children.add(child)
+        return child
+
+    def _end(self, child: "_Child | None") -> None:
+        if child is not None:
+            self._children.discard(child)
+            child.end()
+
+
+class _Child:
+    """One child and its socket."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.setblocking(False)
+        self.start_s = _START_S
+        arguments = (os.getpid(), limits.decode_memory_bytes, limits.decode_timeout_s)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", _PROGRAM, *map(str, arguments)],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                start_new_session=True,
+            )
+
+    async def exchange(self, data: bytes, format_name: str, pixels: NDArray[np.uint8]) -> int:
+        """Send one picture; fill ``pixels`` if the result is OK."""
+        loop = asyncio.get_running_loop()
+        height, width, _ = pixels.shape
+        header = decode_child.REQUEST.pack(format_name.encode(), width, height, len(data))
+        await loop.sock_sendall(self._socket, header)
+        await loop.sock_sendall(self._socket, data)
+        reply = bytearray(decode_child.REPLY.size)
+        await self._fill(memoryview(reply))
+        result, size = decode_child.REPLY.unpack(reply)
+        if size != (pixels.nbytes if result == decode_child.OK else 0):
+            raise EOFError("a decoding child broke the protocol")
+        if size:
+            await self._fill(pixels.data.cast("B"))
+        self.start_s = 0.0
+        return int(result)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended, by whatever cause."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """Whoever waits for this child then reads the end of its stream."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Kill and reap; a killed process ends within milliseconds."""
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+    async def _fill(self, view: memoryview) -> None:
+        loop = asyncio.get_running_loop()
+        while view:
+            count = await loop.sock_recv_into(self._socket, view)
+            if count == 0:
+                raise EOFError("a decoding child is gone")
+            view = view[count:]

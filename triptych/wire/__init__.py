@@ -1,0 +1,1 @@
+"""Everything that speaks gRPC between processes: conversion, status, client and server."""

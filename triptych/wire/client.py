@@ -1,0 +1,126 @@
+"""An instance behind a gRPC channel: ``core.ports.Instance`` for one that another process hosts.
+
+Knows the stage API and turns silence and broken connections into InstanceLost. Knows no pool, no
+restart and no routing.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import grpc
+import msgspec
+
+from triptych.core.census import Census
+from triptych.core.errors import Cancelled, DeadlineExceeded, InstanceLost, TriptychError
+from triptych.core.event import EventBatch
+from triptych.core.handoff import EncodeJob, Job
+from triptych.core.ids import JobId, SessionId
+from triptych.core.view import Description
+from triptych.v1 import stage_pb2 as pb
+from triptych.v1 import stage_pb2_grpc
+from triptych.wire import auth, convert
+from triptych.wire.status import from_grpc
+
+
+class ClientOptions(msgspec.Struct, frozen=True):
+    """How to reach an instance and how long to believe in it."""
+
+    secret: bytes
+    timeout_s: float = 5.0
+    """Silence on a session, and the bound on a single call, after which the instance is lost."""
+    max_message_bytes: int = 20_971_520
+
+
+class RemoteInstance:
+    """One instance at ``address`` (``host:port``)."""
+
+    def __init__(self, address: str, options: ClientOptions) -> None:
+        self._options = options
+        self._metadata = ((auth.METADATA_KEY, auth.token(options.secret)),)
+        self._channel = grpc.aio.insecure_channel(
+            address,
+            options=(
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.enable_retries", 0),
+                ("grpc.max_send_message_length", options.max_message_bytes),
+                ("grpc.max_receive_message_length", options.max_message_bytes),
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", round(options.timeout_s * 1000)),
+            ),
+        )
+        self._encoder = stage_pb2_grpc.EncoderStub(self._channel)  # type: ignore[no-untyped-call]
+        self._prefill = stage_pb2_grpc.PrefillStub(self._channel)  # type: ignore[no-untyped-call]
+        self._decode = stage_pb2_grpc.DecodeStub(self._channel)  # type: ignore[no-untyped-call]
+        self._instance = stage_pb2_grpc.InstanceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def describe(self) -> Description:
+        """What the instance says of itself."""
+        message = await self._call(self._instance.Describe, pb.DescribeRequest())
+        return convert.decode_description(message)
+
+    async def open(self, session: SessionId) -> AsyncGenerator[EventBatch, None]:
+        """The session's batches; the first one says that it is open, and jobs may follow.
+
+        Raises InstanceLost when the stream breaks, ends or is silent for ``timeout_s``."""
+        call = self._instance.Open(pb.OpenRequest(session=session), metadata=self._metadata)
+        try:
+            while True:
+                async with asyncio.timeout(self._options.timeout_s):
+                    message = await call.read()
+                if message is grpc.aio.EOF:
+                    raise InstanceLost("the instance ended the session")
+                yield convert.decode_batch(message)
+        except TimeoutError as error:
+            raise InstanceLost("the instance is silent") from error
+        except grpc.aio.AioRpcError as error:
+            raise _meaning(error) from error
+        finally:
+            call.cancel()
+
+    async def submit(self, job: Job) -> None:
+        """Send a job to the service of its stage. Raises what the instance refused it with."""
+        if isinstance(job, EncodeJob):
+            await self._call(self._encoder.Encode, convert.encode_encode_job(job))
+            return
+        method = self._decode.Decode if job.publish is None else self._prefill.Prefill
+        await self._call(method, convert.encode_language_job(job))
+
+    async def cancel(self, jobs: Sequence[JobId]) -> None:
+        """End the jobs; returns when they hold nothing at the instance."""
+        await self._call(self._instance.Cancel, pb.CancelRequest(jobs=jobs))
+
+    async def census(self) -> Census:
+        """Who holds what at the instance."""
+        return convert.decode_census(await self._call(self._instance.Census, pb.CensusRequest()))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Let the instance finish what it has, at most ``timeout_s``."""
+        request = pb.DrainRequest(timeout_s=timeout_s)
+        message: pb.DrainResponse = await self._call(self._instance.Drain, request, timeout_s)
+        return message.is_idle
+
+    async def close(self) -> None:
+        """Close the channel; open sessions end."""
+        await self._channel.close()
+
+    async def _call(self, method: Any, message: Any, more_s: float = 0.0) -> Any:
+        """One unary call; a call that outlives its timeout means a lost instance."""
+        timeout_s = self._options.timeout_s + more_s
+        try:
+            return await method(message, metadata=self._metadata, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _meaning(error) from error
+        except grpc.aio.UsageError as error:
+            raise InstanceLost("the connection to the instance is closed") from error
+
+
+def _meaning(error: grpc.aio.AioRpcError) -> TriptychError:
+    """What an instance meant; a call that gRPC itself ended means that the instance is lost."""
+    meaning = from_grpc(error)
+    if isinstance(meaning, DeadlineExceeded):
+        return InstanceLost("the instance does not answer")
+    if isinstance(meaning, Cancelled):
+        return InstanceLost("the instance stopped serving")
+    return meaning

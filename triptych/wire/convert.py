@@ -1,0 +1,348 @@
+"""Core values <-> messages of ``proto/triptych/v1/stage.proto``, both ways, field by field.
+
+``encode_*`` never fails on a valid core value. ``decode_*`` raises RequestError for a message that
+no peer of ours sends (a missing part, a key of the wrong length). Knows no channel and no call.
+"""
+
+from collections.abc import Sequence
+
+from triptych.core import event, handoff, request, view
+from triptych.core.census import Census, Holding
+from triptych.core.errors import RequestError
+from triptych.core.ids import ContentHash, Handle, InstanceId, JobId, SessionId
+from triptych.core.layout import Layout
+from triptych.core.lifecycle import Stage
+from triptych.v1 import stage_pb2 as pb
+
+_KEY_BYTES = 32
+_TO_STAGE = {
+    Stage.ENCODE: pb.STAGE_ENCODE,
+    Stage.PREFILL: pb.STAGE_PREFILL,
+    Stage.DECODE: pb.STAGE_DECODE,
+}
+_FROM_STAGE = {number: stage for stage, number in _TO_STAGE.items()}
+
+
+# ------------------------------------------------------------------------------------------ jobs
+
+
+def encode_encode_job(job: handoff.EncodeJob) -> pb.EncodeJob:
+    """An encode job as its message."""
+    return pb.EncodeJob(
+        header=_encode_header(job.header),
+        item=_encode_item(job.item),
+        data=job.data,
+        format=job.format,
+        handle=job.handle,
+    )
+
+
+def decode_encode_job(message: pb.EncodeJob) -> handoff.EncodeJob:
+    """The inverse of ``encode_encode_job``."""
+    return handoff.EncodeJob(
+        header=_decode_header(message.header),
+        item=_decode_item(message.item),
+        data=message.data,
+        format=message.format,
+        handle=Handle(message.handle),
+    )
+
+
+def encode_language_job(job: handoff.LanguageJob) -> pb.LanguageJob:
+    """A language job as its message."""
+    sampling, stop = job.sampling, job.stop
+    return pb.LanguageJob(
+        header=_encode_header(job.header),
+        prompt=pb.Prompt(
+            token_ids=job.prompt.token_ids,
+            items=[_encode_item(item) for item in job.prompt.items],
+        ),
+        sampling=pb.Sampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            seed=sampling.seed,
+            logprobs=sampling.logprobs,
+        ),
+        stop=pb.StopRule(
+            max_tokens=stop.max_tokens, token_ids=stop.token_ids, strings=stop.strings
+        ),
+        generated=job.generated,
+        items=[
+            pb.PromisedItem(item=_encode_item(promised.item), ref=_encode_ref(promised.ref))
+            for promised in job.items
+        ],
+        kv=None if job.kv is None else _encode_ref(job.kv),
+        publish=job.publish,
+    )
+
+
+def decode_language_job(message: pb.LanguageJob) -> handoff.LanguageJob:
+    """The inverse of ``encode_language_job``."""
+    sampling, stop = message.sampling, message.stop
+    return handoff.LanguageJob(
+        header=_decode_header(message.header),
+        prompt=request.Prompt(
+            token_ids=tuple(message.prompt.token_ids),
+            items=tuple(_decode_item(item) for item in message.prompt.items),
+        ),
+        sampling=request.Sampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            seed=sampling.seed,
+            logprobs=sampling.logprobs,
+        ),
+        stop=request.StopRule(
+            max_tokens=stop.max_tokens,
+            token_ids=tuple(stop.token_ids),
+            strings=tuple(stop.strings),
+        ),
+        generated=tuple(message.generated),
+        items=tuple(
+            handoff.PromisedItem(item=_decode_item(promised.item), ref=_decode_ref(promised.ref))
+            for promised in message.items
+        ),
+        kv=_decode_ref(message.kv) if message.HasField("kv") else None,
+        publish=Handle(message.publish) if message.HasField("publish") else None,
+    )
+
+
+def _encode_header(header: handoff.JobHeader) -> pb.JobHeader:
+    return pb.JobHeader(
+        id=header.id,
+        session=header.session,
+        epoch=header.epoch,
+        budget_s=header.budget_s,
+        salt=header.salt,
+    )
+
+
+def _decode_header(message: pb.JobHeader) -> handoff.JobHeader:
+    if not message.id or not message.session:
+        raise RequestError("a job needs an id and a session", field="header")
+    return handoff.JobHeader(
+        id=JobId(message.id),
+        session=SessionId(message.session),
+        epoch=message.epoch,
+        budget_s=message.budget_s,
+        salt=message.salt,
+    )
+
+
+def _encode_item(item: request.Item) -> pb.Item:
+    return pb.Item(key=item.key, offset=item.offset, num_tokens=item.num_tokens, grid=item.grid)
+
+
+def _decode_item(message: pb.Item) -> request.Item:
+    if len(message.grid) != 3 or len(message.key) != _KEY_BYTES:
+        raise RequestError("an item has a key of 32 bytes and a grid of 3 numbers", field="item")
+    time, height, width = message.grid
+    return request.Item(
+        key=ContentHash(message.key),
+        offset=message.offset,
+        num_tokens=message.num_tokens,
+        grid=(time, height, width),
+    )
+
+
+def _encode_endpoint(endpoint: handoff.Endpoint) -> pb.Endpoint:
+    return pb.Endpoint(
+        host=endpoint.host, port=endpoint.port, path=endpoint.path, machine=endpoint.machine
+    )
+
+
+def _decode_endpoint(message: pb.Endpoint) -> handoff.Endpoint:
+    return handoff.Endpoint(
+        host=message.host, port=message.port, path=message.path, machine=message.machine
+    )
+
+
+def _encode_ref(ref: handoff.TransferRef) -> pb.TransferRef:
+    return pb.TransferRef(
+        handle=ref.handle,
+        epoch=ref.epoch,
+        instance=ref.instance,
+        endpoint=_encode_endpoint(ref.endpoint),
+        layout=ref.layout,
+        num_tokens=ref.num_tokens,
+    )
+
+
+def _decode_ref(message: pb.TransferRef) -> handoff.TransferRef:
+    return handoff.TransferRef(
+        handle=Handle(message.handle),
+        epoch=message.epoch,
+        instance=InstanceId(message.instance),
+        endpoint=_decode_endpoint(message.endpoint),
+        layout=message.layout,
+        num_tokens=message.num_tokens,
+    )
+
+
+# ---------------------------------------------------------------------------------------- events
+
+
+def encode_batch(batch: event.EventBatch) -> pb.EventBatch:
+    """A batch of events as its message."""
+    return pb.EventBatch(events=[_encode_event(one) for one in batch.events])
+
+
+def decode_batch(message: pb.EventBatch) -> event.EventBatch:
+    """The inverse of ``encode_batch``."""
+    return event.EventBatch(tuple(_decode_event(one) for one in message.events))
+
+
+def _encode_event(one: event.Event) -> pb.Event:
+    match one:
+        case event.Encoded():
+            return pb.Event(encoded=pb.Encoded(job=one.job, timing=_encode_timing(one.timing)))
+        case event.Tokens():
+            tokens = [_encode_token(token) for token in one.tokens]
+            return pb.Event(tokens=pb.Tokens(job=one.job, tokens=tokens))
+        case event.Finished():
+            timing = _encode_timing(one.timing)
+            return pb.Event(finished=pb.Finished(job=one.job, reason=one.reason, timing=timing))
+        case event.Failed():
+            return pb.Event(
+                failed=pb.Failed(job=one.job, code=one.code, detail=one.detail, blame=one.blame)
+            )
+
+
+def _decode_event(message: pb.Event) -> event.Event:
+    match message.WhichOneof("kind"):
+        case "encoded":
+            one = message.encoded
+            return event.Encoded(JobId(one.job), _decode_timing(one.timing))
+        case "tokens":
+            tokens = tuple(_decode_token(token) for token in message.tokens.tokens)
+            return event.Tokens(JobId(message.tokens.job), tokens)
+        case "finished":
+            done = message.finished
+            return event.Finished(JobId(done.job), done.reason, _decode_timing(done.timing))
+        case "failed":
+            failed = message.failed
+            return event.Failed(JobId(failed.job), failed.code, failed.detail, failed.blame)
+        case _:
+            raise RequestError("an event of no known kind", field="events")
+
+
+def _encode_token(token: event.Token) -> pb.Token:
+    return pb.Token(
+        index=token.index,
+        id=token.id,
+        logprob=token.logprob,
+        top=[pb.Alternative(id=number, logprob=logprob) for number, logprob in token.top],
+    )
+
+
+def _decode_token(message: pb.Token) -> event.Token:
+    return event.Token(
+        index=message.index,
+        id=message.id,
+        logprob=message.logprob if message.HasField("logprob") else None,
+        top=tuple((one.id, one.logprob) for one in message.top),
+    )
+
+
+def _encode_timing(timing: event.Timing) -> pb.Timing:
+    return pb.Timing(
+        queue_s=timing.queue_s,
+        transfer_s=timing.transfer_s,
+        compute_s=timing.compute_s,
+        prefill_s=timing.prefill_s,
+        cached_tokens=timing.cached_tokens,
+    )
+
+
+def _decode_timing(message: pb.Timing) -> event.Timing:
+    return event.Timing(
+        queue_s=message.queue_s,
+        transfer_s=message.transfer_s,
+        compute_s=message.compute_s,
+        prefill_s=message.prefill_s,
+        cached_tokens=message.cached_tokens,
+    )
+
+
+# -------------------------------------------------------------------------- description and census
+
+
+def encode_description(description: view.Description) -> pb.Description:
+    """A description as its message."""
+    return pb.Description(
+        id=description.id,
+        role=[_TO_STAGE[stage] for stage in description.role],
+        model=description.model,
+        transfer=_encode_endpoint(description.transfer),
+        kv=None if description.kv is None else _encode_layout(description.kv),
+        embedding=None if description.embedding is None else _encode_layout(description.embedding),
+        num_kv_blocks=description.num_kv_blocks,
+        num_embedding_blocks=description.num_embedding_blocks,
+        max_tokens=description.max_tokens,
+        pid=description.pid,
+        memory_bytes=description.memory_bytes,
+    )
+
+
+def decode_description(message: pb.Description) -> view.Description:
+    """The inverse of ``encode_description``."""
+    return view.Description(
+        id=InstanceId(message.id),
+        role=_decode_stages(message.role),
+        model=message.model,
+        transfer=_decode_endpoint(message.transfer),
+        kv=_decode_layout(message.kv) if message.HasField("kv") else None,
+        embedding=_decode_layout(message.embedding) if message.HasField("embedding") else None,
+        num_kv_blocks=message.num_kv_blocks,
+        num_embedding_blocks=message.num_embedding_blocks,
+        max_tokens=message.max_tokens,
+        pid=message.pid,
+        memory_bytes=dict(message.memory_bytes),
+    )
+
+
+def encode_census(census: Census) -> pb.CensusResponse:
+    """A census as its message."""
+    held = [pb.Holding(kind=row.kind, owner=row.owner, count=row.count) for row in census.held]
+    return pb.CensusResponse(instance=census.instance, held=held, totals=census.totals)
+
+
+def decode_census(message: pb.CensusResponse) -> Census:
+    """The inverse of ``encode_census``."""
+    held = tuple(Holding(row.kind, row.owner, row.count) for row in message.held)
+    return Census(instance=message.instance, held=held, totals=dict(message.totals))
+
+
+def _decode_stages(numbers: Sequence[pb.Stage]) -> tuple[Stage, ...]:
+    if unknown := [number for number in numbers if number not in _FROM_STAGE]:
+        raise RequestError(f"stage {unknown[0]} is not known", field="role")
+    return tuple(_FROM_STAGE[number] for number in numbers)
+
+
+def _encode_layout(layout: Layout) -> pb.Layout:
+    return pb.Layout(
+        kind=layout.kind,
+        model=layout.model,
+        dtype=layout.dtype,
+        shape=layout.shape,
+        block_size=layout.block_size,
+    )
+
+
+def _decode_layout(message: pb.Layout) -> Layout:
+    return Layout(
+        kind=message.kind,
+        model=message.model,
+        dtype=message.dtype,
+        shape=tuple(message.shape),
+        block_size=message.block_size,
+    )
