@@ -12,7 +12,7 @@ import msgspec
 
 from bench import arrivals, report, workloads
 from bench.client import Outcome
-from bench.systems import Run, System
+from bench.systems import Run, System, SystemFailed
 
 Say = Callable[[str], None]
 
@@ -61,7 +61,10 @@ async def compare(systems: Sequence[System], plan: Plan, say: Say) -> tuple[repo
 
 async def _warm_up(system: System, plan: Plan) -> None:
     asks = workloads.draw(plan.warmup, plan.seed - 1)
-    await system.run(Run(asks, (0.0,) * plan.warmup), lambda _: None)
+    outcomes = await system.run(Run(asks, (0.0,) * plan.warmup), lambda _: None)
+    for outcome in outcomes:
+        if outcome.status != "ok":
+            raise SystemFailed(f"{system.name} does not answer: {outcome.detail}")
 
 
 async def _measure(system: System, run: Run, rate: float, progress: "_Progress") -> report.Summary:
@@ -77,7 +80,7 @@ async def _measure(system: System, run: Run, rate: float, progress: "_Progress")
     progress.line(
         f"    {rate:g}/s: TTFT {summary.ttft_s.p50 * 1e3:.0f} ms, "
         f"TPOT {summary.tpot_s.p50 * 1e3:.1f} ms, {summary.requests_per_s:.2f} requests/s, "
-        f"{summary.outcomes}"
+        f"{summary.outcomes} {summary.trouble}"
     )
     return summary
 

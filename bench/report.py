@@ -26,6 +26,8 @@ class Summary(msgspec.Struct, frozen=True):
     requests: int
     outcomes: dict[str, int]
     """Requests by status."""
+    trouble: str
+    """What the first request that was not answered was told."""
     ttft_s: Quantiles
     tpot_s: Quantiles
     itl_s: Quantiles
@@ -90,6 +92,7 @@ def summarise(outcomes: Sequence[Outcome]) -> Summary:
     return Summary(
         requests=len(outcomes),
         outcomes=counts,
+        trouble=next((outcome.detail for outcome in outcomes if outcome.status != "ok"), ""),
         ttft_s=quantiles([one.ttft_s for one in latencies]),
         tpot_s=quantiles([one.tpot_s for one in latencies if one.itl_s]),
         itl_s=quantiles([gap for one in latencies for gap in one.itl_s]),
@@ -108,7 +111,10 @@ def table(rows: Iterable[Row]) -> str:
         "|---|---|" + "---|" * (len(names) + 1),
     ]
     for row in rows:
-        cells = [_cell(row.spread(figure)) for _, figure in FIGURES.values()]
+        answered = all(run.outcomes.get("ok") for run in row.runs)
+        cells = [
+            _cell(row.spread(figure)) if answered else "none" for _, figure in FIGURES.values()
+        ]
         lost = sum(run.requests - run.outcomes.get("ok", 0) for run in row.runs)
         asked = sum(run.requests for run in row.runs)
         name = f"| {row.rate:g} | {row.system} | "

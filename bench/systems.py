@@ -67,12 +67,13 @@ class TriptychServer:
 
     async def start(self) -> None:
         """Start it and wait for ``/ready``."""
-        http, grpc = _free_ports(2)
+        http, grpc, admin = _free_ports(3)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cli", "serve", "--model", self._model),
             *("--topology", self.name),
             *("--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}"),
+            *("--set", f"router.admin=127.0.0.1:{admin}"),
             *(word for setting in self._settings for word in ("--set", setting)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._said,

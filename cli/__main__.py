@@ -2,12 +2,26 @@
 
 import argparse
 import sys
+from typing import Protocol
 
 from cli import ask, census, doctor, serve
 from triptych import __version__
 from triptych.core.errors import TriptychError
 
-COMMANDS = {
+
+class Command(Protocol):
+    """What a module of this package offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's options."""
+        ...
+
+    def run(self, words: argparse.Namespace) -> int:
+        """Do it; the exit status."""
+        ...
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
     "serve": (serve, "start the pools and both doors"),
     "ask": (ask, "ask a running server about pictures"),
     "doctor": (doctor, "what of this machine is usable, and what the server will do"),

@@ -42,8 +42,8 @@ def _table(instances: list[dict[str, Any]]) -> None:
         totals = instance["totals"]
         pools = sorted({name.split(".")[0] for name in totals})
         sizes = ", ".join(
-            f"{pool} {totals.get(f'{pool}.free', 0)} free + {totals.get(f'{pool}.cached', 0)} cached"
-            f" of {totals.get(f'{pool}.total', 0)}"
+            f"{totals[f'{pool}.total']} {pool} ({totals[f'{pool}.free']} free,"
+            f" {totals[f'{pool}.cached']} cached)"
             for pool in pools
         )
         print(f"{instance['instance']}: {sizes}")

@@ -160,20 +160,20 @@ def _open_files(config: Config) -> Finding:
 
 
 def _ports(config: Config) -> Iterable[Finding]:
-    for door, address in (("HTTP", config.router.http), ("gRPC", config.router.grpc)):
-        host, _, port = address.rpartition(":")
-        try:
-            with socket.create_server((host.strip("[]"), int(port))):
-                yield Finding(f"{door} door", address, "free")
-        except (OSError, ValueError) as error:
-            key = "http" if door == "HTTP" else "grpc"
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            yield Finding(
-                f"{door} door",
-                f"{address}: {reason}",
-                f"choose another: --{key} HOST:PORT",
-                "problem",
-            )
+    for name in ("http", "grpc", "admin"):
+        if address := getattr(config.router, name):
+            yield _port(f"{name} door", address, f"choose another: --set router.{name}=HOST:PORT")
+
+
+def _port(name: str, address: str, otherwise: str) -> Finding:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_server((host.strip("[]"), int(port))):
+            return Finding(name, address, "free")
+    except OSError as error:
+        return Finding(name, f"{address}: {error.strerror}", otherwise, "problem")
+    except ValueError:
+        return Finding(name, f"{address}: not HOST:PORT", otherwise, "problem")
 
 
 def _gpu(torch: dict[str, Any]) -> Finding:

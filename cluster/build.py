@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable
 from typing import Self
 
+from cluster import ray_environment
 from cluster.directory import Directory
 from cluster.host import Host
 from cluster.local import LocalHost
@@ -121,7 +122,8 @@ async def _open_host(config: Config, on_progress: Callable[[str], None]) -> Host
         case "process":
             return ProcessHost()
         case _:
-            from cluster.ray_actors import RayHost  # importing Ray costs 0.3 s and its processes
+            ray_environment.prepare(config)
+            from cluster.ray_actors import RayHost  # reads that environment; costs 0.3 s
 
             on_progress("Ray: starting")
             return await RayHost.open(config)

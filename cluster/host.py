@@ -62,16 +62,18 @@ class Host(Protocol):
         ...
 
 
-def child_environment(config: Config) -> dict[str, str]:
-    """The environment of a process that hosts an instance."""
+def thread_environment(config: Config) -> dict[str, str]:
+    """What keeps the libraries of one instance to its arithmetic threads."""
     threads = str(config.model.threads)
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
     return {
-        **os.environ,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
-        "GRPC_VERBOSITY": os.environ.get("GRPC_VERBOSITY", "ERROR"),
-        "PYTHONPATH": path,
     }
+
+
+def child_environment(config: Config) -> dict[str, str]:
+    """The environment of a process that hosts an instance."""
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, **thread_environment(config), "PYTHONPATH": path}

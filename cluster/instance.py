@@ -22,6 +22,8 @@ from triptych.wire.sessions import Sessions
 
 log = logging.getLogger(__name__)
 
+_CHECK_AFTER_S = 0.5
+
 Rows = tuple[list[Holding], dict[str, int]]
 
 
@@ -68,6 +70,7 @@ class HostedInstance:
         self._changed = asyncio.Event()
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._pumps = [asyncio.create_task(self._guard(pump)) for pump in parts.pumps]
+        self._checking: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def describe(self) -> Description:
@@ -101,7 +104,6 @@ class HostedInstance:
             self._sessions.leave(job)
         services = self._services.values()
         await asyncio.gather(*(service.cancel(job) for job in jobs for service in services))
-        self.settle()
 
     async def census(self) -> Census:
         """See ``core.ports.Instance.census``."""
@@ -120,7 +122,7 @@ class HostedInstance:
         self._is_draining = True
         try:
             async with asyncio.timeout(timeout_s):
-                while any(service.jobs() for service in self._services.values()):
+                while self._is_busy:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -150,16 +152,27 @@ class HostedInstance:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def settle(self) -> None:
-        """A job is gone: check the invariants if it was the last one."""
+    def touch(self) -> None:
+        """Something was submitted or let go of: tell who drains, look later whether all is well."""
         self._changed.set()
-        if any(service.jobs() for service in self._services.values()):
+        if self._checking is None:
+            loop = asyncio.get_running_loop()
+            self._checking = loop.call_later(_CHECK_AFTER_S, self._check)
+
+    def _check(self) -> None:
+        """Verify the invariants if the instance is idle; busy ones are looked at again later."""
+        self._checking = None
+        if self._broken.done() or self._is_busy:
             return
         try:
             for check in self._parts.checks:
                 check()
         except InvariantBroken as error:
             self._break(str(error))
+
+    @property
+    def _is_busy(self) -> bool:
+        return any(service.jobs() for service in self._services.values())
 
     def _break(self, reason: str) -> None:
         """Something that cannot be, was: answer nobody any more."""
@@ -178,11 +191,12 @@ class HostedInstance:
 
     async def _close(self) -> None:
         self._is_draining = True
-        if not self._broken.done():
-            self._broken.set_result("it was closed")
         self._sessions.close()
-        jobs = [job for service in self._services.values() for job in service.jobs()]
-        await self.cancel(jobs)
+        if not self._broken.done():  # else nobody is left to confirm a cancellation
+            self._broken.set_result("it was closed")
+            await self.cancel([job for one in self._services.values() for job in one.jobs()])
+        if self._checking is not None:
+            self._checking.cancel()
         await self._parts.close()
         for task in (*self._pumps, *self._tasks):
             task.cancel()

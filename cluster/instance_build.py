@@ -10,7 +10,7 @@ from typing import Any
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
 from decode_service.service import DecodeService
-from encoder_service.build import build_encode
+from encoder_service.build import build_encode, build_pictures
 from kvtransfer.build import build_outbox, build_receiver
 from kvtransfer.inproc import Neighbour
 from kvtransfer.intake import Intake
@@ -28,6 +28,7 @@ from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Outcome
 from triptych.engine.pump import Pump
+from triptych.engine.vision import VisionEngine
 from triptych.executor.build import Executors
 from triptych.executor.build import build as build_executors
 from triptych.inputs.model_card import ModelCard, load_card
@@ -63,9 +64,10 @@ class _Assembly:
         self._card = card
         self._executors = executors
         self._clock = clock = MonotonicClock()
-        self._ended: Callable[[SessionId], None] = lambda _: None
+        self._instance: HostedInstance | None = None
+        self._intake: Intake | None = None
         config = spec.config
-        self._sessions = Sessions(config.cluster.heartbeat_s, lambda name: self._ended(name))
+        self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
         soon = asyncio.get_running_loop().call_soon_threadsafe
         self._outbox: Outbox = build_outbox(spec.id, config.transfer, spec.secret, clock, soon)
         self._receiver: Receiver = build_receiver(
@@ -104,7 +106,7 @@ class _Assembly:
                 close=self._closing.aclose,
             )
         )
-        self._ended = instance.session_ended
+        self._instance = instance
         return instance
 
     def _embedding_cache(self) -> EmbeddingCache | None:
@@ -119,21 +121,19 @@ class _Assembly:
     def _add_encode(self, cache: EmbeddingCache) -> None:
         executor = self._executors.vision
         assert executor is not None
-        stage = build_encode(
-            executor,
-            cache,
-            self._outbox,
-            self._card.image.patch_size,
-            self._spec.config,
-            self._clock,
-            self._sessions.emit,
+        config = self._spec.config
+        engine = VisionEngine(config.engine, cache, must_wait=self._must_wait)
+        pictures = build_pictures(config, self._card.image.patch_size)
+        emit = self._sessions.emit
+        service, pump = build_encode(
+            engine, executor, self._outbox, pictures, self._clock, self._wake, emit
         )
-        self._closing.push_async_callback(stage.pool.close)
-        self._closing.push_async_callback(stage.pump.close)
-        self._services[Stage.ENCODE] = stage.service
-        self._pumps.append(stage.pump)
-        self._censuses.append(lambda: (_jobs(stage.engine.census()), {}))
-        self._checks.append(stage.engine.check)
+        self._closing.push_async_callback(pictures.close)
+        self._closing.push_async_callback(pump.close)
+        self._services[Stage.ENCODE] = service
+        self._pumps.append(pump)
+        self._censuses.append(lambda: (_jobs(engine.census()), {}))
+        self._checks.append(engine.check)
 
     def _add_language(self, cache: EmbeddingCache | None) -> None:
         """Prefill, decode or both over one engine."""
@@ -163,7 +163,9 @@ class _Assembly:
         pump = Pump(engine, executor, clock, tell)
         pictures = None
         if can_prefill and cache is not None and executor.embeddings is not None:
-            intake = Intake(cache, executor.embeddings, self._receiver, spec.id, clock)
+            intake = self._intake = Intake(
+                cache, executor.embeddings, self._receiver, spec.id, clock
+            )
             self._closing.push_async_callback(intake.close)
             self._censuses.append(lambda: (intake.census(), {}))
             pictures = (intake, cache)
@@ -187,6 +189,16 @@ class _Assembly:
         """What one engine let go of, or finished, may be what the other waits for."""
         for pump in self._pumps:
             pump.wake()
+        if self._instance is not None:
+            self._instance.touch()
+
+    def _session_ended(self, session: SessionId) -> None:
+        if self._instance is not None:
+            self._instance.session_ended(session)
+
+    def _must_wait(self) -> bool:
+        """Whether prompts wait for room for all their pictures: encode takes none before them."""
+        return self._intake is not None and self._intake.num_waiting > 0
 
     def _max_tokens(self) -> int:
         """Longest sequence that the model and the blocks take."""

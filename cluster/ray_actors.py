@@ -2,7 +2,7 @@
 
 Ray places, starts and kills; every word to an instance goes over its own gRPC server. Without an
 address a private cluster is started for this process alone (loopback, token authentication, its
-own scratch directory) and taken down with it.
+own scratch directory) and taken down with it. Import it after ``ray_environment.prepare``.
 """
 
 import asyncio
@@ -13,16 +13,15 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import ray
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
+import ray._private.worker
 from ray.exceptions import RayActorError, RayError
 
-from cluster.host import Hosted, InstanceSpec, child_environment
+from cluster.host import Hosted, InstanceSpec, thread_environment
 from cluster.node import Node
 from cluster.remote import Served, connect
 from triptych.core import log, topology
@@ -31,10 +30,13 @@ from triptych.core.errors import ConfigError, Unavailable
 from triptych.core.ids import InstanceId
 from triptych.wire.client import RemoteInstance
 
+logger = logging.getLogger(__name__)
+
 _STORE_BYTES = 80 * 2**20
 """Ray's object store, the smallest it takes: nothing of ours ever goes through it."""
 _PLENTY = 4096
 """CPUs that a private cluster pretends to have; actors claim none, so this only has to be large."""
+_SCRATCH = "triptych-ray-"
 _NAMESPACE = "triptych"
 _KILL_S = 10.0
 
@@ -114,13 +116,13 @@ class RayHost:
             raise ConfigError("cluster.backend: this process is connected to Ray already")
         scratch = None
         if not config.cluster.ray_address:
-            scratch = Path(tempfile.mkdtemp(prefix="triptych-ray-"))
+            scratch = await asyncio.to_thread(_scratch)
         try:
             # In a thread: it takes seconds, and off the main thread Ray leaves our signals alone.
             await asyncio.shield(asyncio.to_thread(_connect, config, scratch))
         except (RayError, OSError, RuntimeError, ValueError) as error:
             await _disconnect(scratch)
-            raise Unavailable(f"Ray did not start: {error}") from error
+            raise Unavailable(f"Ray did not start: {str(error).splitlines()[0]}") from error
         except BaseException:
             await _disconnect(scratch)
             raise
@@ -157,6 +159,16 @@ class RayHost:
         await _disconnect(self._scratch)
 
 
+def _scratch() -> Path:
+    """A fresh directory, its path short because Ray's sockets live in it. Those of processes that
+    were killed before they could remove theirs are removed now."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+        owner = old.name.removeprefix(_SCRATCH).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+
+
 def _connect(config: Config, scratch: Path | None) -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     common: dict[str, Any] = {
@@ -165,52 +177,30 @@ def _connect(config: Config, scratch: Path | None) -> None:
         "namespace": _NAMESPACE,
     }
     if scratch is None:
-        environment = {"env_vars": _environment(config)}
-        ray.init(address=config.cluster.ray_address, runtime_env=environment, **common)
+        threads = thread_environment(config)
+        ray.init(address=config.cluster.ray_address, runtime_env={"env_vars": threads}, **common)
         return
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
-    with _environ({**_environment(config), **token, **quiet}):
-        ray.init(
-            include_dashboard=False,
-            num_cpus=_PLENTY,
-            object_store_memory=_STORE_BYTES,
-            _temp_dir=str(scratch),
-            _node_ip_address="127.0.0.1",
-            **common,
-        )
+    ray.init(
+        include_dashboard=False,
+        num_cpus=_PLENTY,
+        object_store_memory=_STORE_BYTES,
+        _temp_dir=str(scratch),
+        _node_ip_address="127.0.0.1",
+        **common,
+    )
     # Ray prints a page on stdout for every worker that dies; the supervisor's line is enough.
-    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    ray._private.worker.print_to_stdstream = _to_log
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
+    """Stands in for Ray's printing of what its processes say."""
+    logger.debug("Ray: %s", " ".join(data.get("lines", ())))
 
 
 async def _disconnect(scratch: Path | None) -> None:
     await asyncio.to_thread(ray.shutdown)
     if scratch is not None:
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
-
-
-def _environment(config: Config) -> dict[str, str]:
-    """What actors inherit beyond the machine's own environment."""
-    return {
-        key: value
-        for key, value in child_environment(config).items()
-        if os.environ.get(key) != value
-    }
-
-
-@contextlib.contextmanager
-def _environ(values: dict[str, str]) -> Iterator[None]:
-    """Ray's processes inherit this process's environment: set it while they start, no longer."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 def _gpus_per_actor(config: Config) -> float:

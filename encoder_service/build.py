@@ -1,14 +1,11 @@
-"""Wires the encode stage of one instance: engine, pump, decoding children, service."""
+"""Wires the encode stage of one instance: decoding children, engine, pump and service."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from encoder_service.pictures import Pictures
 from encoder_service.service import EncodeService
 from kvtransfer.sender import Outbox
-from triptych.cache.embeddings import EmbeddingCache
 from triptych.core.clock import Clock
 from triptych.core.config import Config
 from triptych.core.event import Event
@@ -19,34 +16,26 @@ from triptych.engine.vision import VisionEngine
 from triptych.inputs.decode import DecoderPool
 
 
-class EncodeStage(msgspec.Struct, frozen=True):
-    """The encode stage and what must be run and closed with it."""
-
-    service: EncodeService
-    engine: VisionEngine
-    pump: Pump[Any, Any]
-    pool: DecoderPool
+def build_pictures(config: Config, patch_size: int) -> Pictures:
+    """The decoding of an instance's pictures. It is closed by whoever builds it."""
+    bound = config.engine.max_sequences + config.engine.max_waiting
+    return Pictures(DecoderPool(config.limits), patch_size, bound)
 
 
 def build_encode(
+    engine: VisionEngine,
     executor: VisionExecutor,
-    cache: EmbeddingCache,
     outbox: Outbox,
-    patch_size: int,
-    config: Config,
+    pictures: Pictures,
     clock: Clock,
+    wake: Callable[[], None],
     emit: Callable[[Event], None],
-) -> EncodeStage:
-    """The stage over the instance's executor, embedding cache and outbox."""
+) -> tuple[EncodeService, Pump[Any, Any]]:
+    """The service, and the pump that drives its engine; ``wake`` must wake that pump."""
 
     def tell(outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             service.handle(outcome)
 
-    engine = VisionEngine(config.engine, cache)
-    pump = Pump(engine, executor, clock, tell)
-    pool = DecoderPool(config.limits)
-    bound = config.engine.max_sequences + config.engine.max_waiting
-    pictures = Pictures(pool, patch_size, bound)
-    service = EncodeService(engine, executor.embeddings, outbox, pictures, clock, pump.wake, emit)
-    return EncodeStage(service, engine, pump, pool)
+    service = EncodeService(engine, executor.embeddings, outbox, pictures, clock, wake, emit)
+    return service, Pump(engine, executor, clock, tell)

@@ -30,3 +30,7 @@ class Pictures:
             return await self._pool.decode(job.data, job.format, width, height)
         finally:
             self._num_decoding -= 1
+
+    async def close(self) -> None:
+        """End the children; pictures in work fail."""
+        await self._pool.close()

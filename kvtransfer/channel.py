@@ -28,6 +28,10 @@ MAX_VECTORS = 512
 """Buffers in one system call; IOV_MAX is 1,024."""
 
 
+class Unreachable(InstanceLost):
+    """Nobody listens at an address; another way may still lead to the instance."""
+
+
 class Channel:
     """A non-blocking stream socket and its frames.
 
@@ -94,11 +98,11 @@ class Channel:
             return
 
     def connect(self, address: Address) -> None:
-        """Reach a listening socket. Raises InstanceLost."""
+        """Reach a listening socket. Raises Unreachable, or InstanceLost if it does not answer."""
         until_s = self._clock.now() + self._timeout_s
         while (code := self._sock.connect_ex(address)) not in (0, errno.EISCONN):
             if code not in (errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN):
-                raise InstanceLost(f"cannot connect: {os.strerror(code)}")
+                raise Unreachable(f"cannot connect: {os.strerror(code)}")
             if self._clock.now() >= until_s:
                 raise InstanceLost("no answer to a connection")
             # A TCP socket is writable once its fate is known. A Unix socket says EAGAIN while the

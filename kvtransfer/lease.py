@@ -353,15 +353,17 @@ class Offers:
         offer.lease.release(verdict.reason)
         offer.lease.check()
         offer.wake = _nothing
-        del self._offers[offer.lease.id]
         self._remember(offer.lease.id, verdict)
 
     def _tell(self, offer: Offer, verdict: Verdict) -> None:
+        """Tell the owner, then forget the offer: until then a withdrawal can wait for this."""
         try:
             self._call_soon(offer.on_release, verdict.reason.value)
         except RuntimeError:
             log.debug("the event loop is closed: nobody is left to hear of a release")
         offer.settled.set_result(None)
+        with self._lock:
+            del self._offers[offer.lease.id]
 
     def _remember(self, handle: Handle, verdict: Verdict) -> None:
         self._verdicts.setdefault(handle, verdict)

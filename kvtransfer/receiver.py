@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from kvtransfer.channel import Channel
+from kvtransfer.channel import Channel, Unreachable
 from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Fetch, Finish, Manifest, Message, Wait
 from kvtransfer.transport import Source, Transport, choose, slices
 from triptych.core.census import Holding
@@ -24,6 +24,7 @@ from triptych.core.errors import (
     InstanceLost,
     InvariantBroken,
     TransferError,
+    TriptychError,
     from_code,
 )
 from triptych.core.handoff import TransferRef
@@ -118,7 +119,11 @@ class Receiver:
         finally:
             taking.is_over = True
             self._active.discard(taking)
-        return work.result()
+        try:
+            return work.result()
+        except TriptychError as error:
+            error.blame = error.blame or ref.instance
+            raise
 
     def census(self) -> list[Holding]:
         """Fetches in flight by the instance that gives."""
@@ -163,7 +168,7 @@ class Receiver:
         for transport in choose(self._transports, ref, self._config.transport):
             try:
                 return self._open(transport, taking, deadline_s)
-            except InstanceLost as error:
+            except Unreachable as error:
                 # Another network namespace has the same boot id but not the same Unix sockets.
                 problem = error
         raise problem
@@ -287,7 +292,7 @@ class _Taking:
         while True:
             message, payload_bytes = link.channel.receive()
             if isinstance(message, Abort):
-                raise from_code(message.code, f"{self.ref.instance}: {message.detail}")
+                raise from_code(message.code, message.detail)
             is_wait = isinstance(message, Wait)
             if is_wait or clock.now() >= self._spoke_s + heartbeat_s:
                 self._speak(link, clock, Wait())

@@ -109,7 +109,9 @@ class Outbox:
         Cancelled. Idempotent; an unknown handle is refused from now on."""
         verdict = Verdict(Release.WITHDRAWN, "cancelled", detail)
         offer = self.offers.refuse(handle, verdict)
-        if offer is not None:
+        if offer is None:
+            await asyncio.sleep(0)  # if it is over, its owner's turn to hear of it comes first
+        else:
             await asyncio.shield(asyncio.wrap_future(offer.settled))
 
     def refuse(self, handle: Handle, code: str, detail: str) -> None:
@@ -176,7 +178,8 @@ class Outbox:
             try:
                 fd = shm.readonly(memory.fd) if memory.fd >= 0 else -1
             except OSError as error:
-                raise TransferError(f"store: {error.strerror}") from error
+                log.warning("a store cannot be shared, its blocks are sent: %s", error.strerror)
+                fd = -1
             self._stores.append((memory, fd))
             return len(self._stores) - 1, fd
 
@@ -321,8 +324,8 @@ class _Conversation:
             else:
                 break
         self._say(Finish(total, offer.tail or b""))
-        while not isinstance(self._hear(), Ack):
-            """The taker is alive and still reads."""
+        while isinstance(self._hear(), Wait):
+            continue  # it still reads
 
     def _give_chunk(
         self, memory: BlockMemory, first: int, blocks: Sequence[int], *, is_mapped: bool

@@ -133,7 +133,7 @@ async def _attempt(
     route = trip.route = stages.place(view, trip.prompt, avoid)
     jobs = _jobs(trip, route, view, stages)
     order = Order(len(trip.tokens))
-    decode = jobs[-1][1].header.id
+    decode, reason = jobs[-1][1].header.id, ""
     progress = _Progress(trip, stages, len(route.encode))
     async with stages.dispatcher.scope() as scope:
         await scope.start(jobs)
@@ -151,12 +151,13 @@ async def _attempt(
                         _note(trip, "prefill", event.timing)
                     case Finished():
                         _note(trip, "decode", event.timing)
-                        trip.reason = event.reason
+                        reason = event.reason
                     case Failed():
                         error = from_code(event.code, event.detail)
                         error.blame = event.blame or instance
                         raise error
-                if trip.reason and order.is_complete:
+                if reason and order.is_complete:
+                    trip.reason = reason
                     return
 
 

@@ -67,6 +67,8 @@ class _Running:
         self.room = asyncio.Semaphore(MAX_PENDING_DELTAS * request.num_choices)
         self.tasks: list[asyncio.Task[None]] = []
         self.error: TriptychError | None = None
+        self.num_finished = 0
+        """Choices whose last delta was given."""
         self.token_times_s: list[float] = []
         """Arrivals of the first choice's tokens: they make the request's latency."""
 
@@ -244,6 +246,8 @@ class RequestService:
                 num_open -= 1
                 if running.error is not None:
                     raise running.error
+                if running.num_finished + num_open < len(trips):
+                    raise InvariantBroken("a choice ended without an end")
         finally:
             for task in running.tasks:
                 task.cancel()
@@ -262,6 +266,7 @@ class RequestService:
                     if text.is_stopped:
                         break
             running.queue.put_nowait(text.finish(trip.reason))
+            running.num_finished += 1
         except TriptychError as error:
             running.error = running.error or error
         except Exception as error:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import signal
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -27,10 +30,32 @@ from training_forward import answer_loss
 
 HERE = Path(__file__).resolve().parent
 PATCHES_PER_BATCH = 1024
-FAMILY_SHARES = {"shapes": 0.2, "number": 0.34, "pair": 0.43, "chat": 0.03}
+FAMILY_SHARES = {"shapes": 0.2, "number": 0.3, "pair": 0.47, "chat": 0.03}
+# Short rotary wavelengths teach places quickly but hide which shape a word means; from this step
+# on the published, longer ones are used.
+FIRST_ROPE_THETA = 30.0
+THETA_SWITCH_STEP = 2359
+# The curriculum moves at this pace up to its slow steps, then evenly to the last step.
+SLOW_STEPS = 2768
+SLOW_PACE = 1 / 15000
 # How often a picture holds one shape, two shapes and so on, at first and later on.
 EARLY_COUNTS: tuple[float, ...] = (70, 20, 4, 2, 2, 2)
 FINAL_COUNTS: tuple[float, ...] = (20, 20, 20, 15, 13, 12)
+
+
+def curriculum_progress(step: int, steps: int) -> float:
+    """How far through the curriculum and the learning rate's cosine a step is, 0 to 1."""
+    if step < SLOW_STEPS:
+        return step * SLOW_PACE
+    reached = SLOW_STEPS * SLOW_PACE
+    return reached + (1 - reached) * (step - SLOW_STEPS) / (steps - SLOW_STEPS)
+
+
+def set_rope_theta(model: Qwen2_5_VLForConditionalGeneration, theta: float) -> None:
+    """Give the language model's rotary embedding another base."""
+    frequencies = model.model.language_model.rotary_emb.inv_freq
+    size = len(frequencies)
+    frequencies.copy_(theta ** -(torch.arange(size, dtype=torch.float32) / size))
 
 
 def draw_size(rng: random.Random, progress: float) -> Size:
@@ -56,10 +81,10 @@ def draw_batch(packer: Packer, family: str, progress: float, rng: random.Random)
     used = sizes if family == "pair" else sizes[:1]
     patches = sum(w * h // 196 for w, h in map(model_size, used))
     scenes = max(2, min(16, round(PATCHES_PER_BATCH / patches)))
-    asked = {"shapes": 7, "number": 2, "pair": 5, "chat": 4}[family]
+    asked = {"shapes": 7, "number": 3, "pair": 5, "chat": 4}[family]
     if family == "chat":
         scenes = 8
-    late = min(1.0, max(0.0, progress - 0.03) / 0.12)
+    late = min(1.0, max(0.0, progress - 0.03) / 0.15)
     counts = tuple(
         early + late * (final - early)
         for early, final in zip(EARLY_COUNTS, FINAL_COUNTS, strict=True)
@@ -67,11 +92,11 @@ def draw_batch(packer: Packer, family: str, progress: float, rng: random.Random)
     return packer.pack(family, sizes, scenes, asked, rng, counts)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
+def learning_rate(step: int, progress: float, peak: float) -> float:
     """Warm-up over 200 steps, then a cosine down to a hundredth of the peak."""
     if step < 200:
         return peak * (step + 1) / 200
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class Scores:
@@ -127,6 +152,7 @@ def train(options: argparse.Namespace) -> None:
     model = new_model(tokenizer)
     optimizers = make_optimizers(model)
     packer = Packer(tokenizer)
+    published_theta = model.config.text_config.rope_parameters["rope_theta"]
     first = 0
     if options.checkpoint.exists():
         saved = torch.load(options.checkpoint, weights_only=True)
@@ -137,12 +163,16 @@ def train(options: argparse.Namespace) -> None:
     write_folder(model, options.output)
     scores, total_loss, since = Scores(), 0.0, time.monotonic()
     saved_at = began = since
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     for step in range(first, options.steps):
         rng = random.Random(f"{options.seed}/{step}")
-        progress = step / options.steps
+        progress = curriculum_progress(step, options.steps)
+        early = step < THETA_SWITCH_STEP
+        set_rope_theta(model, FIRST_ROPE_THETA if early else published_theta)
         other = rng.choices(list(FAMILY_SHARES), list(FAMILY_SHARES.values()))[0]
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step, options.steps, options.peak)
+            group["lr"] = learning_rate(step, progress, options.peak)
         for family in ("shapes", other):
             batch = draw_batch(packer, family, progress, rng)
             with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
@@ -165,7 +195,8 @@ def train(options: argparse.Namespace) -> None:
                 flush=True,
             )
             scores, total_loss, since = Scores(), 0.0, now
-        if time.monotonic() - saved_at > options.save_every or done == options.steps:
+        overdue = time.monotonic() - saved_at > options.save_every
+        if overdue or stopped.is_set() or done == options.steps:
             saved_at = time.monotonic()
             state = {
                 "model": model.state_dict(),
@@ -176,6 +207,8 @@ def train(options: argparse.Namespace) -> None:
             torch.save(state, partial)
             partial.replace(options.checkpoint)
             write_weights(model, options.output)
+        if stopped.is_set():
+            break
 
 
 def main() -> None:
@@ -183,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write the model to")
     parser.add_argument("--checkpoint", type=Path, default=Path("demo_training.pt"))
-    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--steps", type=int, default=11000)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

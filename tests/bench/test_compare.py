@@ -1,10 +1,12 @@
 """The comparison's order, and its written results, with a system that answers at once."""
 
 import msgspec
+import pytest
 
 from bench import __main__ as command
 from bench.client import Outcome
 from bench.compare import Plan, compare
+from bench.systems import SystemFailed
 
 
 class Instant:
@@ -51,6 +53,17 @@ async def test_systems_take_turns_and_see_the_same_requests():
         ("EPD1", 1.0, 2), ("E1,P1,D1", 1.0, 2), ("EPD1", 4.0, 2), ("E1,P1,D1", 4.0, 2),
     ]  # fmt: skip
     assert any("min left" in line for line in said)
+
+
+async def test_a_system_that_does_not_answer_is_not_measured():
+    class Silent(Instant):
+        async def run(self, run, on_end):
+            return tuple(Outcome(0.0, (), 1.0, "refused", "HTTP 503") for _ in run.asks)
+
+    log = []
+    with pytest.raises(SystemFailed, match="HTTP 503"):
+        await compare([Silent("EPD1", log)], Plan((1.0,), 1.0, 1, 7), lambda _: None)
+    assert log == ["start EPD1", "stop EPD1"], "stopped all the same"
 
 
 async def test_results_are_written_with_what_is_needed_to_read_them(tmp_path):

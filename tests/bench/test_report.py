@@ -43,3 +43,9 @@ def test_rows_show_median_and_spread():
     assert "| 2 | EPD1 | 200 (100-300) |" in text
     assert text.endswith("| 0 of 3 |")
     assert len({line.count("|") for line in text.splitlines()}) == 1, "a table of equal columns"
+
+
+def test_a_run_without_answers_has_no_figures():
+    row = Row("EPD1", 2.0, (summarise([Outcome(0.0, (), 1.0, "refused", "HTTP 503: full")]),))
+    assert row.runs[0].trouble == "HTTP 503: full"
+    assert "| none | none |" in table([row])

@@ -161,20 +161,23 @@ def test_what_is_asked_for_is_not_evicted_for_its_neighbour():
     assert cache.reserve_all([item("a")]) is None
 
 
-def test_waiters_learn_what_became_of_it():
-    cache = EmbeddingCache(9, SIZE)
-    for settle, state in ((cache.abort, EntryState.FAILED), (cache.commit, EntryState.READY)):
-        (writer,) = cache.reserve_all([item("a")])
-        waiter, gone, heard = cache.acquire(KEYS["a"]), cache.acquire(KEYS["a"]), []
-        for entry in (writer, waiter, gone):
-            entry.watch(lambda entry: heard.append((entry, entry.state)))
-        cache.release(gone)
-        assert heard == []
-        settle(writer)
-        assert heard == [(writer, state), (waiter, state)]
-        waiter.watch(lambda entry: heard.append((entry, entry.state)))
-        assert heard[-1] == (waiter, state)
-        assert len(heard) == 3
+@pytest.mark.parametrize("state", [EntryState.FAILED, EntryState.READY])
+def test_waiters_learn_what_became_of_it(state):
+    cache, heard = EmbeddingCache(9, SIZE), []
+
+    def hear(entry):
+        heard.append((entry, entry.state))
+
+    (writer,) = cache.reserve_all([item("a")])
+    waiter, gone = cache.acquire(KEYS["a"]), cache.acquire(KEYS["a"])
+    for entry in (writer, waiter, gone):
+        entry.watch(hear)
+    cache.release(gone)
+    assert heard == []
+    (cache.commit if state is EntryState.READY else cache.abort)(writer)
+    assert heard == [(writer, state), (waiter, state)]
+    waiter.watch(hear)
+    assert heard[2:] == [(waiter, state)]
 
 
 def test_writer_that_lets_go_fails_the_entry():

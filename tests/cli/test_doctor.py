@@ -35,8 +35,8 @@ def test_a_taken_port_and_a_missing_model_are_problems(capsys):
         code = run("--set", f"router.http={address}", "--set", "model.path=no/such", "--json")
     rows = findings(capsys)
     assert code == 1
-    assert rows["HTTP door"]["state"] == "problem"
-    assert address in rows["HTTP door"]["found"]
+    assert rows["http door"]["state"] == "problem"
+    assert address in rows["http door"]["found"]
     assert rows["-> model"]["state"] == "problem"
 
 

@@ -1,4 +1,4 @@
-"""A model in a few lines, over real block tables: KV is a chain of hashes, a token a hash of all KV.
+"""A model in a few lines over real block tables: KV is a chain of hashes, a token a hash of it all.
 
 Any wrong block, row, position or order changes the tokens, and ``expected`` knows the right ones.
 """

@@ -109,7 +109,7 @@ def test_any_prefix(data):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 10), st.integers(0, 19), st.integers(0, 7))
 def test_a_prefix_with_one_wrong_bit(which, byte, bit):
-    prefix, body = manifest.encode(MESSAGES[which], 0)
+    prefix, _ = manifest.encode(MESSAGES[which], 0)
     damaged = bytearray(prefix)
     damaged[byte] ^= 1 << bit
     try:
@@ -128,8 +128,7 @@ def test_a_prefix_with_one_wrong_bit(which, byte, bit):
 def test_any_body(kind, body):
     try:
         message = manifest.decode(kind, body)
-    except TransferError as error:
-        assert len(str(error)) < 500
+    except TransferError:
         return
     assert manifest.decode(*reversed_encode(message)) == message
 

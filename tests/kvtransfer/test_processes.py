@@ -151,6 +151,17 @@ async def test_a_giver_that_hangs_is_given_up_and_cannot_come_back(name, way):
             assert bytes(store.view) == before
 
 
+async def test_a_giver_that_hangs_before_the_connection_costs_one_timeout():
+    """Silence is not a reason to try another way; only a refusal is."""
+    async with taking() as (_, _, fetch), peer("give") as giver:
+        endpoint = msgspec.convert(await giver.hear("endpoint"), Endpoint)
+        giver.process.send_signal(signal.SIGSTOP)
+        start = MonotonicClock().now()
+        with pytest.raises(InstanceLost, match="silent"):
+            await fetch(endpoint, "h", [1])
+        assert MonotonicClock().now() - start < 1.7 * QUICK.timeout_s
+
+
 @asynccontextmanager
 async def giving():
     """An outbox here and what it released."""

@@ -179,7 +179,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 OTHER_FORMATS = (
-    "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "EPS", "PDF", "JPEG2000", "IM", "MSP",
+    "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "EPS", "PDF", "JPEG2000", "MSP",
     "XBM", "SPIDER", "ICNS", "BLP", "QOI", "AVIF",
 )  # fmt: skip
 
@@ -193,7 +193,7 @@ def pictures():
         mode = {"MSP": "1", "XBM": "1", "SPIDER": "F", "BLP": "P"}.get(name, "RGB")
         try:
             yield name, saved(name, mode=mode)
-        except (KeyError, OSError, ValueError):
+        except (KeyError, OSError, ValueError, DeprecationWarning):
             continue  # this Pillow cannot write the format
     for side in (100_000, 2**31 - 1):
         yield f"png {side}", png_that_claims(side, side)
@@ -289,8 +289,11 @@ async def test_body_that_lies_about_its_length():
 async def test_headers_over_the_limit():
     service = ScriptedService()
     async with http_door(service) as url, httpx.AsyncClient(base_url=url) as client:
-        answer = await client.get("/live", headers={"x": "y" * 100_000})
-        assert answer.status_code in (400, 431)
+        try:
+            answer = await client.get("/live", headers={"x": "y" * 1_000_000})
+            assert answer.status_code in (400, 431)
+        except (httpx.ReadError, httpx.WriteError):
+            assert (await client.get("/live")).status_code == 200, "closed before all of it came"
         answer = await client.post(
             "/v1/chat/completions", json=HELLO, headers={"content-encoding": "gzip"}
         )

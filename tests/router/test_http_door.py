@@ -120,7 +120,7 @@ async def test_stream_on_the_wire():
     assert lines[-1] == "[DONE]"
     chunks = [json.loads(line) for line in lines[:-1]]
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    ids = [id for chunk in chunks[1:] for id in chunk["choices"][0]["token_ids"]]
+    ids = [token for chunk in chunks[1:] for token in chunk["choices"][0]["token_ids"]]
     assert ids == [token_id(word) for word in ("one", "two", "three")]
 
 
@@ -202,9 +202,7 @@ async def test_refusal_comes_before_the_body_and_fast():
                 assert taken_s < 0.05
         with pytest.raises(openai.RateLimitError):
             async with client_of(url) as official:
-                await official.chat.completions.create(
-                    model="scripted", messages=HELLO["messages"]
-                )
+                await official.chat.completions.create(model="scripted", messages=HELLO["messages"])
     assert service.requests == []
 
 
@@ -243,7 +241,9 @@ async def test_disconnect_cancels(stream):
     async with http_door(service) as url:
         reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
         body = json.dumps({**HELLO, "stream": stream, "max_tokens": 3000}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await until(lambda: service.num_produced > 2)
         if stream:
@@ -285,11 +285,13 @@ async def test_client_that_sends_nothing_is_cut_off():
 async def test_client_that_reads_nothing_is_cut_off():
     service = ScriptedService(repeat=400_000)
     async with http_door(service, write_stall_s=0.3, max_output_tokens=10**9) as url:
-        reader, writer = await asyncio.open_connection(
+        _, writer = await asyncio.open_connection(
             *url.removeprefix("http://").split(":"), limit=1024
         )
         body = json.dumps({**HELLO, "stream": True, "max_tokens": 10**9}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
         writer.write(head.encode() + body)
         await until(lambda: service.num_tickets == 1)
         await until(lambda: service.num_tickets == 0, timeout_s=10)

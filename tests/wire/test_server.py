@@ -181,3 +181,19 @@ async def test_nobody_there_means_lost():
             await remote.describe()
         with pytest.raises(errors.InstanceLost):
             await anext(remote.open("router"))
+
+
+async def test_a_connection_that_is_closed_means_lost_to_whoever_waits():
+    async with served() as (instance, _, address), connected(address) as remote:
+        waits = asyncio.Event()
+        instance.sessions._heartbeat_s = 60.0
+        instance.cancel = lambda jobs: waits.wait()
+        batches = remote.open("router")
+        await anext(batches)
+        calling = asyncio.create_task(remote.cancel(["a"]))
+        reading = asyncio.create_task(anext(batches))
+        await asyncio.sleep(0.05)
+        await remote.close()
+        results = await asyncio.gather(calling, reading, return_exceptions=True)
+        assert [type(result) for result in results] == [errors.InstanceLost] * 2
+        waits.set()

@@ -164,6 +164,7 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin: str = "127.0.0.1:8001"
     """Operators' door (census, ledger, instances); empty: none. Beyond loopback it needs a key."""
     admin_key: str = ""
+    """Key of that door; empty asks for none."""
     max_attempts: Count = 3
     """Attempts of one request when instances are lost."""
     patience_s: Seconds = 30.0

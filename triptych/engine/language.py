@@ -203,9 +203,8 @@ class LanguageEngine:
         if step is not self._step:
             raise InvariantBroken("execution_failed: the step is not being executed")
         for sequence in self._close(step):
-            self._roster.drop(
-                sequence, *(sequence.ending or ("internal", "a step could not be computed"))
-            )
+            ending = sequence.ending or ("internal", "a step could not be computed")
+            self._roster.drop(sequence, *ending)
         return self.poll()
 
     def poll(self) -> list[Outcome]:

@@ -73,6 +73,7 @@ class Roster:
             self.waiting.remove(sequence)
         elif sequence.phase is not Phase.HELD:
             self.running.remove(sequence)
+        sequence.phase = Phase.OVER
 
     def check(self) -> None:
         """Raise InvariantBroken unless the phases and the lists agree."""

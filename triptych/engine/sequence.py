@@ -26,6 +26,8 @@ class Phase(Enum):
     """Has blocks; its debt is computed here."""
     HELD = "held"
     """Is over; its blocks stay until somebody outside lets go of them."""
+    OVER = "over"
+    """Is forgotten and holds nothing."""
 
 
 class Sequence:
@@ -33,8 +35,8 @@ class Sequence:
 
     __slots__ = ("arrival", "blocked_since", "boundaries", "cached_tokens", "chunk_tokens",
                  "compute_s", "computed", "deadline_s", "ending", "is_abandoned", "item_blocks",
-                 "items_end", "job", "phase", "prefill_s", "prompt_len", "queue_s", "receives", "submitted_s",
-                 "table", "tail_items", "tokens", "transfer_s")  # fmt: skip
+                 "items_end", "job", "phase", "prefill_s", "prompt_len", "queue_s", "receives",
+                 "submitted_s", "table", "tail_items", "tokens", "transfer_s")  # fmt: skip
 
     def __init__(
         self, job: LanguageJob, table: KvTable, boundaries: tuple[int, ...], chunk_tokens: int

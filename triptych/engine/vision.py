@@ -279,7 +279,11 @@ class VisionEngine:
         is_cached = picture.started_s is None
         began = now if picture.started_s is None else picture.started_s
         cached_tokens = picture.num_tokens if is_cached else 0
-        timing = Timing(began - picture.submitted_s, 0.0, picture.compute_s, cached_tokens)
+        timing = Timing(
+            queue_s=began - picture.submitted_s,
+            compute_s=picture.compute_s,
+            cached_tokens=cached_tokens,
+        )
         return Embedded(picture.id, entry.blocks, is_cached, timing)
 
     def _drop(self, picture: _Picture, code: str, detail: str) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from triptych.core.config import LimitsConfig
 from triptych.core.errors import RequestError, Unavailable
 from triptych.inputs import decode_child
+from triptych.inputs.header import Header, UnreadableError, read_header
 
 _PROGRAM = str(Path(decode_child.__file__).resolve())
 _START_S = 10.0
@@ -51,6 +52,7 @@ class DecoderPool:
         Raises RequestError if it cannot be decoded within the limits of memory and time; the child
         is then replaced and no other picture is concerned.
         """
+        header = _header(data, format_name)
         child = await self._idle.get()
         try:
             if self._is_closed:
@@ -60,7 +62,7 @@ class DecoderPool:
                 child = self._start()
             pixels = np.empty((height, width, 3), np.uint8)
             async with asyncio.timeout(child.start_s + self._limits.decode_timeout_s):
-                result = await child.exchange(data, format_name, pixels)
+                result = await child.exchange(data, header, pixels)
         except (TimeoutError, ConnectionError, EOFError) as error:
             self._end(child)
             child = None
@@ -100,6 +102,17 @@ class DecoderPool:
             child.end()
 
 
+def _header(data: bytes, format_name: str) -> Header:
+    """What the door read already, read again: nobody else's word is taken for it."""
+    try:
+        header = read_header(data)
+    except UnreadableError:
+        header = None
+    if header is None or header.format != format_name:
+        raise RequestError("is not a readable picture", field="picture")
+    return header
+
+
 class _Child:
     """One child and its socket."""
 
@@ -118,12 +131,20 @@ class _Child:
                 start_new_session=True,
             )
 
-    async def exchange(self, data: bytes, format_name: str, pixels: NDArray[np.uint8]) -> int:
+    async def exchange(self, data: bytes, header: Header, pixels: NDArray[np.uint8]) -> int:
         """Send one picture; fill ``pixels`` if the result is OK."""
         loop = asyncio.get_running_loop()
         height, width, _ = pixels.shape
-        header = decode_child.REQUEST.pack(format_name.encode(), width, height, len(data))
-        await loop.sock_sendall(self._socket, header)
+        head = decode_child.REQUEST.pack(
+            header.format.encode(),
+            header.orientation,
+            header.width,
+            header.height,
+            width,
+            height,
+            len(data),
+        )
+        await loop.sock_sendall(self._socket, head)
         await loop.sock_sendall(self._socket, data)
         reply = bytearray(decode_child.REPLY.size)
         await self._fill(memoryview(reply))

@@ -1,8 +1,7 @@
 """The program of a picture-decoding child: pixels of one picture after another, on one socket.
 
 Runs as a script of its own in a fresh interpreter (see ``decode``) and imports Pillow only. What it
-reads comes from strangers: it gives up memory, files and core dumps before the first byte. Also the
-one place that knows orientation and alpha rules, which ``images`` shares.
+reads comes from strangers: it gives up memory, files and core dumps before the first byte.
 """
 
 import ctypes
@@ -15,51 +14,27 @@ import sys
 
 from PIL import Image
 
-REQUEST = struct.Struct("<8sIIQ")
-"""Format name, padded with NUL; width and height to scale to; bytes of the picture that follow."""
+REQUEST = struct.Struct("<8sBIIIIQ")
+"""Format name, padded with NUL; orientation, width and height as ``header`` read them; width and
+height to scale to; bytes of the picture that follow."""
 REPLY = struct.Struct("<BQ")
 """One of the results below, and the bytes of pixels that follow (RGB, row by row)."""
 OK, UNREADABLE, TOO_LARGE = 0, 1, 2
 
-_ORIENTATION_TAG = 0x0112
 _TURNS = {
-    2: (Image.Transpose.FLIP_LEFT_RIGHT,),
-    3: (Image.Transpose.ROTATE_180,),
-    4: (Image.Transpose.FLIP_TOP_BOTTOM,),
-    5: (Image.Transpose.TRANSPOSE,),
-    6: (Image.Transpose.ROTATE_270,),
-    7: (Image.Transpose.TRANSVERSE,),
-    8: (Image.Transpose.ROTATE_90,),
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 _PR_SET_PDEATHSIG = 1
 
 
-def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8 as the header says it; 1 if it says nothing sensible.
-
-    Only what stands before the pixels counts (Pillow's own ``getexif`` would decode a PNG to look
-    behind them), so that the size read from the header is the size decoded.
-    """
-    exif = image.info.get("exif")
-    if not isinstance(exif, bytes):
-        return 1
-    tags = Image.Exif()
-    try:
-        tags.load(exif)
-        value = tags.get(_ORIENTATION_TAG, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
-        return 1
-    return value if isinstance(value, int) and value in _TURNS else 1
-
-
-def is_turned(image: Image.Image) -> bool:
-    """Whether the orientation exchanges width and height."""
-    return orientation(image) >= 5
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, orientation: int) -> Image.Image:
     """Upright RGB of an opened picture: first frame, 16 bits cut to 8, transparency on white."""
-    turns = _TURNS.get(orientation(image), ())
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if "A" in image.getbands() or "transparency" in image.info:
@@ -67,15 +42,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.new("RGBA", over.size, (255, 255, 255, 255))
         image.alpha_composite(over)
     image = image.convert("RGB")
-    for turn in turns:
-        image = image.transpose(turn)
-    return image
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
-def pixels(data: bytes, format_name: str, size: tuple[int, int]) -> bytes:
-    """RGB bytes of a picture, scaled bicubically to ``size`` (width, height)."""
+def pixels(
+    data: bytes, format_name: str, orientation: int, stored: tuple[int, int], size: tuple[int, int]
+) -> bytes:
+    """RGB bytes of a picture, scaled bicubically to ``size`` (width, height).
+
+    ``stored`` is the size that the header promised and that every limit was checked against; a
+    decoder that finds another one is not followed.
+    """
     with Image.open(io.BytesIO(data), formats=[format_name]) as image:
-        return to_rgb(image).resize(size, Image.Resampling.BICUBIC).tobytes()
+        if image.size != stored:
+            raise ValueError("stored: the decoder sees another size")
+        return to_rgb(image, orientation).resize(size, Image.Resampling.BICUBIC).tobytes()
 
 
 def main(parent: int, memory_bytes: int, timeout_s: float) -> None:
@@ -84,18 +66,19 @@ def main(parent: int, memory_bytes: int, timeout_s: float) -> None:
     Image.preinit()
     with socket.socket(fileno=0) as connection:
         while header := _receive(connection, REQUEST.size):
-            name, width, height, size = REQUEST.unpack(header)
-            data = _receive(connection, size)
+            name, orientation, *sizes, num_bytes = REQUEST.unpack(header)
+            data = _receive(connection, num_bytes)
             signal.setitimer(signal.ITIMER_REAL, timeout_s)
-            result, answer = _decode(data, name.rstrip(b"\0").decode(), (width, height))
+            result, answer = _decode(data, name.rstrip(b"\0").decode(), orientation, sizes)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.sendall(REPLY.pack(result, len(answer)))
             connection.sendall(answer)
 
 
-def _decode(data: bytes, format_name: str, size: tuple[int, int]) -> tuple[int, bytes]:
+def _decode(data: bytes, name: str, orientation: int, sizes: list[int]) -> tuple[int, bytes]:
+    width, height, new_width, new_height = sizes
     try:
-        return OK, pixels(data, format_name, size)
+        return OK, pixels(data, name, orientation, (width, height), (new_width, new_height))
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return TOO_LARGE, b""
     except Exception:  # noqa: BLE001  a decoder's errors on hostile bytes are of no closed set

@@ -1,24 +1,19 @@
-"""What a picture's header says: format, size, orientation; limits, and grid arithmetic.
+"""What a picture may be, and how many tokens it becomes: limits and grid arithmetic.
 
-Reads headers only, never a pixel. Formats are told by their first bytes, not by what the client
-says. Does not know how pixels are decoded (``decode``).
+Works from the header alone (``header``); formats are told by their first bytes, not by what the
+client says. Does not know how pixels are decoded (``decode``).
 """
 
-import io
 import math
-
-from PIL import Image
 
 from triptych.core.config import LimitsConfig
 from triptych.core.errors import RequestError
 from triptych.core.request import Picture
-from triptych.inputs.decode_child import is_turned
+from triptych.inputs.header import UnreadableError, read_header
 from triptych.inputs.model_card import ImageGeometry
 
 _MAX_RESIZE_ASPECT = 200
 """Qwen2-VL's processor refuses more."""
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError)
-"""What Pillow raises on a broken header (``struct.error`` is a ValueError here: see ``_open``)."""
 
 
 def probe(data: bytes, limits: LimitsConfig, field: str = "picture") -> Picture:
@@ -26,10 +21,13 @@ def probe(data: bytes, limits: LimitsConfig, field: str = "picture") -> Picture:
     ``field`` and the limit."""
     if len(data) > limits.max_picture_bytes:
         _refuse(f"has {len(data)} bytes, the limit is {limits.max_picture_bytes}", field)
-    format_name = _sniff(data)
-    if format_name is None:
+    try:
+        header = read_header(data)
+    except UnreadableError:
+        raise RequestError("is not a readable picture", field=field) from None
+    if header is None:
         raise RequestError("is not a PNG, JPEG, WebP or GIF picture", field=field)
-    width, height = _size(data, format_name, field)
+    width, height = header.width, header.height
     if width < 1 or height < 1:
         raise RequestError("has no pixels", field=field)
     if max(width, height) > limits.max_picture_side:
@@ -42,7 +40,9 @@ def probe(data: bytes, limits: LimitsConfig, field: str = "picture") -> Picture:
         raise RequestError(
             f"is {width}x{height}, the limit of the aspect ratio is {most:g}", field=field
         )
-    return Picture(data, format_name, width, height)
+    if header.is_turned:
+        width, height = height, width
+    return Picture(data, header.format, width, height)
 
 
 def resized(width: int, height: int, geometry: ImageGeometry) -> tuple[int, int]:
@@ -77,26 +77,3 @@ def num_tokens(grid: tuple[int, int, int], geometry: ImageGeometry) -> int:
 
 def _refuse(message: str, field: str) -> None:
     raise RequestError(message, field=field, status="too_large")
-
-
-def _sniff(data: bytes) -> str | None:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    return None
-
-
-def _size(data: bytes, format_name: str, field: str) -> tuple[int, int]:
-    try:
-        with Image.open(io.BytesIO(data), formats=[format_name]) as image:
-            width, height = image.size
-            return (height, width) if is_turned(image) else (width, height)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise RequestError("declares too many pixels", field=field, status="too_large") from None
-    except _UNREADABLE:
-        raise RequestError("is not a readable picture", field=field) from None

@@ -37,6 +37,7 @@ class RemoteInstance:
 
     def __init__(self, address: str, options: ClientOptions) -> None:
         self._options = options
+        self._is_closed = False
         self._metadata = ((auth.METADATA_KEY, auth.token(options.secret)),)
         self._channel = grpc.aio.insecure_channel(
             address,
@@ -76,6 +77,9 @@ class RemoteInstance:
             raise InstanceLost("the instance is silent") from error
         except grpc.aio.AioRpcError as error:
             raise _meaning(error) from error
+        except asyncio.CancelledError:
+            self._check_own_end()
+            raise
         finally:
             call.cancel()
 
@@ -102,7 +106,8 @@ class RemoteInstance:
         return message.is_idle
 
     async def close(self) -> None:
-        """Close the channel; open sessions end."""
+        """Close the channel; open sessions and calls in flight end with InstanceLost."""
+        self._is_closed = True
         await self._channel.close()
 
     async def _call(self, method: Any, message: Any, more_s: float = 0.0) -> Any:
@@ -114,6 +119,15 @@ class RemoteInstance:
             raise _meaning(error) from error
         except grpc.aio.UsageError as error:
             raise InstanceLost("the connection to the instance is closed") from error
+        except asyncio.CancelledError:
+            self._check_own_end()
+            raise
+
+    def _check_own_end(self) -> None:
+        """A channel that is closed cancels whoever waits on it: that is our end, not the task's."""
+        task = asyncio.current_task()
+        if self._is_closed and task is not None and not task.cancelling():
+            raise InstanceLost("the connection to the instance is closed")
 
 
 def _meaning(error: grpc.aio.AioRpcError) -> TriptychError:
