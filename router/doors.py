@@ -37,6 +37,9 @@ class HttpServer:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_s * 1000))
         config = uvicorn.Config(
             app,
+            # The parser that bounds headers, whatever else is installed.
+            http="h11",
+            ws="none",
             log_config=None,
             access_log=False,
             backlog=BACKLOG,

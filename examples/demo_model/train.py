@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -143,11 +144,21 @@ def make_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
+def batch_gradients(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, bf16: bool
+) -> tuple[float, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """Loss, right tokens and gradients of one batch; two of these run side by side."""
+    torch.set_flush_denormal(True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss, right = answer_loss(model, batch)
+    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return loss.item(), right, grads
+
+
 def train(options: argparse.Namespace) -> None:
     """Run the schedule from the checkpoint, or from nothing, to its last step."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
     tokenizer = demo_tokenizer(options.output)
     model = new_model(tokenizer)
     optimizers = make_optimizers(model)
@@ -163,6 +174,7 @@ def train(options: argparse.Namespace) -> None:
     write_folder(model, options.output)
     scores, total_loss, since = Scores(), 0.0, time.monotonic()
     saved_at = began = since
+    pool = ThreadPoolExecutor(1)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     for step in range(first, options.steps):
@@ -173,13 +185,14 @@ def train(options: argparse.Namespace) -> None:
         other = rng.choices(list(FAMILY_SHARES), list(FAMILY_SHARES.values()))[0]
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, progress, options.peak)
-        for family in ("shapes", other):
-            batch = draw_batch(packer, family, progress, rng)
-            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
-                loss, right = answer_loss(model, batch)
-            (loss / 2).backward()
+        batches = [draw_batch(packer, family, progress, rng) for family in ("shapes", other)]
+        ahead = pool.submit(batch_gradients, model, batches[0], options.bf16)
+        second = batch_gradients(model, batches[1], options.bf16)
+        for batch, (loss, right, _) in zip(batches, (ahead.result(), second), strict=True):
             scores.add(batch, right)
-            total_loss += loss.item() / 2
+            total_loss += loss / 2
+        for parameter, *both in zip(model.parameters(), ahead.result()[2], second[2], strict=True):
+            parameter.grad = sum(grad for grad in both if grad is not None) / 2
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -219,7 +232,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=11000)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="for each of the two batches")
     parser.add_argument("--report", type=int, default=100, help="steps between progress lines")
     parser.add_argument("--save-every", type=float, default=180.0, help="seconds")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)

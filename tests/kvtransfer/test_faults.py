@@ -8,7 +8,7 @@ import pytest
 
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import Faulty, Slow, relay
-from tests.kvtransfer.stores import QUICK, pair
+from tests.kvtransfer.stores import QUICK, Store, layout, pair
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError
 
@@ -24,11 +24,12 @@ async def test_a_damaged_chunk_never_counts(way, fault):
     for seed in range(12):
         made = getattr(faults, fault)(seed)
         async with pair(way, wrap=lambda inner, made=made: Faulty(inner, made)) as both:
-            offer = both.offer()
-            fetching = asyncio.create_task(both.fetch(7, [1, 2, 3, 11, 20, 21, 5]))
-            for blocks in ([4, 5, 6, 7], [30, 2, 9]):
-                offer.append(blocks)
-                await asyncio.sleep(0.01)
+            offer, seen = both.offer(), []
+            fetching = asyncio.create_task(both.fetch(7, [1, 2, 3, 11, 20, 21, 5], seen=seen))
+            offer.append([4, 5, 6, 7])
+            while not seen and not fetching.done():  # two chunks, not one of all blocks
+                await asyncio.sleep(0.001)
+            offer.append([30, 2, 9])
             offer.finish(b"tail")
             with pytest.raises(RETRYABLE):
                 await fetching
@@ -102,21 +103,19 @@ async def test_no_write_happens_after_the_deadline_or_the_end_of_the_receiver(wa
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_taker_that_is_slow_but_alive_is_waited_for(way):
-    """Copying takes several times the timeout; nothing but the copying is slow."""
-    config = msgspec.structs.replace(QUICK, timeout_s=0.3, lease_s=0.3)
-    slow = Slow()  # 0.2 s a chunk, an even number of flips: the bytes are right in the end
-    async with pair(way, config, wrap=lambda inner: Faulty(inner, slow)) as both:
+    """The giver has said everything and the copying takes longer than the timeout."""
+    config = msgspec.structs.replace(QUICK, timeout_s=1.0, lease_s=1.0)
+    of = layout(10_000)  # large enough for a chunk each
+    source, target = Store(9, of).fill(1), Store(9, of)
+    slow = Slow()  # 0.2 s a chunk
+    wrap = lambda inner: Faulty(inner, slow)  # noqa: E731
+    async with pair(way, config, source=source, target=target, wrap=wrap) as both:
         offer = both.offer()
-        fetching = asyncio.create_task(both.fetch(6, range(6)))
-        for block in range(6):
-            offer.append([block])
-            await asyncio.sleep(0.05)
+        offer.append(range(9))
         offer.finish()
-        try:
-            await fetching
-        except TransferError:
-            pytest.fail("a slow taker was given up")
-        both.assert_equal(range(6), range(6))
+        await both.fetch(9, range(9))
+        both.assert_equal(range(9), range(9))
+        assert slow.num_writes == 9 * 40
 
 
 # -- a stream that is damaged: every byte of it is covered

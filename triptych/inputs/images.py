@@ -31,14 +31,14 @@ def probe(data: bytes, limits: LimitsConfig, field: str = "picture") -> Picture:
     if width < 1 or height < 1:
         raise RequestError("has no pixels", field=field)
     if max(width, height) > limits.max_picture_side:
-        _refuse(f"is {width}x{height}, the limit of a side is {limits.max_picture_side}", field)
+        _refuse(f"is {width} by {height}, the limit of a side is {limits.max_picture_side}", field)
     if width * height > limits.max_picture_pixels:
-        _refuse(f"is {width}x{height}, the limit is {limits.max_picture_pixels} pixels", field)
+        _refuse(f"is {width} by {height}, the limit is {limits.max_picture_pixels} pixels", field)
     aspect = max(width, height) / min(width, height)
     most = min(limits.max_aspect_ratio, _MAX_RESIZE_ASPECT)
     if aspect > most:
         raise RequestError(
-            f"is {width}x{height}, the limit of the aspect ratio is {most:g}", field=field
+            f"is {width} by {height}, the limit of the aspect ratio is {most:g}", field=field
         )
     if header.is_turned:
         width, height = height, width
