@@ -64,16 +64,18 @@ class TriptychServer:
         self._process: asyncio.subprocess.Process | None = None
         self._said: IO[bytes] | None = None
         self._target: Target | None = None
+        self.admin_port = 0
+        """Of the operators' door, once it is started."""
 
     async def start(self) -> None:
         """Start it and wait for ``/ready``."""
-        http, grpc, admin = _free_ports(3)
+        http, grpc, self.admin_port = _free_ports(3)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cli", "serve", "--model", self._model),
             *("--topology", self.name),
             *("--http", f"127.0.0.1:{http}", "--grpc", f"127.0.0.1:{grpc}"),
-            *("--set", f"router.admin=127.0.0.1:{admin}"),
+            *("--set", f"router.admin=127.0.0.1:{self.admin_port}"),
             *(word for setting in self._settings for word in ("--set", setting)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._said,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from cluster.epochs import Epochs
 from triptych.core.census import Census, Holding
 from triptych.core.errors import InvariantBroken, RequestError, TriptychError, Unavailable
 from triptych.core.event import EventBatch
@@ -66,6 +67,7 @@ class HostedInstance:
         self._sessions = parts.sessions
         self._services = parts.services
         self._tasks: set[asyncio.Task[None]] = set()
+        self._epochs = Epochs()
         self._is_draining = False
         self._changed = asyncio.Event()
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -90,6 +92,7 @@ class HostedInstance:
         service = self._services.get(_stage(job))
         if service is None:
             raise RequestError(f"this instance does not {_stage(job).value}", field="job")
+        self._epochs.check(job.header)
         if not self._sessions.join(job.header.session, job.header.id):
             return
         try:

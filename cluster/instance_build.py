@@ -2,6 +2,7 @@
 stages. One embedding cache and one language engine, whichever stages share them."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack
@@ -21,6 +22,7 @@ from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
 from triptych.cache.kv import KvCache
 from triptych.core.clock import MonotonicClock
+from triptych.core.errors import TriptychError
 from triptych.core.handoff import Endpoint
 from triptych.core.ids import InstanceId, SessionId
 from triptych.core.lifecycle import Stage
@@ -43,11 +45,26 @@ async def build_instance(
     ``neighbours`` are the outboxes of this process, to which the new one is added while it lives.
     Raises ConfigError."""
     card = load_card(spec.config.model.path)
-    executors = await asyncio.to_thread(
-        build_executors, spec.config.model.path, spec.config, frozenset(spec.role), card.fingerprint
-    )
+    executors = await _load(spec, card.fingerprint)
     assembly = _Assembly(spec, card, executors, {} if neighbours is None else neighbours)
-    return assembly.instance()
+    try:
+        return assembly.instance()
+    except BaseException:
+        await assembly.close()
+        raise
+
+
+async def _load(spec: InstanceSpec, fingerprint: str) -> Executors:
+    """The executors; if we are cancelled, their memory is given back first."""
+    path, role = spec.config.model.path, frozenset(spec.role)
+    work = asyncio.to_thread(build_executors, path, spec.config, role, fingerprint)
+    loading = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        with contextlib.suppress(TriptychError):
+            (await loading).close()
+        raise
 
 
 class _Assembly:
@@ -80,12 +97,16 @@ class _Assembly:
         self._checks: list[Callable[[], None]] = []
         self._closing = AsyncExitStack()
         """Closes in the reverse order of building."""
+        self._closing.callback(executors.close)
+        self._closing.push_async_callback(self._outbox.close)
+        self._closing.push_async_callback(self._receiver.close)
+
+    async def close(self) -> None:
+        """Give back what was built so far."""
+        await self._closing.aclose()
 
     def instance(self) -> HostedInstance:
         """The running instance."""
-        self._closing.callback(self._executors.close)
-        self._closing.push_async_callback(self._outbox.close)
-        self._closing.push_async_callback(self._receiver.close)
         endpoint = self._outbox.start()
         self._neighbours[self._spec.id] = self._outbox
         self._closing.callback(self._neighbours.pop, self._spec.id, None)
@@ -103,7 +124,7 @@ class _Assembly:
                 pumps=tuple(pump.run() for pump in self._pumps),
                 censuses=tuple(self._censuses),
                 checks=tuple(self._checks),
-                close=self._closing.aclose,
+                close=self.close,
             )
         )
         self._instance = instance

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from cluster.host import Hosted, InstanceSpec, thread_environment
 from cluster.node import Node
 from cluster.remote import Served, connect
 from triptych.core import log, topology
-from triptych.core.config import Config
+from triptych.core.config import Config, TransferConfig
 from triptych.core.errors import ConfigError, Unavailable
 from triptych.core.ids import InstanceId
 from triptych.wire.client import RemoteInstance
@@ -51,7 +52,7 @@ class _InstanceActor:
 
     async def start(self) -> bytes:
         """Build and serve; says where."""
-        self._node = await Node.start(self._spec)
+        self._node = await Node.start(_on_this_node(self._spec))
         return msgspec.json.encode(Served(self._node.address, os.getpid()))
 
     async def wait(self) -> str:
@@ -64,6 +65,16 @@ class _InstanceActor:
         """Drain and free everything."""
         if self._node is not None:
             await self._node.close(drain_s)
+
+
+def _on_this_node(spec: InstanceSpec) -> InstanceSpec:
+    """In a cluster of several machines an instance listens on its node's address, unless told."""
+    config = spec.config
+    if not config.cluster.ray_address or config.transfer.host != TransferConfig().host:
+        return spec
+    host: str = ray.util.get_node_ip_address()
+    transfer = msgspec.structs.replace(config.transfer, host=host)
+    return msgspec.structs.replace(spec, config=msgspec.structs.replace(config, transfer=transfer))
 
 
 class HostedActor:
@@ -104,8 +115,9 @@ class HostedActor:
 class RayHost:
     """Starts actors in a private cluster or in the one at ``cluster.ray_address``."""
 
-    def __init__(self, config: Config, scratch: Path | None) -> None:
-        self._config = config
+    def __init__(self, config: Config, thread: ThreadPoolExecutor, scratch: Path | None) -> None:
+        self._is_closed = False
+        self._thread = thread
         self._scratch = scratch
         self._gpus = _gpus_per_actor(config)
 
@@ -114,19 +126,21 @@ class RayHost:
         """Start or join a Ray cluster. Raises ConfigError or Unavailable."""
         if ray.is_initialized():
             raise ConfigError("cluster.backend: this process is connected to Ray already")
-        scratch = None
+        loop, scratch = asyncio.get_running_loop(), None
+        # A thread of its own, because starting takes seconds, because off the main thread Ray
+        # leaves our signals alone, and because Ray's processes die with the thread that began them.
+        thread = ThreadPoolExecutor(1, "ray")
         if not config.cluster.ray_address:
-            scratch = await asyncio.to_thread(_scratch)
+            scratch = await loop.run_in_executor(thread, _scratch)
         try:
-            # In a thread: it takes seconds, and off the main thread Ray leaves our signals alone.
-            await asyncio.shield(asyncio.to_thread(_connect, config, scratch))
+            await asyncio.shield(loop.run_in_executor(thread, _connect, config, scratch))
         except (RayError, OSError, RuntimeError, ValueError) as error:
-            await _disconnect(scratch)
+            await _disconnect(thread, scratch)
             raise Unavailable(f"Ray did not start: {str(error).splitlines()[0]}") from error
         except BaseException:
-            await _disconnect(scratch)
+            await _disconnect(thread, scratch)
             raise
-        return cls(config, scratch)
+        return cls(config, thread, scratch)
 
     async def start(self, spec: InstanceSpec) -> Hosted:
         """Start an actor in its role's pool and return when its instance serves."""
@@ -155,8 +169,11 @@ class RayHost:
         )
 
     async def close(self) -> None:
-        """Leave the cluster; a private one is taken down with its directory."""
-        await _disconnect(self._scratch)
+        """Leave the cluster; a private one is taken down with its directory. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        await _disconnect(self._thread, self._scratch)
 
 
 def _scratch() -> Path:
@@ -197,10 +214,14 @@ def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001
     logger.debug("Ray: %s", " ".join(data.get("lines", ())))
 
 
-async def _disconnect(scratch: Path | None) -> None:
-    await asyncio.to_thread(ray.shutdown)
-    if scratch is not None:
-        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+async def _disconnect(thread: ThreadPoolExecutor, scratch: Path | None) -> None:
+    def leave() -> None:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    await asyncio.get_running_loop().run_in_executor(thread, leave)
+    thread.shutdown()
 
 
 def _gpus_per_actor(config: Config) -> float:

@@ -196,6 +196,15 @@ def test_picture_and_its_offset_are_part_of_the_text(name, offset, hit):
     assert cache.match(table, 10) == hit
 
 
+def test_keys_are_chained_to_everything_before():
+    cache = make()
+    keys = set()
+    for index, tokens in enumerate([[1, 2, 3] * 3, [4, 4, 4, 1, 2, 3], [1, 2, 3]]):
+        table = fill(cache, f"{index}", tokens, salt=b"one" if len(tokens) > 3 else b"two")
+        keys |= {link.key for link in table.links}
+    assert len(keys) == 3 + 2 + 1
+
+
 def test_uncommitted_blocks_are_not_found():
     cache = make()
     table = cache.table(JobId("a"), b"", list(range(9)))

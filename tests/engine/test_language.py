@@ -1,6 +1,5 @@
 """What the state machine cannot say in a word: each promise of the engine by itself."""
 
-
 import pytest
 
 from tests.engine.bench import Bench
@@ -163,6 +162,13 @@ def test_first_token_that_ends_the_sequence_is_not_told_again():
     assert bench.of(Drew) == []
     assert bench.of(Ended)[0].reason == "length"
     assert bench.engine.is_idle
+
+
+def test_inbound_job_that_fills_the_pool_exactly_is_admitted():
+    bench = Bench(num_blocks=2)
+    bench.engine.submit(make_job("a", range(8), kv=promise(), max_tokens=1), 0.0)
+    bench.step()
+    assert len(bench.of(Reserved)[0].blocks) == 2
 
 
 def test_earlier_output_counts_and_is_recomputed():

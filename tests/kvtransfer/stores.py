@@ -17,7 +17,8 @@ from triptych.core.ids import Handle, InstanceId
 from triptych.core.layout import Layout
 
 SECRET = b"a secret of the cluster"
-QUICK = TransferConfig(heartbeat_s=0.05, timeout_s=0.5, lease_s=1.0)
+QUICK = TransferConfig(heartbeat_s=0.05, timeout_s=1.0, lease_s=10.0)
+"""Impatient, but not so much that a busy machine looks dead."""
 
 
 def layout(width: int = 7, model: str = "m", dtype: str = "float32") -> Layout:

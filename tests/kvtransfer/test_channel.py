@@ -146,7 +146,7 @@ def test_silence_is_a_loss_and_trickling_is_silence(ends):
     start = time.monotonic()
     with pytest.raises(InstanceLost, match="silent"):
         taker.receive()
-    assert 0.25 < time.monotonic() - start < 1
+    assert 0.25 < time.monotonic() - start < 3
 
     stop = threading.Event()
 
@@ -159,7 +159,7 @@ def test_silence_is_a_loss_and_trickling_is_silence(ends):
     start = time.monotonic()
     with pytest.raises((InstanceLost, TransferError)):
         taker.receive(math.inf)
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 3
     stop.set()
     thread.join()
 
@@ -267,7 +267,7 @@ async def test_a_stranger_who_says_nothing_is_put_out():
             sock.settimeout(5)
             start = time.monotonic()
             assert sock.recv(1) == b""
-            assert time.monotonic() - start < QUICK.timeout_s + 0.5
+            assert time.monotonic() - start < QUICK.timeout_s + 2
 
 
 async def test_only_the_configured_address_is_listened_on():

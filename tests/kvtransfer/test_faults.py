@@ -34,7 +34,7 @@ async def test_a_damaged_chunk_never_counts(way, fault):
             with pytest.raises(RETRYABLE):
                 await fetching
             caught += 1
-            await both.assert_idle(0.3)
+            await both.assert_idle(0.9)
             assert both.released == {"h": ["taker_lost"]}
             assert both.receiver._idle == []
     assert caught == 12
@@ -74,7 +74,7 @@ async def test_no_write_happens_after_a_cancelled_fetch_has_ended(way):
             await asyncio.sleep(0.1)
             assert slow.num_writes == writes
             assert not any(both.target.view)
-            await both.assert_idle(0.3)
+            await both.assert_idle(0.9)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -169,7 +169,7 @@ def straight(_, data):
 
 @pytest.mark.parametrize("towards", ["taker", "giver"])
 async def test_every_flipped_bit_in_the_stream_is_noticed(towards):
-    config = msgspec.structs.replace(QUICK, timeout_s=0.25)
+    config = msgspec.structs.replace(QUICK, timeout_s=0.5)
     rng = random.Random(towards)
     async with pair("tcp", config) as both:
         direct = both.endpoint
@@ -195,7 +195,7 @@ async def test_every_flipped_bit_in_the_stream_is_noticed(towards):
 @pytest.mark.parametrize("towards", ["taker", "giver"])
 @pytest.mark.parametrize("what", ["drop", "repeat", "swap", "cut", "late", "half"])
 async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
-    config = msgspec.structs.replace(QUICK, timeout_s=0.25)
+    config = msgspec.structs.replace(QUICK, timeout_s=0.5)
     async with pair("tcp", config) as both:
         direct = both.endpoint
         down, up = await frames_of_one_transfer(both)
@@ -231,7 +231,7 @@ async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
                 for link in both.receiver._idle:
                     link.close()
                 both.receiver._idle.clear()
-            assert MonotonicClock().now() - start < 1.5
+            assert MonotonicClock().now() - start < 4
             both.outbox.refuse(handle, "cancelled", "next")
             await both.assert_idle(2)
 

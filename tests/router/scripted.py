@@ -6,7 +6,7 @@ the flow tests. It counts what it was asked, so that tests can tell what reached
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from router.answer import Delta, Final, Ticket, Timeline, TokenInfo, Usage
 from router.auth import ApiKeys
@@ -164,3 +164,25 @@ async def until(condition, timeout_s=3.0):
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def bare_connection(url, **more):
+    """A TCP connection to a door; closed whatever happens."""
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, port, **more)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def post_bytes(body: bytes, length: object = None) -> bytes:
+    """A POST to the completions as bytes."""
+    size = len(body) if length is None else length
+    return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %s\r\n\r\n%s" % (
+        str(size).encode(),
+        body,
+    )

@@ -12,7 +12,14 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.router.scripted import ScriptedService, http_door, token_id, until
+from tests.router.scripted import (
+    ScriptedService,
+    bare_connection,
+    http_door,
+    post_bytes,
+    token_id,
+    until,
+)
 from triptych.core.errors import InstanceLost
 
 HELLO = {"model": "scripted", "messages": [{"role": "user", "content": "one two three"}]}
@@ -238,17 +245,13 @@ async def test_unknown_paths_and_methods():
 @pytest.mark.parametrize("stream", [True, False])
 async def test_disconnect_cancels(stream):
     service = ScriptedService(pause_s=0.05, repeat=1000)
+    body = json.dumps({**HELLO, "stream": stream, "max_tokens": 3000}).encode()
     async with http_door(service) as url:
-        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
-        body = json.dumps({**HELLO, "stream": stream, "max_tokens": 3000}).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
-        await until(lambda: service.num_produced > 2)
-        if stream:
-            assert b"200 OK" in await reader.read(100)
-        writer.close()
+        async with bare_connection(url) as (reader, writer):
+            writer.write(post_bytes(body))
+            await until(lambda: service.num_produced > 2)
+            if stream:
+                assert b"200 OK" in await reader.read(100)
         before = time.monotonic()
         await until(lambda: service.num_tickets == 0)
         assert time.monotonic() - before < 0.5
@@ -258,49 +261,38 @@ async def test_disconnect_cancels(stream):
 async def test_disconnect_while_sending_the_body():
     service = ScriptedService()
     async with http_door(service) as url:
-        _, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{"
-        )
-        await until(lambda: service.num_tickets == 1)
-        writer.close()
+        async with bare_connection(url) as (_, writer):
+            writer.write(post_bytes(b"{", 1000))
+            await until(lambda: service.num_tickets == 1)
         await until(lambda: service.num_tickets == 0)
     assert service.requests == []
 
 
 async def test_client_that_sends_nothing_is_cut_off():
     service = ScriptedService()
-    async with http_door(service, write_stall_s=0.2) as url:
-        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{"
-        )
+    async with (
+        http_door(service, write_stall_s=0.2) as url,
+        bare_connection(url) as (reader, writer),
+    ):
+        writer.write(post_bytes(b"{", 1000))
         await until(lambda: service.num_tickets == 1)
         await until(lambda: service.num_tickets == 0)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(5):
             await reader.read()
-        writer.close()
 
 
 async def test_client_that_reads_nothing_is_cut_off():
     service = ScriptedService(repeat=400_000)
-    async with http_door(service, write_stall_s=0.3, max_output_tokens=10**9) as url:
-        _, writer = await asyncio.open_connection(
-            *url.removeprefix("http://").split(":"), limit=1024
-        )
-        body = json.dumps({**HELLO, "stream": True, "max_tokens": 10**9}).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
+    body = json.dumps({**HELLO, "stream": True, "max_tokens": 10**9}).encode()
+    async with (
+        http_door(service, write_stall_s=0.3, max_output_tokens=10**9) as url,
+        bare_connection(url, limit=1024) as (_, writer),
+    ):
+        writer.write(post_bytes(body))
         await until(lambda: service.num_tickets == 1)
-        await until(lambda: service.num_tickets == 0, timeout_s=10)
-        produced = service.num_produced
-        assert produced < 100_000, "what nobody reads must not pile up"
-        async with asyncio.timeout(5):
-            while _is_established(url):
-                await asyncio.sleep(0.05)
-        writer.close()
+        await until(lambda: service.num_tickets == 0, timeout_s=20)
+        assert service.num_produced < 200_000, "what nobody reads must not pile up"
+        await until(lambda: not _is_established(url), timeout_s=10)
     assert service.ended == ["cancelled"]
 
 

@@ -1,1 +1,7 @@
 """Everything that speaks gRPC between processes: conversion, status, client and server."""
+
+import os
+
+# gRPC's fork handlers can hang a child between fork and exec (Ray starts its processes that way).
+# Nothing here forks without exec, so nobody needs them. Read by gRPC when it is first used.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -1,0 +1,95 @@
+"""One instance by itself: what it refuses, how it breaks, what it gives back."""
+
+import asyncio
+
+import pytest
+
+from cluster.build import start_cluster
+from cluster.epochs import Epochs
+from cluster.host import InstanceSpec
+from cluster.instance_build import build_instance
+from tests.services.driver import Question, driving, idle, rng_of
+from tests.services.test_topologies import config
+from triptych.core.errors import Cancelled, InvariantBroken, Unavailable
+from triptych.core.handoff import JobHeader
+from triptych.core.lifecycle import Stage
+from triptych.engine.language import LanguageEngine
+
+SPEC = InstanceSpec("epd-0@0", tuple(Stage), config("EPD1"), b"secret")
+
+
+def test_a_late_attempt_is_refused():
+    epochs = Epochs()
+    for epoch in (0, 1, 1, 3):
+        epochs.check(JobHeader(f"req-1/0/{epoch}/decode", "s", epoch, 1.0))
+    epochs.check(JobHeader("req-1/1/0/decode", "s", 0, 1.0))
+    with pytest.raises(Cancelled):
+        epochs.check(JobHeader("req-1/0/2/prefill", "s", 2, 1.0))
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_an_engine_that_breaks_its_invariants_is_replaced(monkeypatch):
+    """Its sessions end, nobody waits for it, and the next incarnation answers."""
+    plan, calls = LanguageEngine.plan, []
+
+    def broken(self, now):
+        calls.append(now)
+        if len(calls) == 6:
+            raise InvariantBroken("a test broke it")
+        return plan(self, now)
+
+    async with await start_cluster(config("E1,PD1")) as cluster:
+        monkeypatch.setattr(LanguageEngine, "plan", broken)
+        async with driving(cluster) as driver:
+            with pytest.raises(Unavailable):
+                await driver.ask(Question(rng_of("broken"), 1, max_tokens=50))
+            assert set(driver.lost) == {"pd-0@0"}
+        async with asyncio.timeout(5):
+            while not cluster.is_whole:
+                await asyncio.sleep(0.02)
+        async with driving(cluster) as driver:
+            question = Question(rng_of("next"), 1)
+            assert await driver.ask(question) == question.answer()
+            await idle(cluster)
+        assert "pd-0@1" in cluster.pids()
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_idle_checks_find_a_broken_invariant(monkeypatch):
+    instance = await build_instance(SPEC)
+
+    def broken(self):
+        raise InvariantBroken("a block is lost")
+
+    monkeypatch.setattr(LanguageEngine, "check", broken)
+    instance.touch()
+    async with asyncio.timeout(3):
+        assert await instance.wait() == "a block is lost"
+    with pytest.raises(Unavailable):
+        await anext(instance.open("s"))
+    await instance.close()
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_close_under_load_frees_everything():
+    cluster = await start_cluster(config("E2,P1,D2"))
+    async with driving(cluster) as driver:
+        rng = rng_of("close")
+        asking = [
+            asyncio.create_task(driver.ask(Question(rng, 2, max_tokens=900))) for _ in range(6)
+        ]
+        await asyncio.sleep(0.2)
+        await cluster.close(0.0)
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(result, Exception) for result in results)
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_a_start_that_is_cancelled_gives_everything_back():
+    for steps in range(1, 9):
+        starting = asyncio.create_task(start_cluster(config("E1,P1,D1")))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
