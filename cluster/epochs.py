@@ -1,4 +1,4 @@
-"""Fences off late attempts: whoever has seen a later attempt of a request refuses an earlier one."""
+"""Fences off late attempts: who has seen a later attempt of a request refuses an earlier one."""
 
 from collections import OrderedDict
 

@@ -13,7 +13,13 @@ import msgspec
 
 from cluster.epochs import Epochs
 from triptych.core.census import Census, Holding
-from triptych.core.errors import InvariantBroken, RequestError, TriptychError, Unavailable
+from triptych.core.errors import (
+    InstanceLost,
+    InvariantBroken,
+    RequestError,
+    TriptychError,
+    Unavailable,
+)
 from triptych.core.event import EventBatch
 from triptych.core.handoff import EncodeJob, Job
 from triptych.core.ids import JobId, SessionId
@@ -103,10 +109,13 @@ class HostedInstance:
 
     async def cancel(self, jobs: Sequence[JobId]) -> None:
         """See ``core.ports.Instance.cancel``."""
-        for job in jobs:
-            self._sessions.leave(job)
-        services = self._services.values()
-        await asyncio.gather(*(service.cancel(job) for job in jobs for service in services))
+        ending = asyncio.create_task(self._end(jobs))
+        ends: set[asyncio.Future[Any]] = {ending, self._broken}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():  # nobody is left to confirm it
+            ending.cancel()
+            raise InstanceLost(self._broken.result())
+        ending.result()
 
     async def census(self) -> Census:
         """See ``core.ports.Instance.census``."""
@@ -151,7 +160,7 @@ class HostedInstance:
             if owner == session
         ]
         if lost:
-            task = asyncio.create_task(self.cancel(lost), name=f"cancel {session}")
+            task = asyncio.create_task(self._end(lost), name=f"cancel {session}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -177,6 +186,13 @@ class HostedInstance:
     def _is_busy(self) -> bool:
         return any(service.jobs() for service in self._services.values())
 
+    async def _end(self, jobs: Sequence[JobId]) -> None:
+        """Cancel jobs at every service; return when they hold nothing."""
+        for job in jobs:
+            self._sessions.leave(job)
+        services = self._services.values()
+        await asyncio.gather(*(service.cancel(job) for job in jobs for service in services))
+
     def _break(self, reason: str) -> None:
         """Something that cannot be, was: answer nobody any more."""
         if not self._broken.done():
@@ -195,9 +211,9 @@ class HostedInstance:
     async def _close(self) -> None:
         self._is_draining = True
         self._sessions.close()
-        if not self._broken.done():  # else nobody is left to confirm a cancellation
+        if not self._broken.done():
             self._broken.set_result("it was closed")
-            await self.cancel([job for one in self._services.values() for job in one.jobs()])
+            await self._end([job for one in self._services.values() for job in one.jobs()])
         if self._checking is not None:
             self._checking.cancel()
         await self._parts.close()

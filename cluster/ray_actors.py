@@ -72,7 +72,7 @@ def _on_this_node(spec: InstanceSpec) -> InstanceSpec:
     config = spec.config
     if not config.cluster.ray_address or config.transfer.host != TransferConfig().host:
         return spec
-    host: str = ray.util.get_node_ip_address()
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     transfer = msgspec.structs.replace(config.transfer, host=host)
     return msgspec.structs.replace(spec, config=msgspec.structs.replace(config, transfer=transfer))
 

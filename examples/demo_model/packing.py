@@ -50,6 +50,17 @@ def to_patches(image: Image.Image) -> np.ndarray:
     return blocks.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, 3 * PATCH * PATCH)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How many scenes and questions a batch holds, and what they favour."""
+
+    scenes: int
+    asked: int
+    counts: tuple[float, ...] = EVEN_COUNTS
+    digits: tuple[int, ...] = (1,)
+    favoured: tuple[str, ...] = ()
+
+
 @dataclass
 class Batch:
     """Scenes of one family and one set of picture sizes, ready for the model."""
@@ -110,15 +121,10 @@ class Packer:
         return ids, places, slots, position
 
     def pack(
-        self,
-        family: str,
-        sizes: tuple[Size, ...],
-        scenes: int,
-        asked: int,
-        rng: random.Random,
-        counts: tuple[float, ...] = EVEN_COUNTS,
+        self, family: str, sizes: tuple[Size, ...], rng: random.Random, recipe: Recipe
     ) -> Batch:
-        """Draw ``scenes`` scenes with up to ``asked`` questions each and pack them."""
+        """Draw the recipe's scenes with their questions and pack them."""
+        scenes = recipe.scenes
         grids = [(h // MERGED, w // MERGED) for w, h in map(model_size, sizes)]
         grids = [] if family == "chat" else grids[: 2 if family == "pair" else 1]
         prefix, prefix_places, slots, start = self._prefix(rng, grids)
@@ -126,10 +132,10 @@ class Packer:
         packed: list[tuple[list[int], list[int], list[int], list[int]]] = []
         asked_kinds: list[list[str]] = []
         for _ in range(scenes):
-            pictures = draw_pictures(family, rng, sizes, counts)
+            pictures = draw_pictures(family, rng, sizes, recipe.counts, recipe.digits)
             for slot, picture in enumerate(pictures):
                 drawn[slot].append(to_patches(picture.draw()))
-            examples = ask(family, pictures, rng, asked)
+            examples = ask(family, pictures, rng, recipe.asked, recipe.favoured)
             packed.append(self._questions(examples, start))
             asked_kinds.append([example.kind for example in examples])
         length = len(prefix) + max(len(ids) for ids, _, _, _ in packed)

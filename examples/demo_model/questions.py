@@ -161,7 +161,7 @@ def _describe(pictures: Pictures, rng: random.Random) -> Worded | None:
     return rng.choice(["Describe the picture.", "Describe the image."]), said[0].upper() + said[1:]
 
 
-def _number(pictures: Pictures, rng: random.Random) -> Worded | None:
+def _digit(pictures: Pictures, rng: random.Random) -> Worded | None:
     if len(pictures[0].number) == 1:
         wording = rng.choice(["Which digit is this?", "What digit is shown?"])
     else:
@@ -169,7 +169,7 @@ def _number(pictures: Pictures, rng: random.Random) -> Worded | None:
     return wording, pictures[0].number
 
 
-def _number_colour(pictures: Pictures, _rng: random.Random) -> Worded | None:
+def _digit_colour(pictures: Pictures, _rng: random.Random) -> Worded | None:
     noun = "digit" if len(pictures[0].number) == 1 else "number"
     return f"What colour is the {noun}?", pictures[0].number_colour
 
@@ -223,7 +223,7 @@ FAMILIES: dict[str, dict[str, Maker]] = {
         "background": _background,
         "describe": _describe,
     },
-    "number": {"number": _number, "number_colour": _number_colour, "background": _background},
+    "digit": {"digit": _digit, "digit_colour": _digit_colour, "background": _background},
     "pair": {"pair_find": _pair_find, "pair_same": _pair_same, "pair_read": _pair_read},
     "chat": {"chat": _chat},
 }
@@ -238,12 +238,16 @@ def draw_pictures(
     rng: random.Random,
     sizes: tuple[Size, ...],
     counts: tuple[float, ...] = EVEN_COUNTS,
+    digits: tuple[int, ...] = (1,),
 ) -> Pictures:
-    """Invent the pictures of one scene; ``counts`` weighs one shape, two shapes and so on."""
+    """Invent the pictures of one scene.
+
+    ``counts`` weighs one shape, two shapes and so on; ``digits`` are the lengths of a number.
+    """
     if family == "chat":
         return ()
-    if family == "number":
-        return (number_picture(rng, *sizes[0], rng.choice([1, 1, 2, 3])),)
+    if family == "digit":
+        return (number_picture(rng, *sizes[0], rng.choice(digits)),)
     if family == "shapes":
         count = rng.choices(range(1, MAX_SHAPES + 1), counts)[0]
         return (shapes_picture(rng, *sizes[0], count),)
@@ -260,19 +264,28 @@ def draw_pictures(
     return first, shapes_picture(rng, *sizes[1], count, like)
 
 
-def ask(family: str, pictures: Pictures, rng: random.Random, wanted: int) -> list[Example]:
-    """Ask up to ``wanted`` questions about one scene, kinds shuffled and evenly used."""
+def ask(
+    family: str,
+    pictures: Pictures,
+    rng: random.Random,
+    wanted: int,
+    favoured: tuple[str, ...] = (),
+) -> list[Example]:
+    """Ask up to ``wanted`` questions about one scene: favoured kinds, then all, evenly used."""
+    makers = FAMILIES[family]
     examples: list[Example] = []
     seen: set[str] = set()
+    kinds = [kind for kind in favoured if kind in makers]
     while len(examples) < wanted:
         before = len(examples)
-        for kind in rng.sample(list(FAMILIES[family]), len(FAMILIES[family])):
-            worded = FAMILIES[family][kind](pictures, rng)
+        for kind in kinds or rng.sample(list(makers), len(makers)):
+            worded = makers[kind](pictures, rng)
             if worded and worded[0] not in seen and len(examples) < wanted:
                 seen.add(worded[0])
                 examples.append(Example(kind, pictures, *worded))
-        if len(examples) == before:
+        if len(examples) == before and not kinds:
             break
+        kinds = []
     return examples
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,20 +26,25 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from model_files import demo_tokenizer, new_model, write_folder, write_weights
-from packing import MERGED, Batch, Packer, model_size
+from packing import MERGED, Batch, Packer, Recipe, model_size
 from questions import KINDS, Size
 from training_forward import answer_loss
 
 HERE = Path(__file__).resolve().parent
 PATCHES_PER_BATCH = 1024
-FAMILY_SHARES = {"shapes": 0.2, "number": 0.3, "pair": 0.47, "chat": 0.03}
+# The family of a step's second batch; the first is always of shapes. From the late step on, the
+# kinds that are learned slowly are asked more often and numbers are of one digit.
+FAMILY_SHARES = {"shapes": 0.2, "digit": 0.3, "pair": 0.47, "chat": 0.03}
+LATE_SHARES = {"shapes": 0.35, "digit": 0.2, "pair": 0.43, "chat": 0.02}
+EARLY_DIGITS = (1, 1, 2, 3)
+LATE_FAVOURED = ("position", "count_some", "position", "count_some", "pair_same", "pair_find")
+LATE_STEP = 99999
 # Short rotary wavelengths teach places quickly but hide which shape a word means; from this step
 # on the published, longer ones are used.
 FIRST_ROPE_THETA = 30.0
 THETA_SWITCH_STEP = 2359
-# The curriculum moves at this pace up to its slow steps, then evenly to the last step.
-SLOW_STEPS = 2768
-SLOW_PACE = 1 / 15000
+# How far through the curriculum and the cosine the run is at these steps, and evenly between.
+KNOTS: tuple[tuple[int, float], ...] = ((0, 0.0), (2768, 0.184533), (LATE_STEP, 0.999))
 # How often a picture holds one shape, two shapes and so on, at first and later on.
 EARLY_COUNTS: tuple[float, ...] = (70, 20, 4, 2, 2, 2)
 FINAL_COUNTS: tuple[float, ...] = (20, 20, 20, 15, 13, 12)
@@ -46,10 +52,11 @@ FINAL_COUNTS: tuple[float, ...] = (20, 20, 20, 15, 13, 12)
 
 def curriculum_progress(step: int, steps: int) -> float:
     """How far through the curriculum and the learning rate's cosine a step is, 0 to 1."""
-    if step < SLOW_STEPS:
-        return step * SLOW_PACE
-    reached = SLOW_STEPS * SLOW_PACE
-    return reached + (1 - reached) * (step - SLOW_STEPS) / (steps - SLOW_STEPS)
+    knots = (*KNOTS, (steps, 1.0))
+    for (start, low), (end, high) in pairwise(knots):
+        if step < end:
+            return low + (high - low) * (step - start) / (end - start)
+    return 1.0
 
 
 def set_rope_theta(model: Qwen2_5_VLForConditionalGeneration, theta: float) -> None:
@@ -74,23 +81,28 @@ def draw_size(rng: random.Random, progress: float) -> Size:
     return width, width if rng.random() < 0.5 else rng.choice(sides)
 
 
-def draw_batch(packer: Packer, family: str, progress: float, rng: random.Random) -> Batch:
+def draw_batch(
+    packer: Packer, family: str, step: int, progress: float, rng: random.Random
+) -> Batch:
     """One batch of the curriculum, of as many scenes as the patch budget allows."""
     sizes = (draw_size(rng, progress), draw_size(rng, progress))
     if family == "pair" and rng.random() < 0.6:
         sizes = (sizes[0], sizes[0])
     used = sizes if family == "pair" else sizes[:1]
     patches = sum(w * h // 196 for w, h in map(model_size, used))
-    scenes = max(2, min(16, round(PATCHES_PER_BATCH / patches)))
-    asked = {"shapes": 7, "number": 3, "pair": 5, "chat": 4}[family]
-    if family == "chat":
-        scenes = 8
-    late = min(1.0, max(0.0, progress - 0.03) / 0.15)
-    counts = tuple(
-        early + late * (final - early)
-        for early, final in zip(EARLY_COUNTS, FINAL_COUNTS, strict=True)
+    ramp = min(1.0, max(0.0, progress - 0.03) / 0.15)
+    late = step >= LATE_STEP
+    recipe = Recipe(
+        scenes=8 if family == "chat" else max(2, min(16, round(PATCHES_PER_BATCH / patches))),
+        asked={"shapes": 7, "digit": 3, "pair": 5, "chat": 4}[family],
+        counts=tuple(
+            early + ramp * (final - early)
+            for early, final in zip(EARLY_COUNTS, FINAL_COUNTS, strict=True)
+        ),
+        digits=(1,) if late else EARLY_DIGITS,
+        favoured=LATE_FAVOURED if late else (),
     )
-    return packer.pack(family, sizes, scenes, asked, rng, counts)
+    return packer.pack(family, sizes, rng, recipe)
 
 
 def learning_rate(step: int, progress: float, peak: float) -> float:
@@ -182,10 +194,11 @@ def train(options: argparse.Namespace) -> None:
         progress = curriculum_progress(step, options.steps)
         early = step < THETA_SWITCH_STEP
         set_rope_theta(model, FIRST_ROPE_THETA if early else published_theta)
-        other = rng.choices(list(FAMILY_SHARES), list(FAMILY_SHARES.values()))[0]
+        shares = LATE_SHARES if step >= LATE_STEP else FAMILY_SHARES
+        other = rng.choices(list(shares), list(shares.values()))[0]
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, progress, options.peak)
-        batches = [draw_batch(packer, family, progress, rng) for family in ("shapes", other)]
+        batches = [draw_batch(packer, family, step, progress, rng) for family in ("shapes", other)]
         ahead = pool.submit(batch_gradients, model, batches[0], options.bf16)
         second = batch_gradients(model, batches[1], options.bf16)
         for batch, (loss, right, _) in zip(batches, (ahead.result(), second), strict=True):
@@ -229,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write the model to")
     parser.add_argument("--checkpoint", type=Path, default=Path("demo_training.pt"))
-    parser.add_argument("--steps", type=int, default=11000)
+    parser.add_argument("--steps", type=int, default=13000)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="for each of the two batches")

@@ -9,7 +9,7 @@ import io
 import itertools
 import random
 import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import numpy as np
 from PIL import Image
@@ -88,20 +88,19 @@ class Driver:
         await asyncio.gather(*self.readers.values(), return_exceptions=True)
 
     async def _read(self, name, opened):
-        stream = self.cluster.instance(name).open(self.session)
         try:
-            async for batch in stream:
-                opened.set()
-                for event in batch.events:
-                    if event.job in self.queues:
-                        self.queues[event.job].put_nowait(event)
+            async with aclosing(self.cluster.instance(name).open(self.session)) as stream:
+                async for batch in stream:
+                    opened.set()
+                    for event in batch.events:
+                        if event.job in self.queues:
+                            self.queues[event.job].put_nowait(event)
         except TriptychError as error:
             self.lost[name] = error
             for queue in self.queues.values():
                 queue.put_nowait((name, error))
         finally:
             opened.set()
-            await stream.aclose()
 
     def plan(self, question, generated=(), epoch=0, choose=0):
         """All jobs of one attempt with the instances they go to."""
