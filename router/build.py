@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.build import Cluster
-from router.admin_door import create_app as admin_app
-from router.auth import ApiKeys
 from router.dispatch import Dispatcher
-from router.doors import HttpServer
-from router.grpc_door import GrpcDoor
-from router.http_door import create_app
-from router.intake import Intake
+from router.doors.admin_door import create_app as admin_app
+from router.doors.auth import ApiKeys
+from router.doors.grpc_door import GrpcDoor
+from router.doors.http_door import create_app
+from router.doors.intake import Intake
+from router.doors.servers import HttpServer
 from router.journey import Stages
 from router.ledger import Ledger
 from router.service import RequestService

@@ -38,13 +38,13 @@ FAMILY_SHARES = {"shapes": 0.2, "digit": 0.3, "pair": 0.47, "chat": 0.03}
 LATE_SHARES = {"shapes": 0.35, "digit": 0.2, "pair": 0.43, "chat": 0.02}
 EARLY_DIGITS = (1, 1, 2, 3)
 LATE_FAVOURED = ("position", "count_some", "position", "count_some", "pair_same", "pair_find")
-LATE_STEP = 99999
+LATE_STEP = 5656
 # Short rotary wavelengths teach places quickly but hide which shape a word means; from this step
 # on the published, longer ones are used.
 FIRST_ROPE_THETA = 30.0
 THETA_SWITCH_STEP = 2359
 # How far through the curriculum and the cosine the run is at these steps, and evenly between.
-KNOTS: tuple[tuple[int, float], ...] = ((0, 0.0), (2768, 0.184533), (LATE_STEP, 0.999))
+KNOTS: tuple[tuple[int, float], ...] = ((0, 0.0), (2768, 0.184533), (LATE_STEP, 0.47062))
 # How often a picture holds one shape, two shapes and so on, at first and later on.
 EARLY_COUNTS: tuple[float, ...] = (70, 20, 4, 2, 2, 2)
 FINAL_COUNTS: tuple[float, ...] = (20, 20, 20, 15, 13, 12)
@@ -242,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write the model to")
     parser.add_argument("--checkpoint", type=Path, default=Path("demo_training.pt"))
-    parser.add_argument("--steps", type=int, default=13000)
+    parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="for each of the two batches")

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from tests.router.scripted import ScriptedService, grpc_door, until
+from tests.router.doors.scripted import ScriptedService, grpc_door, until
 from triptych.client import AsyncClient, Client
 from triptych.client.options import make_request
 from triptych.core.errors import InstanceLost, RequestError, Unavailable

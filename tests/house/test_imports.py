@@ -14,7 +14,7 @@ ROOMS = {
     "ray": r"cluster/ray_actors\.py",
     "grpc": (
         r"triptych/(wire|client)/.*|triptych/client\.py|\w+_service/server\.py"
-        r"|router/grpc_door\.py|cluster/node\.py|examples/.*"
+        r"|router/doors/grpc_door\.py|cluster/node\.py|examples/.*"
     ),
     "torch": r"triptych/executor/.*|bench/peer_transformers\.py|examples/.*",
     "transformers": r"bench/peer_transformers\.py|examples/.*",

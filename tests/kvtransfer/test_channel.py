@@ -164,6 +164,16 @@ def test_silence_is_a_loss_and_trickling_is_silence(ends):
     thread.join()
 
 
+def test_a_body_that_never_comes_is_not_waited_for_like_a_next_frame(ends):
+    taker, giver = ends
+    shake(taker, giver)
+    giver._sock.send(manifest._PREFIX.pack(manifest.MAGIC, 1, 6, 0, 100, 0) + bytes(16))
+    start = time.monotonic()
+    with pytest.raises(InstanceLost, match="silent"):
+        taker.receive(60.0)
+    assert time.monotonic() - start < 3
+
+
 def test_a_deadline_is_told_from_silence(ends):
     taker, giver = ends
     shake(taker, giver)

@@ -199,8 +199,10 @@ class Life(RuleBasedStateMachine):
         offer = self.open.get(handle)
         if offer is None or offer.tail is None:
             return
+        was_ended = offer.verdict is not None
         try:
             self.offers.take(offer)
+            assert not was_ended, "withdrawn is withdrawn: an ack comes too late"
         except Ended as ended:
             self.offers.settle(self.open.pop(handle), ended.verdict)
             return

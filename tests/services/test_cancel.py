@@ -2,13 +2,14 @@
 neighbours' tokens are what they would have been."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from cluster.build import start_cluster
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
-from triptych.core.errors import Overloaded, RequestError, TriptychError, Unavailable
+from triptych.core.errors import Overloaded, Preempted, RequestError, TriptychError, Unavailable
 from triptych.core.handoff import EncodeJob, LanguageJob
 
 
@@ -19,13 +20,16 @@ async def test_cancel_at_random_moments(topology):
     settings = config(topology, "auto", "cache.kv_blocks=64", "cache.embedding_blocks=40")
 
     async def doomed(driver, after_s):
-        with pytest.raises((TimeoutError, TriptychError)):
+        with suppress(TimeoutError, Preempted):
             async with asyncio.timeout(after_s):
-                await driver.ask(Question(rng, rng.randint(0, 2), max_tokens=500))
+                await driver.ask(Question(rng, rng.randint(0, 2), max_tokens=800))
 
     async def spared(driver):
         question = Question(rng, rng.randint(0, 2), max_tokens=9)
-        assert await driver.ask(question) == question.answer()
+        while True:
+            with suppress(Preempted):
+                assert await driver.ask(question) == question.answer()
+                return
 
     async with await start_cluster(settings) as cluster, driving(cluster) as driver:
         for _ in range(4):

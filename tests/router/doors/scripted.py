@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
 from router.answer import Delta, Final, Ticket, Timeline, TokenInfo, Usage
-from router.auth import ApiKeys
-from router.doors import HttpServer
-from router.grpc_door import GrpcDoor
-from router.http_door import create_app
-from router.intake import Intake
+from router.doors.auth import ApiKeys
+from router.doors.grpc_door import GrpcDoor
+from router.doors.http_door import create_app
+from router.doors.intake import Intake
+from router.doors.servers import HttpServer
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import Config
 from triptych.core.errors import Cancelled, Overloaded, TriptychError

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.types import Message, Receive, Send
 
-from router.openai_answer import error_object
+from router.doors.openai_answer import error_object
 from triptych.core.errors import Cancelled, RequestError, TriptychError
 from triptych.wire.status import http_status, retry_after
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.router.scripted import (
+from tests.router.doors.scripted import (
     ScriptedService,
     bare_connection,
     grpc_door,

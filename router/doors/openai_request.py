@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from router.intake import ECHO_CHARACTERS, Intake, Options, Positive, raise_invalid
+from router.doors.intake import ECHO_CHARACTERS, Intake, Options, Positive, raise_invalid
 from triptych.core.errors import RequestError
 from triptych.core.ids import TenantId
 from triptych.core.request import ImagePart, Message, Part, Picture, Request, TextPart

@@ -17,11 +17,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router.answer import Delta, Final, Service, Ticket
-from router.auth import PUBLIC, ApiKeys
-from router.http_reply import ClientGone, Reply, read_body, until_gone
-from router.intake import Intake
-from router.openai_answer import BodyWriter, ChunkWriter
-from router.openai_request import Chat, parse_chat
+from router.doors.auth import PUBLIC, ApiKeys
+from router.doors.http_reply import ClientGone, Reply, read_body, until_gone
+from router.doors.intake import Intake
+from router.doors.openai_answer import BodyWriter, ChunkWriter
+from router.doors.openai_request import Chat, parse_chat
 from triptych.core.errors import InvariantBroken, RequestError, TriptychError
 from triptych.core.ids import TenantId
 

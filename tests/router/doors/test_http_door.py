@@ -12,7 +12,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.router.scripted import (
+from tests.router.doors.scripted import (
     ScriptedService,
     bare_connection,
     http_door,

@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from router.answer import Delta, Final, Timeline, TokenInfo, Usage
-from router.openai_request import Chat
+from router.doors.openai_request import Chat
 from triptych.core.errors import Overloaded, RequestError, TriptychError, Unauthenticated
 from triptych.wire.status import http_status
 

@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from router.answer import Delta, Final, Service, Ticket, TokenInfo
-from router.auth import ApiKeys
-from router.intake import Intake, Options, convert_options
+from router.doors.auth import ApiKeys
+from router.doors.intake import Intake, Options, convert_options
 from triptych.core.errors import (
     Cancelled,
     ConfigError,
