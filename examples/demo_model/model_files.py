@@ -7,11 +7,13 @@ checkpoint folder holds. Does not know scenes beyond their texts, nor training.
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import torch
-from questions import corpus
+from questions import FAMILIES, ask, draw_pictures
 from safetensors.torch import save_file
+from scenes import BACKGROUNDS
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -57,6 +59,18 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def corpus(seed: int, scenes: int) -> list[str]:
+    """Question and answer texts from many scenes, for training the tokenizer."""
+    rng = random.Random(seed)
+    texts: list[str] = list(BACKGROUNDS)
+    for family in FAMILIES:
+        for _ in range(scenes):
+            pictures = draw_pictures(family, rng, ((112, 112), (112, 112)), digits=(1, 1, 2, 3))
+            for example in ask(family, pictures, rng, 6):
+                texts += [example.question, example.answer]
+    return texts
 
 
 def train_tokenizer() -> Tokenizer:
@@ -152,9 +166,11 @@ def new_model(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def demo_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer, trained anew where the folder has none."""
-    path = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.exists() else train_tokenizer()
+    """The folder's tokenizer, else the committed one, else one trained anew."""
+    for path in (folder / "tokenizer.json", Path(__file__).parent / "tokenizer.json"):
+        if path.exists():
+            return Tokenizer.from_file(str(path))
+    return train_tokenizer()
 
 
 def _write_json(path: Path, value: object) -> None:

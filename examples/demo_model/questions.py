@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scenes import (
-    BACKGROUNDS,
     COLOURS,
     MAX_SHAPES,
     PLACES,
@@ -297,15 +296,3 @@ def fresh_example(kind: str, rng: random.Random, sizes: tuple[Size, ...]) -> Exa
         worded = FAMILIES[family][kind](pictures, rng)
         if worded:
             return Example(kind, pictures, *worded)
-
-
-def corpus(seed: int, scenes: int) -> list[str]:
-    """Question and answer texts from many scenes, for training the tokenizer."""
-    rng = random.Random(seed)
-    texts: list[str] = list(BACKGROUNDS)
-    for family in FAMILIES:
-        for _ in range(scenes):
-            pictures = draw_pictures(family, rng, ((112, 112), (112, 112)))
-            for example in ask(family, pictures, rng, 6):
-                texts += [example.question, example.answer]
-    return texts

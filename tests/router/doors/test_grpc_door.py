@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.router.doors.scripted import ScriptedService, grpc_door, token_id, until
-from tests.router.test_http_door import png
+from tests.router.doors.test_http_door import png
 from triptych.client import AsyncClient, Client
 from triptych.core.errors import (
     Cancelled,

@@ -22,7 +22,7 @@ from tests.router.doors.scripted import (
     post_bytes,
     until,
 )
-from tests.router.test_http_door import HELLO, data_url, picture_body, png
+from tests.router.doors.test_http_door import HELLO, data_url, picture_body, png
 
 LEAK = re.compile(
     r"0x[0-9a-f]{4,}|/(?:work|usr|home|root|tmp|etc|dev)/|Traceback|File \"|\.py\b|site-packages"
