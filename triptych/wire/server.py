@@ -86,10 +86,13 @@ class InstanceServicer(stage_pb2_grpc.InstanceServicer):
             await batches.aclose()
 
     async def Cancel(  # noqa: N802
-        self, request: pb.CancelRequest, _context: grpc.aio.ServicerContext
+        self, request: pb.CancelRequest, context: grpc.aio.ServicerContext
     ) -> pb.CancelResponse:
         """End jobs; returns when they hold nothing."""
-        await self._instance.cancel([JobId(job) for job in request.jobs])
+        try:
+            await self._instance.cancel([JobId(job) for job in request.jobs])
+        except TriptychError as error:
+            await abort(context, error)
         return pb.CancelResponse()
 
     async def Census(  # noqa: N802
