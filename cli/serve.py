@@ -76,6 +76,12 @@ async def _start(config: Config, progress: Progress) -> Router:
         raise
 
 
+def _question(config: Config) -> str:
+    if config.model.path.rstrip("/").endswith("examples/demo_model"):
+        return 'examples/pictures/five-shapes.png "How many shapes are there?"'
+    return 'PICTURE.png "What do you see?"'
+
+
 def _welcome(config: Config, router: Router) -> str:
     return f"""\
 triptych serves {router.model}: {config.cluster.topology} on {config.cluster.backend}
@@ -83,6 +89,6 @@ triptych serves {router.model}: {config.cluster.topology} on {config.cluster.bac
   gRPC  {router.grpc}        (triptych.v1.Inference, with reflection)
 
 Ask a question (another terminal):
-  .venv/bin/triptych ask --grpc {router.grpc} examples/pictures/*.png "What do you see?"
+  .venv/bin/triptych ask --grpc {router.grpc} {_question(config)}
 
 Stop with Ctrl-C."""

@@ -290,7 +290,8 @@ class Offers:
     def owners(self) -> list[str]:
         """Owner of every lease that is held."""
         with self._lock:
-            return [offer.lease.owner for offer in self._offers.values()]
+            leases = [offer.lease for offer in self._offers.values()]
+            return [lease.owner for lease in leases if lease.state is not LeaseState.RELEASED]
 
     # -- of one taker's thread
 

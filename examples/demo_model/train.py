@@ -39,6 +39,8 @@ LATE_SHARES = {"shapes": 0.35, "digit": 0.2, "pair": 0.43, "chat": 0.02}
 EARLY_DIGITS = (1, 1, 2, 3)
 LATE_FAVOURED = ("position", "count_some", "position", "count_some", "pair_same", "pair_find")
 LATE_STEP = 5656
+# From this step on pictures come in all sizes and mostly oblong.
+VARIED_STEP = 7462
 # Short rotary wavelengths teach places quickly but hide which shape a word means; from this step
 # on the published, longer ones are used.
 FIRST_ROPE_THETA = 30.0
@@ -66,14 +68,26 @@ def set_rope_theta(model: Qwen2_5_VLForConditionalGeneration, theta: float) -> N
     frequencies.copy_(theta ** -(torch.arange(size, dtype=torch.float32) / size))
 
 
-def draw_size(rng: random.Random, progress: float) -> Size:
-    """A picture size of the curriculum: small first, 448 pixels late and few."""
+def draw_varied_size(rng: random.Random) -> Size:
+    """A picture size of the last stage: mostly oblong, one in ten large, few of 448 pixels."""
+    lottery = rng.random()
+    if lottery < 0.2:
+        return 112, 112
+    if lottery > 0.9:
+        return rng.choice(range(252, 449, MERGED)), rng.choice(range(252, 449, MERGED))
+    if lottery > 0.78:
+        return rng.randint(112, 252), rng.randint(112, 252)
+    return rng.choice(range(112, 253, MERGED)), rng.choice(range(112, 253, MERGED))
+
+
+def draw_size(rng: random.Random, step: int, progress: float) -> Size:
+    """A picture size of the curriculum: small first, large late."""
+    if step >= VARIED_STEP:
+        return draw_varied_size(rng)
     lottery = rng.random()
     if progress < 0.03 or lottery < 0.55 - 0.25 * progress:
         return 112, 112
-    largest = 168 if progress < 0.3 else 224 if progress < 0.6 else 336
-    if progress > 0.6 and lottery > 0.95:
-        return (448, 448) if rng.random() < 0.5 else (rng.choice([336, 392, 448]), 280)
+    largest = 168 if progress < 0.3 else 224
     if progress > 0.3 and lottery > 0.85:
         return rng.randint(112, largest), rng.randint(112, largest)
     sides = list(range(112, largest + 1, MERGED))
@@ -85,7 +99,7 @@ def draw_batch(
     packer: Packer, family: str, step: int, progress: float, rng: random.Random
 ) -> Batch:
     """One batch of the curriculum, of as many scenes as the patch budget allows."""
-    sizes = (draw_size(rng, progress), draw_size(rng, progress))
+    sizes = (draw_size(rng, step, progress), draw_size(rng, step, progress))
     if family == "pair" and rng.random() < 0.6:
         sizes = (sizes[0], sizes[0])
     used = sizes if family == "pair" else sizes[:1]

@@ -105,6 +105,19 @@ def test_the_lease_counts_from_the_end_of_the_offer(store):
     assert told == ["expired"]
 
 
+def test_an_ack_behind_the_withdrawal_comes_too_late(store):
+    offers, _ = table()
+    offer, told = promise(offers, store)
+    offer.finish()
+    assert offers.claim(Fetch("h", 0, store.layout.fingerprint, 0, 0), "taker", int) is offer
+    offers.refuse(Handle("h"), Verdict(Release.WITHDRAWN, "cancelled"))
+    assert told == [], "a taker is connected: it is fenced off first"
+    with pytest.raises(Ended) as ended:
+        offers.take(offer)
+    offers.settle(offer, ended.value.verdict)
+    assert told == ["withdrawn"]
+
+
 def test_misuse_of_an_offer(store):
     offers, _ = table()
     offer, _ = promise(offers, store)

@@ -167,7 +167,7 @@ class Driver:
             for name, job in jobs:
                 await self.cluster.instance(name).submit(job)
             ended = False
-            while not ended or len(found) < max(found) + 1 - start:
+            while not (ended and found and len(found) == max(found) + 1 - start):
                 event = await queue.get()
                 match event:
                     case (_, error):
