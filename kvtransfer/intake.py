@@ -124,6 +124,7 @@ class Intake:
             await self._fetch(promised, (), deadline_s)
         elif self._cache.claim(entry):
             await self._fetch(promised, entry.blocks, deadline_s)
+            self._memory.absorb(entry.blocks)
             self._cache.commit(entry)
         else:
             await self._watch(entry, deadline_s)

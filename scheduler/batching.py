@@ -29,11 +29,8 @@ def decode_first(ready: Sequence[Work], budget: Budget) -> list[int]:
     larger than the whole budget is taken alone. Decodes come first in the step in any case.
     """
     arrivals = sorted(range(len(ready)), key=lambda i: (ready[i].arrival, ready[i].start))
-    # A prompt's last chunk may be one token long: it is a decode only if nothing goes before it.
-    heads = {ready[index].job: index for index in reversed(arrivals)}
-    decodes = [i for i in arrivals if ready[i].is_decode and heads[ready[i].job] == i]
-    alone = set(decodes)
-    chunks = [index for index in arrivals if index not in alone]
+    decodes = [index for index in arrivals if ready[index].is_decode]
+    chunks = [index for index in arrivals if not ready[index].is_decode]
     if budget.passed_over >= PATIENCE:
         queue = chunks[:1] + decodes + chunks[1:]
     else:

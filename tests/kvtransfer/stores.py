@@ -49,6 +49,12 @@ class Store:
         self.view[:] = random.Random(seed).randbytes(len(self.view))
         return self
 
+    def stage(self, blocks) -> None:
+        """The bytes are where ``view`` shows them."""
+
+    def absorb(self, blocks) -> None:
+        """The bytes are where ``view`` shows them."""
+
     def close(self) -> None:
         """Slices of ``view`` in the traceback of an expected error may outlive this."""
         self.view, self._map = memoryview(b""), b""
