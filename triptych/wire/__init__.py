@@ -2,6 +2,6 @@
 
 import os
 
-# gRPC's fork handlers can hang a child between fork and exec (Ray starts its processes that way).
-# Nothing here forks without exec, so nobody needs them. Read by gRPC when it is first used.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+FORK_SUPPORT = os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+"""gRPC's fork handlers can hang a child between fork and exec (Ray starts its processes that way).
+Nothing here forks without exec, so nobody needs them. Read by gRPC when it is imported."""
