@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from triptych.client import Client, Timeline
-from triptych.core.errors import RequestError
+from triptych.core.errors import RequestError, Unavailable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,20 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(words: argparse.Namespace) -> int:
     """Stream the answer to standard output, then one line of where the time went."""
     *names, question = words.words
-    with Client(words.grpc, api_key=words.key) as client:
-        for part in client.generate(
-            question,
-            pictures=[_picture(name) for name in names],
-            max_tokens=words.max_tokens,
-            temperature=words.temperature,
-        ):
-            if part.final is None:
-                sys.stdout.write(part.text)
-                sys.stdout.flush()
-            else:
-                sys.stdout.write("\n")
-                print(timeline(part.final.timeline), file=sys.stderr)
+    pictures = [_picture(name) for name in names]
+    try:
+        with Client(words.grpc, api_key=words.key) as client:
+            _stream(client, question, pictures, words)
+    except Unavailable as error:
+        if "connect" not in str(error):
+            raise
+        raise Unavailable(f"no server answers at {words.grpc}; `make serve` starts one") from error
     return 0
+
+
+def _stream(
+    client: Client, question: str, pictures: list[bytes], words: argparse.Namespace
+) -> None:
+    for part in client.generate(
+        question,
+        pictures=pictures,
+        max_tokens=words.max_tokens,
+        temperature=words.temperature,
+    ):
+        if part.final is None:
+            sys.stdout.write(part.text)
+            sys.stdout.flush()
+        else:
+            sys.stdout.write("\n")
+            print(timeline(part.final.timeline), file=sys.stderr)
 
 
 def _picture(name: str) -> bytes:

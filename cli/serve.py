@@ -10,6 +10,7 @@ from cluster.build import start_cluster
 from router.build import Router, start_router
 from triptych.core import log
 from triptych.core.config import Config, load
+from triptych.inputs.model_card import load_card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,7 @@ def configure(words: argparse.Namespace) -> Config:
 def run(words: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; 0 after a clean stop."""
     config = configure(words)
+    load_card(config.model.path)  # a wrong folder is said before anything is started
     log.setup(config.log, "router")
     return asyncio.run(_serve(config))
 

@@ -169,18 +169,31 @@ def number_picture(rng: random.Random, width: int, height: int, digits: int) -> 
 
 def write_examples(folder: Path) -> None:
     """Write the example pictures that ``pictures/README.md`` lists."""
-    rng = random.Random(2026)
     folder.mkdir(parents=True, exist_ok=True)
     one = Picture(168, 168, "white", (Shape("circle", "red", 84, 84, 52),))
     first = Picture(112, 112, "white", (Shape("star", "blue", 28, 28, 23),))
     second = Picture(112, 112, "black", (Shape("star", "yellow", 56, 56, 40),))
+    several = (
+        Shape("circle", "red", 36, 30, 24),
+        Shape("square", "blue", 112, 28, 24),
+        Shape("star", "yellow", 188, 84, 25),
+        Shape("triangle", "green", 112, 138, 24),
+        Shape("circle", "purple", 38, 138, 23),
+    )
+    wide_apart = (
+        Shape("star", "orange", 112, 110, 58),
+        Shape("circle", "green", 336, 114, 60),
+        Shape("cross", "purple", 334, 338, 56),
+    )
     pictures = {
         "red-circle.png": one,
-        "five-shapes.png": shapes_picture(rng, 224, 168, 5),
-        "digit.png": number_picture(rng, 112, 112, 1),
+        "five-shapes.png": Picture(224, 168, "black", several),
+        "digit.png": Picture(
+            112, 112, "white", number="7", number_colour="blue", number_box=(0.5, 0.5, 90)
+        ),
         "pair-first.png": first,
         "pair-second.png": second,
-        "large.png": shapes_picture(rng, 448, 448, 3),
+        "large.png": Picture(448, 448, "grey", wide_apart),
     }
     for name, picture in pictures.items():
         picture.draw().save(folder / name)

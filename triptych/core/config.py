@@ -1,7 +1,7 @@
 """The configuration: one frozen tree, one TOML file, ``section.key=value`` overrides.
 
 Sections are named like the folders they configure. An unknown key or a wrong value fails with its
-path. Every default is here; ``docs/config.md`` is written from this file. Knows no other module.
+path. Every default is here; ``docs/config.md`` is written from this file.
 """
 
 import os
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from triptych.core import topology
 from triptych.core.errors import ConfigError
 
 Count = Annotated[int, Meta(ge=1)]
@@ -264,6 +265,7 @@ def _value(text: str) -> Any:
 def _check(config: Config) -> None:
     """What types cannot say."""
     engine, choices = config.engine, _CHOICES
+    topology.parse(config.cluster.topology)
     if engine.token_budget < engine.chunk_tokens:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
     if config.router.allow_remote_pictures:
