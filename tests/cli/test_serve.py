@@ -1,0 +1,42 @@
+"""The command line: what it refuses before anything starts, and what it says."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.flow.served import ROOT, served
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *words], cwd=ROOT, timeout=60, text=True, capture_output=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "--topology", "E1,P1"], "cluster.topology"),
+        (["serve", "--model", "nowhere"], "model.path"),
+        (["serve", "--set", "cache.blocks=3"], "blocks"),
+        (["serve", "--config", "absent.toml"], "absent.toml"),
+        (["ask", "--grpc", "127.0.0.1:9", "anybody there?"], "no server answers at 127.0.0.1:9"),
+        (["ask", "absent.png", "what is this?"], "absent.png"),
+        (["census", "--admin", "127.0.0.1:9"], "127.0.0.1:9"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(words: list[str], said: str):
+    done = run(*words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"triptych {words[0]}: ")
+
+
+async def test_a_taken_address_leaves_nothing_running():
+    async with served("EPD1", 'cluster.backend="local"') as server:
+        words = ["--model", "oracle", "--topology", "EPD1", "--http", server.http]
+        done = run("serve", *words, "--set", "cluster.backend=process")
+    assert done.returncode == 1
+    assert "router.http: cannot listen" in done.stderr
