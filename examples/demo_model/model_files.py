@@ -42,6 +42,7 @@ OTHER_WORDS = (
     " pink brown cyan rectangle diamond heart arrow and or with without any all both same different"
     " Answer Reply Be brief in one word Please Tell me Is Are How much Thank you Thanks It it they"
 )
+# As published, but a message's pictures come before its text: that order was trained.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -54,7 +55,9 @@ CHAT_TEMPLATE = (
     "<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' or 'video' in content %}"
     "<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endif %}{% endfor %}"
+    "{% for content in message['content'] %}"
+    "{% if 'text' in content %}{{ content['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -59,6 +59,7 @@ class Recipe:
     counts: tuple[float, ...] = EVEN_COUNTS
     digits: tuple[int, ...] = (1,)
     favoured: tuple[str, ...] = ()
+    follow_ups: float = 0.0
 
 
 @dataclass
@@ -76,6 +77,21 @@ class Batch:
     asked_by: torch.Tensor
     kinds: list[str]
     picture_slots: list[slice] = field(default_factory=list)
+
+
+@dataclass
+class Questions:
+    """The questions of one scene: tokens, their positions and segments, and the answers.
+
+    ``answers`` are the indices of the token before each answer token, ``numbers`` say of which
+    question.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
 
 
 class Packer:
@@ -129,16 +145,16 @@ class Packer:
         grids = [] if family == "chat" else grids[: 2 if family == "pair" else 1]
         prefix, prefix_places, slots, start = self._prefix(rng, grids)
         drawn: list[list[np.ndarray]] = [[] for _ in grids]
-        packed: list[tuple[list[int], list[int], list[int], list[int]]] = []
+        packed: list[Questions] = []
         asked_kinds: list[list[str]] = []
         for _ in range(scenes):
             pictures = draw_pictures(family, rng, sizes, recipe.counts, recipe.digits)
             for slot, picture in enumerate(pictures):
                 drawn[slot].append(to_patches(picture.draw()))
             examples = ask(family, pictures, rng, recipe.asked, recipe.favoured)
-            packed.append(self._questions(examples, start))
+            packed.append(self._questions(examples, start, rng, recipe.follow_ups))
             asked_kinds.append([example.kind for example in examples])
-        length = len(prefix) + max(len(ids) for ids, _, _, _ in packed)
+        length = len(prefix) + max(len(laid.tokens) for laid in packed)
         length += -length % 16
         ids = np.full((scenes, length), self._pad, dtype=np.int64)
         places = np.zeros((3, scenes, length), dtype=np.int64)
@@ -148,15 +164,15 @@ class Packer:
         asked_by: list[int] = []
         kinds: list[str] = []
         first = len(prefix)
-        for row, (tokens, offsets, segments, answers) in enumerate(packed):
-            end = first + len(tokens)
-            ids[row, :first], ids[row, first:end] = prefix, tokens
+        for row, laid in enumerate(packed):
+            end = first + len(laid.tokens)
+            ids[row, :first], ids[row, first:end] = prefix, laid.tokens
             places[:, row, :first] = np.array(prefix_places).T
-            places[:, row, first:end] = offsets
-            owner[row, :first], owner[row, first:end] = 0, segments
-            chosen += [(row, first + at) for at in answers]
-            targets += [tokens[at + 1] for at in answers]
-            asked_by += [len(kinds) + segments[at] - 1 for at in answers]
+            places[:, row, first:end] = laid.positions
+            owner[row, :first], owner[row, first:end] = 0, laid.segments
+            chosen += [(row, first + at) for at in laid.answers]
+            targets += [laid.tokens[at + 1] for at in laid.answers]
+            asked_by += [len(kinds) + number for number in laid.numbers]
             kinds += asked_kinds[row]
         causal = np.tril(np.ones((length, length), dtype=bool))
         shared = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
@@ -177,20 +193,28 @@ class Packer:
         )
 
     def _questions(
-        self, examples: list[Example], start: int
-    ) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Tokens, positions, segment numbers and answer indices (of the token before each)."""
-        tokens: list[int] = []
-        offsets: list[int] = []
-        segments: list[int] = []
-        answers: list[int] = []
-        for number, example in enumerate(examples, start=1):
-            question = self.encode(example.question + "<|im_end|>\n<|im_start|>assistant\n")
+        self, examples: list[Example], start: int, rng: random.Random, follow_ups: float
+    ) -> Questions:
+        """Lay out the questions; one that follows up sees the turns before it."""
+        laid = Questions()
+        segment = 0
+        position = start
+        for number, example in enumerate(examples):
+            if number and follow_ups and rng.random() < follow_ups:
+                opening = "\n<|im_start|>user\n"
+            else:
+                opening = ""
+                segment += 1
+                position = start
+            words = f"{opening}{example.question}<|im_end|>\n<|im_start|>assistant\n"
+            question = self.encode(words)
             answer = self.encode(example.answer + "<|im_end|>")
-            at = len(tokens) + len(question) - 1
-            answers += range(at, at + len(answer))
+            at = len(laid.tokens) + len(question) - 1
+            laid.answers += range(at, at + len(answer))
+            laid.numbers += [number] * len(answer)
             both = question + answer
-            tokens += both
-            offsets += range(start, start + len(both))
-            segments += [number] * len(both)
-        return tokens, offsets, segments, answers
+            laid.tokens += both
+            laid.positions += range(position, position + len(both))
+            laid.segments += [segment] * len(both)
+            position += len(both)
+        return laid

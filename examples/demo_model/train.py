@@ -45,8 +45,17 @@ VARIED_STEP = 7462
 # on the published, longer ones are used.
 FIRST_ROPE_THETA = 30.0
 THETA_SWITCH_STEP = 2359
+# From this step on some questions follow up earlier turns of the conversation.
+TURNS_STEP = 14000
+FOLLOW_UPS = 0.4
 # How far through the curriculum and the cosine the run is at these steps, and evenly between.
-KNOTS: tuple[tuple[int, float], ...] = ((0, 0.0), (2768, 0.184533), (LATE_STEP, 0.47062))
+KNOTS: tuple[tuple[int, float], ...] = (
+    (0, 0.0),
+    (2768, 0.184533),
+    (LATE_STEP, 0.47062),
+    (TURNS_STEP, 1.0),
+    (TURNS_STEP, 0.75),
+)
 # How often a picture holds one shape, two shapes and so on, at first and later on.
 EARLY_COUNTS: tuple[float, ...] = (70, 20, 4, 2, 2, 2)
 FINAL_COUNTS: tuple[float, ...] = (20, 20, 20, 15, 13, 12)
@@ -115,6 +124,7 @@ def draw_batch(
         ),
         digits=(1,) if late else EARLY_DIGITS,
         favoured=LATE_FAVOURED if late else (),
+        follow_ups=FOLLOW_UPS if step >= TURNS_STEP else 0.0,
     )
     return packer.pack(family, sizes, rng, recipe)
 
@@ -256,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write the model to")
     parser.add_argument("--checkpoint", type=Path, default=Path("demo_training.pt"))
-    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--steps", type=int, default=16400)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="for each of the two batches")
