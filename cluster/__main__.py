@@ -28,18 +28,21 @@ def main() -> int:
     if os.getppid() != parent:
         return 1
     log.setup(spec.config.log, spec.id)
-    return asyncio.run(_host(spec))
+    # Stdout is for our one line, which ends it; whatever a library prints goes to stderr.
+    told = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return asyncio.run(_host(spec, told))
 
 
-async def _host(spec: InstanceSpec) -> int:
+async def _host(spec: InstanceSpec, told: int) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     node = await Node.start(spec)
     served = Served(address=node.address, pid=os.getpid())
-    sys.stdout.buffer.write(msgspec.json.encode(served) + b"\n")
-    sys.stdout.flush()
+    with open(told, "wb") as file:
+        file.write(msgspec.json.encode(served) + b"\n")
     broken = asyncio.create_task(node.wait())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({broken, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -11,7 +11,8 @@ from typing import Any
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
 from decode_service.service import DecodeService
-from encoder_service.build import build_encode, build_pictures
+from encoder_service.build import build_encode
+from encoder_service.pictures import Pictures
 from kvtransfer.build import build_outbox, build_receiver
 from kvtransfer.inproc import Neighbour
 from kvtransfer.intake import Intake
@@ -33,6 +34,7 @@ from triptych.engine.pump import Pump
 from triptych.engine.vision import VisionEngine
 from triptych.executor.build import Executors
 from triptych.executor.build import build as build_executors
+from triptych.inputs.decode import DecoderPool
 from triptych.inputs.model_card import ModelCard, load_card
 from triptych.wire.sessions import Sessions
 
@@ -144,12 +146,15 @@ class _Assembly:
         assert executor is not None
         config = self._spec.config
         engine = VisionEngine(config.engine, cache, must_wait=self._must_wait)
-        pictures = build_pictures(config, self._card.image.patch_size)
+        decoders = DecoderPool(config.limits)
+        bound = config.engine.max_sequences + config.engine.max_waiting
+        pictures = Pictures(decoders, self._card.image.patch_size, bound)
         emit = self._sessions.emit
         service, pump = build_encode(
             engine, executor, self._outbox, pictures, self._clock, self._wake, emit
         )
         self._closing.push_async_callback(pictures.close)
+        asyncio.get_running_loop().call_soon(decoders.warm)
         self._closing.push_async_callback(pump.close)
         self._services[Stage.ENCODE] = service
         self._pumps.append(pump)

@@ -6,6 +6,7 @@ A child dies with its parent (see ``cluster.__main__``). Knows processes and sig
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from cluster.remote import Served, connect
 from triptych.core.errors import Unavailable
 from triptych.core.ids import InstanceId
 from triptych.wire.client import RemoteInstance
+
+log = logging.getLogger(__name__)
 
 _KILL_S = 10.0
 
@@ -82,10 +85,14 @@ async def _introduce(process: Process, spec: InstanceSpec) -> Served:
     with contextlib.suppress(ConnectionError):
         await process.stdin.drain()
     process.stdin.close()
-    line = await process.stdout.readline()
-    if not line:
-        raise Unavailable(f"{spec.id} ended while it started: {await process.wait()}")
-    return msgspec.json.decode(line, type=Served)
+    while True:
+        try:
+            line = await process.stdout.readline()
+            if not line:
+                raise Unavailable(f"{spec.id} ended while it started: {await process.wait()}")
+            return msgspec.json.decode(line, type=Served)
+        except ValueError:  # too long a line, or not ours: what libraries print when imported
+            log.debug("%s says something else first", spec.id)
 
 
 async def _end(process: Process) -> None:

@@ -40,6 +40,8 @@ _PLENTY = 4096
 _SCRATCH = "triptych-ray-"
 _NAMESPACE = "triptych"
 _KILL_S = 10.0
+_FAILURES = (RayError, RuntimeError, ValueError, OSError)
+"""What Ray raises where it fails: its own errors, and plain ones when it is shut or misused."""
 
 
 class _InstanceActor:
@@ -103,13 +105,16 @@ class HostedActor:
 
     async def kill(self) -> None:
         """Fence it off: SIGKILL where the process is ours to see, else by Ray's word."""
-        ray.kill(self._actor, no_restart=True)
+        can_tell = _kill(self._actor)
         if self._is_here:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        with contextlib.suppress(RayError, TimeoutError):
-            async with asyncio.timeout(_KILL_S):
-                await self._died
+        elif not can_tell:
+            raise Unavailable("Ray cannot be told to end the actor")
+        if can_tell:
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(_KILL_S):
+                    await self._died
 
 
 class RayHost:
@@ -134,39 +139,41 @@ class RayHost:
             scratch = await loop.run_in_executor(thread, _scratch)
         try:
             await asyncio.shield(loop.run_in_executor(thread, _connect, config, scratch))
-        except (RayError, OSError, RuntimeError, ValueError) as error:
+            return cls(config, thread, scratch)
+        except _FAILURES as error:
             await _disconnect(thread, scratch)
             raise Unavailable(f"Ray did not start: {str(error).splitlines()[0]}") from error
         except BaseException:
             await _disconnect(thread, scratch)
             raise
-        return cls(config, thread, scratch)
 
     async def start(self, spec: InstanceSpec) -> Hosted:
         """Start an actor in its role's pool and return when its instance serves."""
-        pool = topology.name(frozenset(spec.role))
-        actor: Any = (
-            ray.remote(_InstanceActor)
-            .options(
-                name=f"{pool}/{spec.id}/{secrets.token_hex(4)}",
-                num_cpus=0,
-                num_gpus=self._gpus,
-                max_restarts=0,
-                max_concurrency=64,
-                scheduling_strategy="SPREAD",
-            )
-            .remote(msgspec.msgpack.encode(spec))
-        )
+        actor: Any = None
         try:
+            actor = self._actor(spec)
             served = msgspec.json.decode(await actor.start.remote(), type=Served)
         except BaseException as error:
-            ray.kill(actor, no_restart=True)
-            if isinstance(error, RayError):
+            if actor is not None:
+                _kill(actor)
+            if isinstance(error, _FAILURES):
                 raise _cause(error, spec.id) from error
             raise
         return HostedActor(
             actor, connect(served.address, spec), served.pid, is_here=self._scratch is not None
         )
+
+    def _actor(self, spec: InstanceSpec) -> Any:
+        """A new actor in its role's pool, named for its incarnation."""
+        options = {
+            "name": f"{topology.name(frozenset(spec.role))}/{spec.id}/{secrets.token_hex(4)}",
+            "num_cpus": 0,
+            "num_gpus": self._gpus,
+            "max_restarts": 0,
+            "max_concurrency": 64,
+            "scheduling_strategy": "SPREAD",
+        }
+        return ray.remote(_InstanceActor).options(**options).remote(msgspec.msgpack.encode(spec))
 
     async def close(self) -> None:
         """Leave the cluster; a private one is taken down with its directory. Idempotent."""
@@ -174,6 +181,16 @@ class RayHost:
             return
         self._is_closed = True
         await _disconnect(self._thread, self._scratch)
+
+
+def _kill(actor: Any) -> bool:
+    """End an actor by Ray's word; False when Ray itself is in no state to hear it."""
+    try:
+        ray.kill(actor, no_restart=True)
+    except _FAILURES as error:
+        logger.warning("Ray cannot end an actor: %s", error)
+        return False
+    return True
 
 
 def _scratch() -> Path:
@@ -234,11 +251,11 @@ def _gpus_per_actor(config: Config) -> float:
     return min(1.0, int(gpus / count * 100) / 100) if gpus < count else 1.0
 
 
-def _cause(error: RayError, name: InstanceId) -> Exception:
+def _cause(error: Exception, name: InstanceId) -> Exception:
     """What went wrong in the actor, without Ray's pages around it."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, ConfigError):
         return ConfigError(str(cause))
     if isinstance(error, RayActorError):
         return Unavailable(f"{name}: its actor died while it started")
-    return Unavailable(f"{name} did not start: {cause or type(error).__name__}")
+    return Unavailable(f"{name} did not start: {cause or repr(error)}")

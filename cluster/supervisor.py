@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from cluster.directory import Directory
 from cluster.host import Host, Hosted, InstanceSpec
 from triptych.core import topology
@@ -109,12 +111,11 @@ class Supervisor:
         for slot in self._slots:
             if slot.hosted is not None:
                 self._directory.drain(slot.id)
-        await asyncio.gather(
-            *(slot.hosted.stop(drain_s) for slot in self._slots if slot.hosted is not None)
-        )
+        stops = [slot.hosted.stop(drain_s) for slot in self._slots if slot.hosted is not None]
+        results = await asyncio.gather(*stops, return_exceptions=True)
         for task in self._tasks:
             task.cancel()
-        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        results += await asyncio.gather(*self._tasks, return_exceptions=True)
         for error in results:
             if isinstance(error, Exception):
                 log.error("a slot ended with %r", error)
@@ -122,20 +123,25 @@ class Supervisor:
     async def _keep(self, slot: Slot) -> None:
         """Fill one slot, again and again."""
         loop, failures = asyncio.get_running_loop(), 0
+        failure: TriptychError | None = None
         while not self._is_closing:
             slot.incarnation += 1
             begun_s = loop.time()
             try:
-                slot.hosted = hosted = await self._start(slot)
-            except TriptychError as error:
-                log.warning("%s did not start: %s", slot.id, error)
-                if not slot.started.is_set():
-                    slot.error = error
-                    slot.started.set()
-                    return
-            else:
+                hosted = await self._start(slot)
                 slot.started.set()
                 await self._serve(slot, hosted)
+            except TriptychError as error:
+                log.warning("%s failed: %s", slot.id, error)
+                failure = error
+            except Exception as error:
+                # Whatever a host raises must neither empty a slot for good nor let a start hang.
+                log.exception("%s failed", slot.id)
+                failure = Unavailable(f"{slot.id} did not start: {error!r}")
+            if not slot.started.is_set():
+                slot.error = failure
+                slot.started.set()
+                return
             if loop.time() - begun_s > _SHORT_LIFE_S:
                 failures = 0
             if failures:
@@ -153,16 +159,19 @@ class Supervisor:
                 hosted = await self._host.start(spec)
         except TimeoutError as error:
             raise Unavailable(f"{slot.id} did not start within {limit_s:g} s") from error
+        except (OSError, msgspec.MsgspecError) as error:
+            raise Unavailable(f"{slot.id} did not start: {error}") from error
         try:
             description = await hosted.instance.describe()
+            slot.suspected.clear()
+            slot.hosted = hosted
+            self._directory.join(description, hosted.instance)
+            took_s = asyncio.get_running_loop().time() - begun_s
+            total = sum(description.memory_bytes.values()) / 1e6
+            self._on_progress(f"{slot.id}: ready after {took_s:.1f} s, {total:.0f} MB")
         except BaseException:
-            await hosted.kill()
+            await self._end(slot, hosted)
             raise
-        slot.suspected.clear()
-        self._directory.join(description, hosted.instance)
-        took_s = asyncio.get_running_loop().time() - begun_s
-        total = sum(description.memory_bytes.values()) / 1e6
-        self._on_progress(f"{slot.id}: ready after {took_s:.1f} s, {total:.0f} MB")
         return hosted
 
     async def _serve(self, slot: Slot, hosted: Hosted) -> None:
@@ -173,9 +182,15 @@ class Supervisor:
                 log.warning("%s is lost: %s", slot.id, reason)
                 self._on_progress(f"{slot.id}: lost ({reason})")
         finally:
-            self._directory.leave(slot.id)
-            slot.hosted = None
+            await self._end(slot, hosted)
+
+    async def _end(self, slot: Slot, hosted: Hosted) -> None:
+        """Nobody finds the incarnation any more, and nothing of it is left."""
+        self._directory.leave(slot.id)
+        slot.hosted = None
+        try:
             await hosted.kill()
+        finally:
             await hosted.instance.close()
 
 

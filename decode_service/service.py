@@ -140,12 +140,10 @@ class DecodeService:
             token = msgspec.msgpack.decode(tail, type=FirstToken)
             self._memory.absorb(wanted)
         except msgspec.DecodeError as error:
-            self._lacks(work, TransferError(f"the first token is unreadable: {error}"), ref)
-        except Cancelled as error:
-            # The producer was told to stop, not we: for this job that is a loss.
-            self._lacks(work, TransferError(str(error)), ref)
+            loss = TransferError(f"the first token is unreadable: {error}")
+            self._lacks(work, loss, ref.instance)
         except TriptychError as error:
-            self._lacks(work, error, ref)
+            self._lacks(work, error, error.blame or ref.instance)
         else:
             self._engine.arrived_all(job_id, token)
             self._wake()
@@ -162,11 +160,14 @@ class DecodeService:
         try:
             await intake.bring(work.job.items, work.deadline_s, on_ready, job_id)
         except TriptychError as error:
-            self._lacks(work, error)
+            self._lacks(work, error, error.blame)
 
-    def _lacks(self, work: _Work, error: TriptychError, ref: TransferRef | None = None) -> None:
-        """What the job needs from elsewhere will not come."""
-        work.blame = error.blame or (ref.instance if ref is not None else "")
+    def _lacks(self, work: _Work, error: TriptychError, blame: str) -> None:
+        """What the job needs from elsewhere will not come; ``blame`` is where it should have come
+        from."""
+        work.blame = blame
+        if isinstance(error, Cancelled):  # the producer was told to stop, not we: a loss for us
+            error = TransferError(str(error))
         self._engine.fail(work.job.header.id, error.code, str(error))
         self._wake()
 

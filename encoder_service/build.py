@@ -1,4 +1,4 @@
-"""Wires the encode stage of one instance: decoding children, engine, pump and service."""
+"""Wires the encode stage of one instance: engine, pump and service."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,19 +7,11 @@ from encoder_service.pictures import Pictures
 from encoder_service.service import EncodeService
 from kvtransfer.sender import Outbox
 from triptych.core.clock import Clock
-from triptych.core.config import Config
 from triptych.core.event import Event
 from triptych.core.ports import VisionExecutor
 from triptych.engine.outcome import Outcome
 from triptych.engine.pump import Pump
 from triptych.engine.vision import VisionEngine
-from triptych.inputs.decode import DecoderPool
-
-
-def build_pictures(config: Config, patch_size: int) -> Pictures:
-    """The decoding of an instance's pictures. It is closed by whoever builds it."""
-    bound = config.engine.max_sequences + config.engine.max_waiting
-    return Pictures(DecoderPool(config.limits), patch_size, bound)
 
 
 def build_encode(

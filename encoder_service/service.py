@@ -31,6 +31,7 @@ class _Work:
 
     def __init__(self, job: EncodeJob, accepted_s: float) -> None:
         self.job = job
+        """Without the picture's bytes."""
         self.accepted_s = accepted_s
         self.submitted_s = accepted_s
         self.offer: Offer | None = None
@@ -72,8 +73,9 @@ class EncodeService:
             return
         self._pictures.check_room()
         now_s = self._clock.now()
-        needs_pixels = not self._engine.join(job, now_s)
-        work = self._works[job.header.id] = _Work(job, now_s)
+        bare = msgspec.structs.replace(job, data=b"")
+        needs_pixels = not self._engine.join(bare, now_s)
+        work = self._works[job.header.id] = _Work(bare, now_s)
         work.offer = self._outbox.offer(
             job.handle,
             job.header.epoch,
@@ -82,7 +84,8 @@ class EncodeService:
             partial(self._released, work),
         )
         if needs_pixels:
-            work.decoding = asyncio.create_task(self._decode(work), name=f"decode {job.header.id}")
+            decoding = self._decode(work, job)
+            work.decoding = asyncio.create_task(decoding, name=f"decode {job.header.id}")
         self._wake()
 
     def handle(self, outcome: Outcome) -> None:
@@ -121,15 +124,15 @@ class EncodeService:
         """Jobs that hold something, leases included, and their sessions."""
         return {job: work.job.header.session for job, work in self._works.items()}
 
-    async def _decode(self, work: _Work) -> None:
-        """Pixels at the size of the item's grid, then to the engine."""
-        job = work.job
+    async def _decode(self, work: _Work, job: EncodeJob) -> None:
+        """Pixels at the size of the item's grid, then to the engine. Only this keeps the encoded
+        bytes, and ends long before the lease does."""
         try:
             pixels = await self._pictures.decode(job)
             work.submitted_s = self._clock.now()
             left_s = job.header.budget_s - (work.submitted_s - work.accepted_s)
             header = msgspec.structs.replace(job.header, budget_s=left_s)
-            decoded = msgspec.structs.replace(job, header=header, data=b"")
+            decoded = msgspec.structs.replace(work.job, header=header)
             self._engine.submit(decoded, pixels, work.submitted_s)
         except TriptychError as error:
             self._fail(work, error.code, str(error))

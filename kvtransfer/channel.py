@@ -92,7 +92,8 @@ class Channel:
                     if not self._sock.recv(65_536):
                         return
                 except BlockingIOError:
-                    if not self.wait(select.POLLIN, until_s, patient=True):
+                    self.wait(select.POLLIN, until_s, patient=True)  # a late wake ends nothing
+                    if self._clock.now() >= until_s:
                         return
         except OSError:
             return

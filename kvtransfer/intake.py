@@ -2,7 +2,8 @@
 
     entry READY                   use it; the promise is consumed in the background
     entry new, or without writer  fetch the promise into it
-    entry PENDING                 somebody fetches or encodes the same picture: wait for that
+    entry PENDING                 somebody fetches or encodes the same picture: wait for that, and
+                                  fetch our own promise if it gives up
     promise made by ourselves     our own encoder fills the entry: wait for the promise, no copy
 
 Runs on one event loop. Does not know pictures, models or who will read the rows.
@@ -14,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from kvtransfer.receiver import Receiver
-from triptych.cache.embeddings import EmbeddingCache, Entry
+from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
 from triptych.core.census import Holding
 from triptych.core.clock import Clock
 from triptych.core.errors import DeadlineExceeded, RequestError, TransferError, TriptychError
@@ -85,7 +86,9 @@ class Intake:
             try:
                 await _all_settled(tasks)
             finally:
-                for entry in kept.values():  # a writer's release fails its entry for all others
+                for entry in kept.values():
+                    if entry.is_new:  # its fetch is over: whoever waits for the entry may write it
+                        self._cache.entrust(entry)
                     self._cache.release(entry)
 
     def census(self) -> list[Holding]:
@@ -118,17 +121,17 @@ class Intake:
             self.num_waiting -= 1
 
     async def _make_ready(self, promised: PromisedItem, entry: Entry, deadline_s: float) -> None:
-        if entry.is_ready:
-            self._consume(promised, deadline_s)
-        elif promised.ref.instance == self._instance:
+        if promised.ref.instance == self._instance and not entry.is_ready:
             await self._fetch(promised, (), deadline_s)
-        elif self._cache.claim(entry):
-            await self._fetch(promised, entry.blocks, deadline_s)
-            self._memory.absorb(entry.blocks)
-            self._cache.commit(entry)
         else:
-            await self._watch(entry, deadline_s)
-            self._consume(promised, deadline_s)
+            while not entry.is_ready and not self._cache.claim(entry):
+                await self._watch(entry, deadline_s)
+            if entry.is_new:
+                await self._fetch(promised, entry.blocks, deadline_s)
+                self._memory.absorb(entry.blocks)
+                self._cache.commit(entry)
+            else:
+                self._consume(promised, deadline_s)
         if not entry.is_ready:
             raise TransferError("a promised embedding was not made")
 
@@ -139,7 +142,7 @@ class Intake:
         await self._receiver.fetch(ref, self._memory, blocks, 0, _ignore, deadline_s)
 
     async def _watch(self, entry: Entry, deadline_s: float) -> None:
-        """Wait for whoever writes the entry; if that fails, so do we, and may be tried again."""
+        """Wait until the entry is written, or nobody writes it any more."""
         done = asyncio.Event()
         entry.watch(lambda _: done.set())
         try:
@@ -147,8 +150,8 @@ class Intake:
                 await done.wait()
         except TimeoutError:
             raise DeadlineExceeded("an embedding was not there in time") from None
-        if not entry.is_ready:
-            raise TransferError("another request's transfer of the same picture failed")
+        if entry.state is EntryState.FAILED:
+            raise TransferError("the same picture was not encoded for another request")
 
     def _consume(self, promised: PromisedItem, deadline_s: float) -> None:
         """Take a promise whose bytes are not needed, so that its producer need not keep them."""

@@ -269,7 +269,8 @@ class Offers:
 
     def sweep(self) -> None:
         """Release what nobody came for in time."""
-        verdict = Verdict(Release.EXPIRED, "data_loss", "nobody fetched in time")
+        # "preempted": a taker that comes late queued for its turn; that is load, nobody's fault.
+        verdict = Verdict(Release.EXPIRED, "preempted", "nobody fetched in time")
         now_s = self._clock.now()
         with self._lock:
             over = [offer for offer in self._offers.values() if offer.lease.has_expired(now_s)]

@@ -17,7 +17,7 @@ from kvtransfer.lease import Offer
 from kvtransfer.sender import Outbox
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
-from triptych.core.errors import InvariantBroken, TriptychError
+from triptych.core.errors import Cancelled, InvariantBroken, TransferError, TriptychError
 from triptych.core.event import Event, Failed, Finished, Token, Tokens
 from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, Handle, JobId, SessionId
@@ -169,6 +169,8 @@ class PrefillService:
             await self._intake.bring(work.job.items, deadline_s, on_ready, header.id)
         except TriptychError as error:
             work.blame = error.blame
+            if isinstance(error, Cancelled):  # the encoder was told to stop, not we: a loss for us
+                error = TransferError(str(error))
             self._engine.fail(header.id, error.code, str(error))
             self._wake()
 

@@ -56,9 +56,9 @@ async def start_core(config: Config, cluster: Cluster) -> Core:
     stages = Stages(dispatcher, placement(config.router.placement), ledger, config.router, clock)
     card = load_card(config.model.path)
     prompts = PromptBuilder(card, config.model.path)
+    await _until_ready(dispatcher, config.cluster.start_timeout_s)
     admission = Admission(config.limits.max_requests, config.limits.max_requests_per_tenant)
     service = RequestService(config, card, prompts, stages, admission, secret)
-    await _until_ready(dispatcher, config.cluster.start_timeout_s)
     return Core(dispatcher, service, ledger, clock, secret)
 
 

@@ -16,7 +16,7 @@ from triptych.core.errors import DeadlineExceeded, InstanceLost, TriptychError, 
 from triptych.core.event import Encoded, Event, Failed, Finished
 from triptych.core.handoff import EncodeJob, Job
 from triptych.core.ids import InstanceId, JobId, SessionId
-from triptych.core.lifecycle import Stage
+from triptych.core.lifecycle import InstanceState, Stage
 from triptych.core.ports import Instance
 from triptych.core.view import ClusterView
 
@@ -64,11 +64,16 @@ class Scope:
         if left := self._open if kind is None else self._sent:
             self._dispatcher.abandon(left)
 
-    async def start(self, jobs: Sequence[tuple[InstanceId, Job]]) -> None:
+    async def start(self, jobs: Sequence[tuple[InstanceId, Job]], deadline_s: float) -> None:
         """Send jobs, all at once; their events arrive in this scope. Raises the first refusal,
-        when every instance has answered."""
+        when every instance has answered, and DeadlineExceeded if one has not by ``deadline_s``."""
         sent = [self._start(instance, job) for instance, job in jobs]
-        for answer in await asyncio.gather(*sent, return_exceptions=True):
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                answers = await asyncio.gather(*sent, return_exceptions=True)
+        except TimeoutError:
+            raise DeadlineExceeded from None
+        for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
 
@@ -121,6 +126,7 @@ class Dispatcher:
         self._session = session
         self._sessions: dict[InstanceId, asyncio.Task[None]] = {}
         self._live: set[InstanceId] = set()
+        self._draining: set[InstanceId] = set()
         self._jobs: dict[JobId, tuple[InstanceId, Job, Scope]] = {}
         self._sending: dict[JobId, asyncio.Task[TriptychError | None]] = {}
         self._loads: dict[InstanceId, _Load] = {}
@@ -154,13 +160,16 @@ class Dispatcher:
                 self._sessions[instance] = asyncio.create_task(self._listen(instance))
 
     def view(self) -> ClusterView:
-        """Instances whose session is open, with the load this router put on them."""
+        """Instances whose session is open, with the load this router put on them. One that takes
+        no more jobs is draining from its first refusal on, whatever the cluster knows yet."""
         views = []
         for view in self._members.view().instances:
-            load = self._loads.get(view.description.id)
-            if load is not None and view.description.id in self._live:
+            instance = view.description.id
+            load = self._loads.get(instance)
+            if load is not None and instance in self._live:
                 counts = {"num_jobs": dict(load.num_jobs), "num_tokens": dict(load.num_tokens)}
-                views.append(msgspec.structs.replace(view, **counts))
+                state = InstanceState.DRAINING if instance in self._draining else view.state
+                views.append(msgspec.structs.replace(view, state=state, **counts))
         return ClusterView(tuple(views))
 
     async def submit(self, instance: InstanceId, job: Job, scope: Scope) -> None:
@@ -176,6 +185,8 @@ class Dispatcher:
         error = await asyncio.shield(sending)
         if error is not None:
             self._forget(job.header.id)
+            if isinstance(error, Unavailable) and instance in self._live:
+                self._draining.add(instance)
             raise error
 
     async def _send(self, instance: InstanceId, job: Job) -> TriptychError | None:
@@ -198,8 +209,8 @@ class Dispatcher:
                 self._chore(self._cancel(instance, ids))
 
     async def settle(self) -> None:
-        """Wait until every cancellation under way is confirmed."""
-        while self._chores:
+        """Wait until every cancellation under way now is confirmed."""
+        if self._chores:
             await asyncio.wait(set(self._chores))
 
     async def close(self) -> None:
@@ -228,6 +239,7 @@ class Dispatcher:
             reason = str(error)
         finally:
             self._live.discard(instance)
+            self._draining.discard(instance)
         log.warning("%s is lost: %s", instance, reason)
         self._drop(instance, reason)
         self._members.suspect(instance)

@@ -18,6 +18,7 @@ from scheduler.placement import Placement
 from triptych.core.clock import Clock
 from triptych.core.config import RouterConfig
 from triptych.core.errors import (
+    DeadlineExceeded,
     InvariantBroken,
     Overloaded,
     Preempted,
@@ -136,7 +137,7 @@ async def _attempt(
     decode, reason = jobs[-1][1].header.id, ""
     progress = _Progress(trip, stages, len(route.encode))
     async with stages.dispatcher.scope() as scope:
-        await scope.start(jobs)
+        await scope.start(jobs, trip.request.deadline_s)
         async with aclosing(scope.events(trip.request.deadline_s)) as events:
             async for instance, event in events:
                 match event:
@@ -282,10 +283,10 @@ def _total(timing: Timing) -> float:
 async def _pause(trip: Trip, stages: Stages, avoid: set[InstanceId], cause: TriptychError) -> None:
     """Before another attempt: wait for instances that are not under suspicion. A stage that nobody
     serves is waited for with patience; where suspects are all there is, only a moment, until their
-    death would have been noticed."""
-    now_s = stages.clock.now()
-    grace_s = now_s + SUSPECT_GRACE_S
-    end_s = min(now_s + stages.config.patience_s, trip.request.deadline_s)
+    death would have been noticed. Nothing is waited for behind the deadline."""
+    now_s, deadline_s = stages.clock.now(), trip.request.deadline_s
+    grace_s = min(now_s + SUSPECT_GRACE_S, deadline_s)
+    end_s = min(now_s + stages.config.patience_s, deadline_s)
     while True:
         stages.dispatcher.changed.clear()
         try:
@@ -302,4 +303,6 @@ async def _pause(trip: Trip, stages: Stages, avoid: set[InstanceId], cause: Trip
             async with asyncio.timeout_at(wait_until_s):
                 await stages.dispatcher.changed.wait()
         except TimeoutError:
+            if wait_until_s == deadline_s:
+                raise DeadlineExceeded from None
             return

@@ -16,9 +16,9 @@ import msgspec
 from router.answer import Delta, Final, Ticket, Timeline, Usage
 from router.journey import Stages, Trip, journey
 from router.metrics import RouterMetrics
+from router.running import Place, Running
 from router.text import ChoiceText
 from scheduler.admission import Admission
-from scheduler.admission import Ticket as Admitted
 from triptych.core.config import Config
 from triptych.core.errors import (
     Cancelled,
@@ -40,44 +40,6 @@ from triptych.inputs.prompts import PromptBuilder
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING_DELTAS = 64
-"""Deltas of one choice that wait for a slow reader; then its stream pauses."""
-
-
-class _Ticket:
-    """An admitted request's place."""
-
-    def __init__(self, admission: Admission, admitted: Admitted) -> None:
-        self._admission = admission
-        self._admitted = admitted
-
-    def release(self) -> None:
-        """Give the place back. Idempotent."""
-        self._admission.release(self._admitted)
-
-
-class _Running:
-    """One request in flight: its choices' tasks and what they have to say."""
-
-    def __init__(self, request: Request, arrival_s: float) -> None:
-        self.request = request
-        self.arrival_s = arrival_s
-        self.expanded_s = arrival_s
-        self.queue: asyncio.Queue[Delta | None] = asyncio.Queue()
-        self.room = asyncio.Semaphore(MAX_PENDING_DELTAS * request.num_choices)
-        self.tasks: list[asyncio.Task[None]] = []
-        self.error: TriptychError | None = None
-        self.num_finished = 0
-        """Choices whose last delta was given."""
-        self.token_times_s: list[float] = []
-        """Arrivals of the first choice's tokens: they make the request's latency."""
-
-    def end(self, error: TriptychError) -> None:
-        """Stop every choice; the first error given is the request's."""
-        self.error = self.error or error
-        for task in self.tasks:
-            task.cancel()
-
 
 class RequestService:
     """Runs requests. One per router; used by both doors on one event loop."""
@@ -85,13 +47,15 @@ class RequestService:
     def __init__(self, config: Config, card: ModelCard, prompts: PromptBuilder, stages: Stages,
                  admission: Admission, secret: bytes) -> None:  # fmt: skip
         self.model = config.model.name or card.name
-        self._card = card
         self.prompts = prompts
         self._stages = stages
         self._admission = admission
         self._secret = secret
         self._metrics = RouterMetrics()
-        self._running: dict[RequestId, _Running] = {}
+        self._running: dict[RequestId, Running] = {}
+        self._max_positions = self._max_tokens = card.max_positions
+        self._longest()
+        self._released = asyncio.Event()
         self._threads = ThreadPoolExecutor(1, "expand")
         self._is_refusing = False
 
@@ -101,7 +65,7 @@ class RequestService:
         try:
             if self._is_refusing:
                 raise Unavailable("the router is stopping")
-            return _Ticket(self._admission, self._admission.take(tenant))
+            return Place(self._admission, self._admission.take(tenant), self._released.set)
         except TriptychError as error:
             self._reject(error)
             raise
@@ -110,7 +74,7 @@ class RequestService:
         self, request: Request, ticket: Ticket
     ) -> AsyncGenerator[Delta | Final, None]:
         """Run the request; see ``answer.Service``."""
-        running = _Running(request, self._stages.clock.now())
+        running = Running(request, ticket, self._stages.clock.now())
         try:
             prompt = await self._expand(running)
             async with aclosing(self._accepted(running, prompt)) as answer:
@@ -124,8 +88,7 @@ class RequestService:
         running = self._running.get(request)
         if running is None or running.request.tenant != tenant:
             return False
-        running.end(Cancelled())
-        await asyncio.gather(*running.tasks, return_exceptions=True)
+        await self._end(running, Cancelled())
         await self._stages.dispatcher.settle()
         return True
 
@@ -149,31 +112,41 @@ class RequestService:
         return self._metrics.exposition(self._stages.ledger.num_open, roles)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Wait for running requests; end what is left. Whether nothing had to be ended."""
-        tasks = [task for running in self._running.values() for task in running.tasks]
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
-        left = list(self._running.values())
-        for running in left:
-            running.end(Cancelled(public="the server is stopping"))
-        await self._stages.dispatcher.settle()
-        return not left
+        """Wait until every admitted request is answered; end what is left. Whether nothing had to
+        be ended."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._admission.num_taken:
+                    self._released.clear()
+                    await self._released.wait()
+        except TimeoutError:
+            stopping = Cancelled(public="the server is stopping")
+            left = list(self._running.values())
+            await asyncio.gather(*(self._end(running, stopping) for running in left))
+            return False
+        finally:
+            await self._stages.dispatcher.settle()
+        return True
 
     def close(self) -> None:
         """Stop the expansion thread and the ledger's file."""
         self._threads.shutdown(wait=True)
         self._stages.ledger.shut()
 
-    async def _expand(self, running: _Running) -> Prompt:
+    async def _expand(self, running: Running) -> Prompt:
         """Template, tokenise, count placeholders: before the request is accepted."""
         request = running.request
         salt = tenant_salt(self._secret, request.tenant)
         loop = asyncio.get_running_loop()
         try:
-            prompt = await loop.run_in_executor(
-                self._threads, self.prompts.expand, request.messages, request.pictures, salt
-            )
+            async with asyncio.timeout_at(request.deadline_s):
+                prompt = await loop.run_in_executor(
+                    self._threads, self.prompts.expand, request.messages, request.pictures, salt
+                )
             self._check_length(prompt)
+        except TimeoutError:
+            self._reject(DeadlineExceeded())
+            raise DeadlineExceeded from None
         except TriptychError as error:
             self._reject(error)
             raise
@@ -189,40 +162,60 @@ class RequestService:
             )
 
     def _longest(self) -> int:
-        """Longest sequence that every decode instance takes."""
-        serving = self._stages.dispatcher.view().serving(Stage.DECODE)
-        return min([self._card.max_positions, *(view.description.max_tokens for view in serving)])
+        """Longest sequence that every decode instance takes; while there is none, what those took
+        that were there before: so will their replacements."""
+        if serving := self._stages.dispatcher.view().serving(Stage.DECODE):
+            longest = min(view.description.max_tokens for view in serving)
+            self._max_tokens = min(self._max_positions, longest)
+        return self._max_tokens
 
     async def _accepted(
-        self, running: _Running, prompt: Prompt
+        self, running: Running, prompt: Prompt
     ) -> AsyncGenerator[Delta | Final, None]:
         """From ACCEPTED to the one terminal state."""
-        request, ledger = running.request, self._stages.ledger
+        request = running.request
         if request.id in self._running:
             raise RequestError("a request of this id is running", field="id")
-        trips = self._trips(request, prompt)
-        ledger.accept(request.id, request.tenant)
+        trips = running.trips = self._trips(request, prompt)
+        self._stages.ledger.accept(request.id, request.tenant)
         self._running[request.id] = running
-        state, code = RequestState.CANCELLED, Cancelled.code
+        expiry = asyncio.create_task(self._expire(running))
         try:
-            async with aclosing(self._merge(running, trips)) as deltas:
+            running.tasks = [asyncio.create_task(self._choice(running, trip)) for trip in trips]
+            async with aclosing(running.deltas()) as deltas:
                 async for delta in deltas:
                     yield delta
-            state, code = RequestState.COMPLETED, ""
-            yield self._final(running, trips)
-        except DeadlineExceeded as error:
-            state, code = RequestState.DEADLINE_EXCEEDED, error.code
-            raise
-        except Cancelled:
-            raise
+            final = self._final(running)
+            self._record(running, RequestState.COMPLETED)
+            yield final
         except TriptychError as error:
-            state, code = RequestState.FAILED, error.code
+            self._record(running, _end_of(error), error.code)
             raise
         finally:
-            del self._running[request.id]
-            ledger.close(request.id, state, code, sum(len(trip.tokens) for trip in trips))
-            self._metrics.ended(f"{state.value}:{code}" if code else state.value)
-            self._metrics.retried(sum(max(0, trip.attempts - 1) for trip in trips))
+            expiry.cancel()
+            self._record(running, RequestState.CANCELLED, Cancelled.code)
+
+    async def _expire(self, running: Running) -> None:
+        """End the request at its deadline, even if nobody reads what it says."""
+        await asyncio.sleep(running.request.deadline_s - self._stages.clock.now())
+        await self._end(running, DeadlineExceeded())
+
+    async def _end(self, running: Running, error: TriptychError) -> None:
+        """End a request in the middle: its jobs, its record, its place."""
+        await running.end(error)
+        self._record(running, _end_of(error), error.code)
+        running.ticket.release()
+
+    def _record(self, running: Running, state: RequestState, code: str = "") -> None:
+        """The terminal state, once: the first who knows it is believed."""
+        request, trips = running.request.id, running.trips
+        if self._running.get(request) is not running:
+            return
+        del self._running[request]
+        num_tokens = sum(len(trip.tokens) for trip in trips)
+        self._stages.ledger.close(request, state, code, num_tokens)
+        self._metrics.ended(f"{state.value}:{code}" if code else state.value)
+        self._metrics.retried(sum(max(0, trip.attempts - 1) for trip in trips))
 
     def _trips(self, request: Request, prompt: Prompt) -> list[Trip]:
         """One trip per choice; output cut to what fits behind the prompt."""
@@ -232,28 +225,7 @@ class RequestService:
         salt = tenant_salt(self._secret, request.tenant)
         return [Trip(request, prompt, choice, salt) for choice in range(request.num_choices)]
 
-    async def _merge(self, running: _Running, trips: list[Trip]) -> AsyncGenerator[Delta, None]:
-        """Deltas of all choices as they come; the first error ends them all."""
-        running.tasks = [asyncio.create_task(self._choice(running, trip)) for trip in trips]
-        num_open = len(trips)
-        try:
-            while num_open:
-                delta = await running.queue.get()
-                if delta is not None:
-                    running.room.release()
-                    yield delta
-                    continue
-                num_open -= 1
-                if running.error is not None:
-                    raise running.error
-                if running.num_finished + num_open < len(trips):
-                    raise InvariantBroken("a choice ended without an end")
-        finally:
-            for task in running.tasks:
-                task.cancel()
-            await asyncio.gather(*running.tasks, return_exceptions=True)
-
-    async def _choice(self, running: _Running, trip: Trip) -> None:
+    async def _choice(self, running: Running, trip: Trip) -> None:
         """Turn one choice's tokens into deltas."""
         text = ChoiceText(self.prompts.tokenizer, trip.choice, running.request.stop.strings)
         try:
@@ -276,9 +248,9 @@ class RequestService:
         finally:
             running.queue.put_nowait(None)
 
-    def _final(self, running: _Running, trips: list[Trip]) -> Final:
+    def _final(self, running: Running) -> Final:
         """Usage and timeline, and the same into the metrics."""
-        trip, now_s = trips[0], self._stages.clock.now()
+        trips, trip, now_s = running.trips, running.trips[0], self._stages.clock.now()
         prefill, decode = trip.timings.get("prefill"), trip.timings.get("decode", Timing())
         first = prefill or decode
         seen = latency(running.arrival_s, running.token_times_s or [now_s])
@@ -321,6 +293,13 @@ class RequestService:
     def _reject(self, error: TriptychError) -> None:
         self._stages.ledger.reject(error.code)
         self._metrics.ended(f"rejected:{error.code}")
+
+
+def _end_of(error: TriptychError) -> RequestState:
+    """The terminal state of a request that ``error`` ended."""
+    if isinstance(error, DeadlineExceeded):
+        return RequestState.DEADLINE_EXCEEDED
+    return RequestState.CANCELLED if isinstance(error, Cancelled) else RequestState.FAILED
 
 
 def _route(trip: Trip) -> tuple[str, ...]:

@@ -35,7 +35,8 @@ class Placement(Protocol):
 
 class LeastLoaded:
     """The pair with the fewest pending tokens, and a transfer counts as computing the prompt; so
-    one instance for prefill and decode is preferred. Encoders by content within a load slack."""
+    one instance for prefill and decode is preferred. A prefill instance that encodes does so for
+    itself; other encoders are chosen by content, within a load slack."""
 
     def choose(
         self, view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId] = frozenset()
@@ -50,12 +51,13 @@ class LeastLoaded:
 
         prefill, decode = min(_pairs(view, prompt, avoid), key=cost)
         encoders = _encoders(view, prefill, prompt, avoid)
-        encode = _spread(prompt.items, encoders, prefill) if prompt.items else ()
+        encode = _spread(prompt.items, encoders) if prompt.items else ()
         return Route(encode, prefill.description.id, decode.description.id)
 
 
 class RoundRobin:
-    """Every pair, and every encoder, in turn, whatever they have to do."""
+    """Every pair, and every encoder, in turn, whatever they have to do; but a prefill instance that
+    encodes does so for itself."""
 
     def __init__(self) -> None:
         self._turn = count()
@@ -102,19 +104,21 @@ def _pairs(view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId]) -> l
 def _encoders(
     view: ClusterView, prefill: InstanceView, prompt: Prompt, avoid: frozenset[InstanceId]
 ) -> Sequence[InstanceView]:
-    """Encoders whose embeddings ``prefill`` takes; none for a prompt without pictures."""
+    """Encoders whose embeddings ``prefill`` takes, or ``prefill`` alone if it is one of them; none
+    for a prompt without pictures."""
     if not prompt.items:
         return ()
     ready = [each for each in view.serving(Stage.ENCODE) if _feeds(each, prefill)]
-    return [each for each in ready if each.description.id not in avoid] or ready
+    usable = [each for each in ready if each.description.id not in avoid] or ready
+    # Prompts hold room for their pictures while they wait for them, and encoders wait for room in
+    # the same cache: two instances that encoded for each other would wait for each other for ever.
+    return [prefill] if prefill in usable else usable
 
 
-def _spread(
-    items: Sequence[Item], encoders: Sequence[InstanceView], prefill: InstanceView
-) -> tuple[InstanceId, ...]:
+def _spread(items: Sequence[Item], encoders: Sequence[InstanceView]) -> tuple[InstanceId, ...]:
     """An encoder for each item: of those not much busier than the idlest, one with the fewest
-    pictures of this request; among these ``prefill`` itself (nothing moves), else the one that the
-    content's hash ranks first. Equal pictures go to one encoder."""
+    pictures of this request; among these the one that the content's hash ranks first. Equal
+    pictures go to one encoder."""
     idlest = min(map(_load, encoders))
     eligible = [each for each in encoders if _load(each) <= idlest + ENCODE_SLACK]
     num_given = {each.description.id: 0 for each in eligible}
@@ -124,7 +128,7 @@ def _spread(
             continue
         fewest = min(num_given.values())
         candidates = [each for each in eligible if num_given[each.description.id] == fewest]
-        best = max(candidates, key=lambda each: (each is prefill, _affinity(item.key, each)))
+        best = max(candidates, key=lambda each: _affinity(item.key, each))
         chosen[item.key] = best.description.id
         num_given[best.description.id] += 1
     return tuple(chosen[item.key] for item in items)

@@ -117,9 +117,7 @@ class _Door:
         context: grpc.aio.ServicerContext,
         ticket: Ticket,
     ) -> None:
-        message = await anext(aiter(messages), None)
-        if message is None:
-            raise RequestError("a request message is required")
+        message = await self._message(messages)
         request = await asyncio.to_thread(
             self._request, message, self._tenant(context), context.time_remaining()
         )
@@ -132,6 +130,18 @@ class _Door:
                     await self._write(context, pb.GenerateResponse(delta=_delta(part)))
                 else:
                     await self._write(context, pb.GenerateResponse(result=_result(part, reasons)))
+
+    async def _message(self, messages: AsyncIterator[pb.GenerateRequest]) -> pb.GenerateRequest:
+        """The call's one message; who sends none holds a ticket no longer than a stalled writer."""
+        stall_s = self._intake.limits.write_stall_s
+        try:
+            async with asyncio.timeout(stall_s):
+                message = await anext(aiter(messages), None)
+        except TimeoutError:
+            raise RequestError(f"the message did not arrive within {stall_s:g} s") from None
+        if message is None:
+            raise RequestError("a request message is required")
+        return message
 
     async def _write(self, context: grpc.aio.ServicerContext, message: pb.GenerateResponse) -> None:
         """Send; a client that reads nothing for too long is cut off."""

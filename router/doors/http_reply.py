@@ -44,6 +44,8 @@ class Reply:
         """One event; returns when the connection takes more."""
         body = b"data: " + data + b"\n\n"
         await self._write({"type": "http.response.body", "body": body, "more_body": True})
+        # A send that need not wait gives the loop no turn, and then nobody hears of a lost client.
+        await asyncio.sleep(0)
 
     async def end_events(self) -> None:
         """The stream is over."""
@@ -58,6 +60,8 @@ class Reply:
             return
         if (seconds := retry_after(error)) is not None:
             self.headers["retry-after"] = seconds
+        if isinstance(error, LateBody):
+            self.headers["connection"] = "close"
         await self.whole(http_status(error), data)
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
@@ -79,19 +83,31 @@ class ClientGone(Cancelled):
     """Nobody reads the answer any more; the request is cancelled."""
 
 
+class LateBody(RequestError):
+    """The request's body is not there in time; what still comes of it is of no use."""
+
+
 async def read_body(receive: Receive, limit: int, length: str | None, stall_s: float) -> bytes:
     """The request's body, at most ``limit`` bytes; a body declared or found longer is refused
-    before more of it is read. Raises ClientGone when the client stalls or leaves."""
+    before more of it is read.
+
+    All of it must arrive within ``stall_s``, however many pieces it comes in: its reader holds a
+    ticket. Raises LateBody if it does not, ClientGone when the client leaves.
+    """
     if length is not None and length.isdecimal() and int(length[:20]) > limit:
         _too_large(limit)
+    try:
+        async with asyncio.timeout(stall_s):
+            return await _pieces(receive, limit)
+    except TimeoutError:
+        raise LateBody(f"the body did not arrive within {stall_s:g} s") from None
+
+
+async def _pieces(receive: Receive, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
-        try:
-            async with asyncio.timeout(stall_s):
-                message = await receive()
-        except TimeoutError:
-            raise ClientGone("sends nothing") from None
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone("left while sending")
         chunks.append(message.get("body", b""))

@@ -180,6 +180,26 @@ def test_waiters_learn_what_became_of_it(state):
     assert heard[2:] == [(waiter, state)]
 
 
+def test_waiters_learn_that_the_writer_hands_on():
+    cache, heard, room = EmbeddingCache(9, SIZE), [], []
+    (writer,) = cache.reserve_all([item("a")])
+    one, two = cache.acquire(KEYS["a"]), cache.acquire(KEYS["a"])
+    cache.watch_room(lambda: room.append(1))
+    one.watch(heard.append)
+    two.watch(heard.append)
+    cache.entrust(writer)
+    assert heard == [one, two]
+    assert len(room) == 1
+    two.watch(heard.append)
+    assert heard[2:] == [two], "nobody writes it: that is known already"
+    cache.release(writer)
+    assert cache.claim(two)
+    one.watch(heard.append)
+    assert len(heard) == 3
+    cache.commit(two)
+    assert heard[3:] == [one]
+
+
 def test_writer_that_lets_go_fails_the_entry():
     cache = EmbeddingCache(9, SIZE)
     (writer,) = cache.reserve_all([item("a")])

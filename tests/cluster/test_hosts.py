@@ -6,15 +6,18 @@ Every test here runs once with plain processes and once with Ray actors.
 import asyncio
 import os
 import signal
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from cluster import ray_environment
 from cluster.build import start_cluster
+from cluster.host import InstanceSpec
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
-from triptych.core.errors import ConfigError, InstanceLost, TriptychError
+from triptych.core.errors import ConfigError, InstanceLost, TriptychError, Unavailable
 from triptych.core.lifecycle import InstanceState, Stage
 
 BACKENDS = ["process", pytest.param("ray", marks=pytest.mark.ray)]
@@ -138,6 +141,55 @@ async def test_a_hung_instance_is_fenced_off_and_replaced():
         async with driving(cluster) as driver:
             question = Question(rng_of("hung"), 1)
             assert await driver.ask(question) == question.answer()
+
+
+async def test_a_standstill_of_the_router_costs_no_instance():
+    """Ctrl-Z and fg, a paused machine: everybody else was well all the time."""
+    more = ("cluster.timeout_s=1.0", "cluster.heartbeat_s=0.2")
+    async with running("E1,PD1", "process", *more) as cluster, driving(cluster) as driver:
+        await asyncio.sleep(0.3)
+        time.sleep(1.7)
+        question = Question(rng_of("still"), 1)
+        assert await driver.ask(question) == question.answer()
+        await asyncio.sleep(1.5)
+        assert driver.lost == {}
+        assert sorted(cluster.pids()) == ["encode-0@0", "pd-0@0"]
+
+
+async def test_what_a_child_prints_is_not_taken_for_its_address(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "for line in ('', 'a library says hello', '7', '[', 'x' * 200_000, 'the last'):\n"
+        "    print(line, flush=True)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with running("EPD1", "process") as cluster, driving(cluster) as driver:
+        (pid,) = cluster.pids().values()
+        assert os.readlink(f"/proc/{pid}/fd/1") == os.readlink(f"/proc/{pid}/fd/2")
+        question = Question(rng_of("chatty"), 1)
+        assert await driver.ask(question) == question.answer()
+
+
+@pytest.mark.ray
+async def test_errors_of_ray_itself_are_ours():
+    settings = config("EPD1", "auto", 'cluster.backend="ray"')
+    ray_environment.prepare(settings)
+    from cluster.ray_actors import RayHost
+
+    host = await RayHost.open(settings)
+    try:
+        spec = InstanceSpec("epd-0@0", tuple(Stage), settings, b"x" * 32)
+        host._gpus = -1.0  # Ray refuses it with a ValueError
+        with pytest.raises(Unavailable, match="epd-0@0"):
+            await host.start(spec)
+        host._gpus = 0.0
+        hosted = await host.start(spec)
+        await host.close()
+        await hosted.kill()
+        assert not is_alive(hosted.pid)
+        await hosted.instance.close()
+    finally:
+        await host.close()
+    assert scratch() == set()
 
 
 async def test_a_suspect_is_replaced():

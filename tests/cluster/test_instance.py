@@ -1,6 +1,8 @@
 """One instance by itself: what it refuses, how it breaks, what it gives back."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,26 @@ async def test_idle_checks_find_a_broken_invariant(monkeypatch):
     with pytest.raises(Unavailable):
         await anext(instance.open("s"))
     await instance.close()
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_decoding_children_start_with_the_instance():
+    """Nobody waits for them: they are there when the first picture comes."""
+    instance = await build_instance(SPEC)
+    async with asyncio.timeout(3):
+        while num_decoders() != SPEC.config.limits.decode_workers:
+            await asyncio.sleep(0.01)
+    await instance.close()
+    assert num_decoders() == 0
+    await (await build_instance(SPEC)).close()
+    await asyncio.sleep(0)
+    assert num_decoders() == 0
+
+
+def num_decoders():
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+    return sum(b"decode_child" in command for command in commands)
 
 
 @pytest.mark.usefixtures("no_leak")

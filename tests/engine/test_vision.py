@@ -152,6 +152,19 @@ def test_entry_that_another_writes_is_waited_for():
     bench.cache.release(entry)
 
 
+def test_entry_that_its_writer_hands_on_is_encoded_here():
+    bench = Bench()
+    (entry,) = bench.cache.reserve_all([(make_job("x", "b").item.key, 4)], "prefill")
+    assert bench.engine.join(make_job("1", "b"), 0.0)
+    assert bench.run() == []
+    bench.cache.entrust(entry)
+    bench.submit("2", "b")
+    assert bench.run() == [["2"]]
+    assert bench.of(Dropped) == [Dropped("1", "unavailable", "the picture was not encoded")]
+    assert entry.is_ready
+    bench.cache.release(entry)
+
+
 def test_join_takes_nothing_that_nobody_writes():
     bench = Bench()
     assert not bench.engine.join(make_job("1", "a"), 0.0)

@@ -15,9 +15,11 @@ from tests.flow.harness import Flow, config, flow
 from triptych.core.request import Picture, Request, Sampling
 from triptych.inputs.oracle_words import EOS
 
-TOPOLOGIES = ("E1,P1,D1", "EP1,D1", "E1,PD1", "ED1,P1", "EPD1", "E2,P2,D2")
+TOPOLOGIES = (
+    "E1,P1,D1", "EP1,D1", "E1,PD1", "ED1,P1", "EPD1", "E2,P2,D2", "EP2,D1", "EPD2"
+)  # fmt: skip
 TRANSPORTS = ("shm", "tcp")
-NUM_REQUESTS = 2004
+NUM_REQUESTS = 2000
 TIGHT = (
     "cache.kv_blocks=96",
     "cache.embedding_blocks=48",

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.inputs.pictures import encoded, noise
-from tests.router.test_hostile import png_that_claims
+from tests.router.doors.test_hostile import png_that_claims
 from triptych.core.config import LimitsConfig
 from triptych.core.errors import RequestError, Unavailable
 from triptych.inputs.decode import DecoderPool
@@ -150,19 +150,72 @@ async def test_a_child_that_hangs_is_replaced():
         assert child not in pids()
 
 
-async def test_a_killed_child_fails_one_picture_at_most():
+async def test_a_killed_child_costs_no_picture():
     async with pool_of() as pool:
         await decode(pool, noise(50, 50))
+        expected = await decode_large(pool)
         (child,) = pids()
         work = asyncio.create_task(decode_large(pool))
         await asyncio.sleep(0.03)
         os.kill(child, signal.SIGKILL)
-        with pytest.raises(RequestError, match="limits"):
-            await work
-        await decode(pool, noise(50, 50))
+        np.testing.assert_array_equal(await work, expected)
         (child,) = pids()
         os.kill(child, signal.SIGKILL)
         await asyncio.sleep(0.1)
+        await decode(pool, noise(50, 50))
+
+
+async def test_a_picture_that_ends_two_children_is_refused():
+    async with pool_of() as pool:
+        work = asyncio.create_task(decode_large(pool))
+        killed = set()
+        async with asyncio.timeout(10):
+            while len(killed) < 2:
+                for child in set(pids()) - killed:
+                    os.kill(child, signal.SIGKILL)
+                    killed.add(child)
+                await asyncio.sleep(0.002)
+            with pytest.raises(RequestError, match="limits"):
+                await work
+        assert pids() == []
+        await decode(pool, noise(50, 50))
+
+
+async def test_a_picture_that_takes_too_long_is_tried_once():
+    class Counting(DecoderPool):
+        num_started = 0
+
+        def _start(self):
+            self.num_started += 1
+            return super()._start()
+
+    pool = Counting(msgspec.structs.replace(LimitsConfig(), decode_timeout_s=0.02))
+    with pytest.raises(RequestError, match="limits"):
+        await decode_large(pool)
+    assert pool.num_started == 1
+    await pool.close()
+
+
+async def test_warm_children_are_there_before_the_first_picture():
+    async with pool_of(decode_workers=3) as pool:
+        await decode(pool, noise(50, 50))
+        pool.warm()
+        before = pids()
+        assert len(before) == 3 == pool.num_children
+        pool.warm()
+        await asyncio.gather(*(decode(pool, noise(50, 50, seed=seed)) for seed in range(7)))
+        assert pids() == before
+    pool.warm()
+    assert pids() == []
+
+
+async def test_no_child_can_be_started(monkeypatch):
+    async with pool_of() as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/nowhere/python")
+            pool.warm()
+            with pytest.raises(Unavailable):
+                await decode(pool, noise(50, 50))
         await decode(pool, noise(50, 50))
 
 

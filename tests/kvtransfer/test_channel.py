@@ -57,6 +57,30 @@ def test_both_sides_learn_who_the_other_is(ends):
         assert taker.receive() == (Wait(), 0)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_last_word_waits_for_its_reader_also_if_woken(reads):
+    """A wake-up that comes late must not close the connection before the peer has read why; one
+    that never reads is left behind in time."""
+    taker, giver = (Channel(sock, MonotonicClock(), 0.4) for sock in socket.socketpair())
+    shake(taker, giver)
+    giver.on_wake = lambda: None
+    giver.send(Wait())
+    giver.wake()
+    start_s = time.monotonic()
+    thread = threading.Thread(target=giver.linger)
+    thread.start()
+    time.sleep(0.1)
+    assert thread.is_alive()
+    if reads:
+        taker.send(Wait())
+        assert taker.receive() == (Wait(), 0)
+        taker.close()
+    thread.join()
+    assert (time.monotonic() - start_s < 0.4) == reads
+    taker.close()
+    giver.close()
+
+
 def test_a_taker_without_the_secret_is_not_welcomed(ends):
     found = shake(*ends, secrets=(b"guess", SECRET))
     assert isinstance(found["error"], TransferError)

@@ -153,11 +153,12 @@ async def test_one_picture_twice_in_a_request():
 
 
 @pytest.mark.parametrize("how", ["fail", "cancel", "corrupt"])
-async def test_a_failed_fetch_fails_its_waiters_and_can_be_tried_again(how):
+async def test_a_failed_fetch_is_taken_over_by_who_waits_for_it(how):
     async with bench() as b:
         first = b.bring(b.item("a", handle="first"), b.item("b"))
         await asyncio.sleep(0.05)
         second = b.bring(b.item("a", handle="second"))
+        third = b.bring(b.item("a", handle="third"), owner="other")
         await asyncio.sleep(0.05)
         if how == "fail":
             b.both.outbox.refuse(Handle("first"), "unavailable", "gone")
@@ -167,15 +168,40 @@ async def test_a_failed_fetch_fails_its_waiters_and_can_be_tried_again(how):
             b.encode("first", [1, 2, 3])  # one block too many
         with pytest.raises((Exception, asyncio.CancelledError)):
             await first
-        with pytest.raises(TransferError, match="another request"):
-            await second
-        assert b.ready == []
-        assert b.cache.holdings() == []
         b.both.outbox.refuse(Handle("b"), "cancelled", "not needed")
-        b.encode("third", [3, 4])
-        await b.bring(b.item("a", handle="third"))
-        b.assert_bytes(b.entries[0], [3, 4])
-        await b.both.outbox.withdraw(Handle("second"))
+        await asyncio.sleep(0.05)
+        assert (second.done(), third.done(), b.ready) == (False, False, [])
+        b.encode("third", [7, 8])
+        await asyncio.sleep(0.05)
+        assert not third.done(), "it waits for the second, which fetches now"
+        b.encode("second", [3, 4])
+        await asyncio.gather(second, third)
+        assert b.ready == [0, 0]
+        for entry in b.entries:
+            b.assert_bytes(entry, [3, 4])
+
+
+async def test_what_fails_for_every_request_fails_each_with_its_own_error():
+    async with bench() as b:
+        tasks = [b.bring(b.item("a", handle=f"{number}")) for number in range(5)]
+        await asyncio.sleep(0.05)
+        for number in range(5):
+            b.both.outbox.refuse(Handle(f"{number}"), "invalid_request", f"bad {number}")
+        for number, task in enumerate(tasks):
+            with pytest.raises(RequestError, match=f"bad {number}"):
+                await task
+        assert b.cache.totals()["embedding_block.free"] == 8
+
+
+async def test_a_picture_that_its_encoder_gave_up_fails_who_waits_for_it():
+    async with bench() as b:
+        (encoder,) = b.cache.reserve_all([(ContentHash(b"a"), 7)], "encoder")
+        task = b.bring(b.item("a"))
+        await asyncio.sleep(0.05)
+        b.cache.abort(encoder)
+        with pytest.raises(TransferError, match="not encoded"):
+            await task
+        b.cache.release(encoder)
 
 
 async def test_ready_items_stay_the_callers_when_another_fails():

@@ -173,11 +173,23 @@ def test_few_pictures_move_when_an_encoder_comes_or_restarts():
     assert [name.partition("@")[0] for name in restarted] == before
 
 
-def test_prefill_that_encodes_takes_the_first_picture_itself():
-    view = cluster(instance("EP-0", 30), "EP-1", "D-0")
-    route = LeastLoaded().choose(view, prompt("a", "b"))
-    assert route.prefill == "EP-1"
-    assert route.encode == ("EP-1", "EP-0")
+@pytest.mark.parametrize("avoid", [(), ("EP-0",), ("EP-0", "EP-1"), ("D-0", "E-0")])
+@pytest.mark.parametrize("more", [(), ("E-0",)])
+def test_prefill_that_encodes_does_so_for_itself(policy, avoid, more):
+    """So no two instances wait for room in each other's cache."""
+    view = cluster(instance("EP-0", 30), instance("EP-1", 2 * ENCODE_SLACK), *more, "D-0")
+    for _ in range(4):
+        route = policy.choose(view, prompt("a", "b", "c"), frozenset(avoid))
+        others = set(route.encode) - {route.prefill}
+        assert others <= {"E-0"}
+        assert not others or {"EP-0", "EP-1"} <= set(avoid)
+
+
+def test_prefill_that_encodes_but_failed_leaves_it_to_others(policy):
+    view = cluster("EP-0", "E-0", "D-0")
+    for _ in range(3):
+        route = policy.choose(view, prompt("a"), frozenset({"EP-0"}))
+        assert route == Route(("E-0",), "EP-0", "D-0")
 
 
 def test_round_robin_takes_turns():

@@ -2,6 +2,7 @@
 neighbours' tokens are what they would have been."""
 
 import asyncio
+import sys
 from contextlib import suppress
 
 import pytest
@@ -10,6 +11,7 @@ from cluster.build import start_cluster
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
 from triptych.core.errors import Overloaded, Preempted, RequestError, TriptychError, Unavailable
+from triptych.core.event import Encoded
 from triptych.core.handoff import EncodeJob, LanguageJob
 
 
@@ -63,6 +65,42 @@ async def test_a_promise_that_nobody_keeps_or_takes(kept):
         assert any(not census.is_idle for census in await cluster.census())
         await driver.cancel(plan)
         await idle(cluster, 0.5)
+
+
+@pytest.mark.parametrize("topology", ["E1,P1,D1", "E1,PD1"])
+async def test_an_encoder_that_is_told_to_stop_is_a_loss_to_who_waits_for_it(topology):
+    """Nobody cancelled the prompt's job, so it must not end as cancelled: it may be retried."""
+    rng = rng_of("stop", topology)
+    async with await start_cluster(config(topology)) as cluster, driving(cluster) as driver:
+        plan = driver.plan(Question(rng, 1))
+        (encoder, encode), (_, language) = plan[:2]
+        queue = driver.queues[language.header.id] = asyncio.Queue()
+        for name, job in plan:
+            await cluster.instance(name).submit(job)
+        await cluster.instance(encoder).cancel([encode.header.id])
+        async with asyncio.timeout(5):
+            failed = await queue.get()
+        assert (failed.code, failed.blame) == ("data_loss", encoder)
+        await driver.cancel(plan)
+        await idle(cluster)
+
+
+async def test_a_picture_is_forgotten_once_it_is_decoded():
+    """The lease keeps an embedding, not the bytes it was made from."""
+    rng = rng_of("bytes")
+    async with await start_cluster(config("E1,P1,D1")) as cluster, driving(cluster) as driver:
+        question = Question(rng, 1)
+        for _ in range(2):  # decoded, then known
+            name, job = driver.plan(question)[0]
+            queue = driver.queues[job.header.id] = asyncio.Queue()
+            before = sys.getrefcount(job)
+            await cluster.instance(name).submit(job)
+            async with asyncio.timeout(5):
+                assert isinstance(await queue.get(), Encoded)
+            assert sys.getrefcount(job) == before
+            assert any(not census.is_idle for census in await cluster.census())
+            await driver.cancel([(name, job)])
+        await idle(cluster)
 
 
 async def test_refusals_leave_nothing():

@@ -1,6 +1,7 @@
 """The stage API over a real socket: a scripted instance behind the real server and client."""
 
 import asyncio
+import time
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -197,3 +198,104 @@ async def test_a_connection_that_is_closed_means_lost_to_whoever_waits():
         results = await asyncio.gather(calling, reading, return_exceptions=True)
         assert [type(result) for result in results] == [errors.InstanceLost] * 2
         waits.set()
+
+
+async def test_a_closed_connection_opens_nothing():
+    async with served() as (_, _, address), connected(address) as remote:
+        await remote.close()
+        with pytest.raises(errors.InstanceLost):
+            await anext(remote.open("router"))
+        with pytest.raises(errors.InstanceLost):
+            await remote.describe()
+
+
+async def test_whoever_is_cancelled_is_cancelled():
+    async with served() as (instance, _, address), connected(address) as remote:
+        instance.sessions._heartbeat_s = 60.0
+        instance.cancel = lambda jobs: asyncio.Event().wait()
+        batches = remote.open("router")
+        await anext(batches)
+        tasks = [asyncio.create_task(wait) for wait in (remote.cancel(["a"]), anext(batches))]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+        await until(lambda: instance.broken == ["router"])
+
+
+async def test_our_own_standstill_is_not_the_instances_silence():
+    """SIGSTOP, a paused machine: no time has passed for a loop that did not run."""
+    async with served() as (instance, _, address), connected(address, timeout_s=0.5) as remote:
+        waits = asyncio.Event()
+        instance.cancel = lambda jobs: waits.wait()
+        batches = remote.open("router")
+        await anext(batches)
+        tasks = [asyncio.create_task(wait) for wait in (remote.cancel(["a"]), anext(batches))]
+        await asyncio.sleep(0.02)
+        for _ in range(3):
+            time.sleep(0.7)
+            await asyncio.sleep(0.02)
+        waits.set()
+        assert await asyncio.gather(*tasks) == [None, EventBatch()]
+        reading = asyncio.create_task(anext(batches))
+        await asyncio.sleep(0)
+        time.sleep(0.7)
+        assert await reading == EventBatch()
+        await batches.aclose()
+
+
+class Relay:
+    """A network between the two ends that can stop to carry anything, without a word to either."""
+
+    def __init__(self, address):
+        self.port = int(address.rpartition(":")[2])
+        self.carries = asyncio.Event()
+        self.carries.set()
+        self.tasks = []
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        return f"127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def accept(self, reader, writer):
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            self.tasks.append(asyncio.create_task(self.carry(source, sink)))
+
+    async def carry(self, source, sink):
+        try:
+            while data := await source.read(65_536):
+                await self.carries.wait()
+                sink.write(data)
+        finally:
+            sink.close()
+
+
+async def test_a_router_that_vanished_without_a_word_is_noticed():
+    """Its machine lost power: nothing comes, not even the end. Its jobs must not run for ever."""
+    async with served(ping_s=0.3, pong_s=0.3) as (instance, _, address):
+        relay = Relay(address)
+        async with relay as near, connected(near, timeout_s=30.0) as remote:
+            batches = remote.open("router")
+            await anext(batches)
+            begun = time.monotonic()
+            while time.monotonic() < begun + 1.5:
+                await anext(batches)
+            assert instance.broken == []
+            relay.carries.clear()
+            await until(lambda: instance.broken == ["router"])
+            relay.carries.set()
+            await batches.aclose()
+
+
+async def until(holds, within_s=5.0):
+    async with asyncio.timeout(within_s):
+        while not holds():
+            await asyncio.sleep(0.02)

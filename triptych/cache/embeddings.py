@@ -82,11 +82,12 @@ class Entry:
         return self._slot.state is EntryState.PENDING and self._slot.writer is None
 
     def watch(self, callback: Callable[["Entry"], None]) -> None:
-        """Call ``callback(self)`` once when the entry is READY or FAILED: now, if it is already.
+        """Call ``callback(self)`` once when the entry is READY or FAILED, or its writer hands it
+        on: now, if it is so already.
 
         A released hold hears nothing. Callbacks must not call the cache back.
         """
-        if self._slot.state is EntryState.PENDING:
+        if self._slot.state is EntryState.PENDING and self._slot.writer is not None:
             self._watchers.append(callback)
         else:
             callback(self)
@@ -105,8 +106,8 @@ class EmbeddingCache:
         self._room_watchers: list[Callable[[], None]] = []
 
     def watch_room(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` from now on whenever ``reserve_all`` may succeed where it did not
-        before. It must not call the cache back."""
+        """Call ``callback`` from now on whenever ``reserve_all`` or ``claim`` may succeed where it
+        did not before. It must not call the cache back."""
         self._room_watchers.append(callback)
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -158,6 +159,7 @@ class EmbeddingCache:
         """Give up the writer's part without failing: whoever calls ``claim`` first writes."""
         self._check_writer(entry)
         entry._slot.writer = None
+        self._tell(entry._slot)
 
     def claim(self, entry: Entry) -> bool:
         """Become the writer of a PENDING entry that has none. Whether this hold is it now."""
@@ -243,15 +245,15 @@ class EmbeddingCache:
         if state is EntryState.FAILED:
             del self._slots[slot.key]
             self._failed.append(slot)
+        self._tell(slot)
+
+    def _tell(self, slot: _Slot) -> None:
         for hold in list(slot.holds):
             watchers, hold._watchers = hold._watchers, []
             for callback in watchers:
                 callback(hold)
-        self._tell_room()
-
-    def _tell_room(self) -> None:
-        for callback in self._room_watchers:
-            callback()
+        for watcher in self._room_watchers:
+            watcher()
 
     @staticmethod
     def _check_writer(entry: Entry) -> None:

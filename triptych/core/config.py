@@ -83,7 +83,7 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A waiting sender says this often that it lives."""
     timeout_s: Seconds = 5.0
     """Silence after which a peer is taken for dead."""
-    lease_s: Seconds = 30.0
+    lease_s: Seconds = 10.0
     """How long offered blocks wait for a taker that never came."""
 
 
@@ -152,7 +152,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_deadline_s: Seconds = 600.0
     """Largest deadline that a request may name."""
     write_stall_s: Seconds = 30.0
-    """A client that reads nothing for so long is cut off."""
+    """A client that reads nothing for so long is cut off; a request must have arrived in it."""
 
 
 class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

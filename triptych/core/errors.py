@@ -17,6 +17,8 @@ Knows what went wrong and what a client may read of it. Statuses of gRPC and HTT
 ``wire.status``. ``detail`` is for logs; ``public`` never shows a path, an address or a traceback.
 """
 
+import re
+
 
 class TriptychError(Exception):
     """Base of everything that this project raises on purpose."""
@@ -42,15 +44,21 @@ class ConfigError(TriptychError):
 
 
 class RequestError(TriptychError):
-    """The request is wrong; ``field`` is the path of the offending value."""
+    """The request is wrong; ``field`` is the path of the offending value.
+
+    ``code`` and text say all of it: ``from_code`` makes the same error of them again.
+    """
 
     code = "invalid_request"
 
     def __init__(self, message: str, *, field: str = "", status: str = "invalid") -> None:
-        super().__init__(message, public=f"{field}: {message}" if field else message)
+        text = f"{field}: {message}" if field else message
+        super().__init__(text, public=text)
         self.field = field
         self.status = status
         """``invalid``, ``too_large`` or ``not_found``: selects the client's status code."""
+        if status != "invalid":
+            self.code = status
 
 
 class Unauthenticated(RequestError):
@@ -138,8 +146,17 @@ BY_CODE: dict[str, type[TriptychError]] = {
 """Codes that cross a wire inside a ``Failed`` event, and the error each one becomes again."""
 
 
+_STATUSES = {RequestError.code: "invalid", "too_large": "too_large", "not_found": "not_found"}
+"""Codes of a RequestError, and its ``status``."""
+_FIELD = re.compile(r"(?P<field>[A-Za-z_][\w.\[\]-]*): (?P<message>.+)", re.DOTALL)
+"""A RequestError's text, where it names a field."""
+
+
 def from_code(code: str, detail: str) -> TriptychError:
-    """The error that a peer meant by ``code``; ``RequestError`` keeps its message."""
-    if code == RequestError.code:
-        return RequestError(detail)
-    return BY_CODE.get(code, InvariantBroken)(detail)
+    """The error that a peer meant by ``code`` and the text of its error; of a RequestError the
+    message, the field and the status are the same again."""
+    if (status := _STATUSES.get(code)) is None:
+        return BY_CODE.get(code, InvariantBroken)(detail)
+    if (named := _FIELD.fullmatch(detail)) is None:
+        return RequestError(detail, status=status)
+    return RequestError(named["message"], field=named["field"], status=status)

@@ -218,7 +218,8 @@ class VisionEngine:
                 raise InvariantBroken(f"{picture.id} writes without a step")
 
     def _settle(self, now: float) -> None:
-        """Tell jobs whose entry became ready; send those whose entry failed back to wait."""
+        """Tell jobs whose entry became ready; send those whose entry failed back to wait. A job
+        that came without pixels ends where nobody is left to write its entry."""
         for picture in list(self._known.values()):
             entry = picture.entry
             if picture.phase is not _Phase.JOINED or entry is None:
@@ -231,6 +232,8 @@ class VisionEngine:
                 picture.entry, picture.phase = None, _Phase.WAITING
                 if picture.pixels is None:
                     self._drop(picture, "unavailable", "the picture was not encoded")
+            elif entry.is_unwritten and picture.pixels is None:
+                self._drop(picture, "unavailable", "the picture was not encoded")
 
     def _batch(self) -> list[tuple[_Picture, Entry]]:
         """Pictures to encode now, in order of arrival.

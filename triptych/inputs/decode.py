@@ -5,7 +5,9 @@ pixels are for. One event loop uses a pool.
 """
 
 import asyncio
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,16 +21,22 @@ from triptych.core.errors import RequestError, Unavailable
 from triptych.inputs import decode_child
 from triptych.inputs.header import Header, UnreadableError, read_header
 
+log = logging.getLogger(__name__)
+
 _PROGRAM = str(Path(decode_child.__file__).resolve())
 _START_S = 10.0
 """Added to the time of a child's first picture: the interpreter starts, Pillow is imported."""
 
 
+class _DiedError(Exception):
+    """A child is gone without a reply, and not because its time was over."""
+
+
 class DecoderPool:
     """``limits.decode_workers`` children that decode one picture each at a time.
 
-    Children start when they are first needed, from this process's own interpreter without a fork of
-    its memory, and end with ``close`` or with this process.
+    Children start with ``warm`` or when they are first needed, from this process's own interpreter
+    without a fork of its memory, and end with ``close`` or with this process.
     """
 
     def __init__(self, limits: LimitsConfig) -> None:
@@ -44,37 +52,39 @@ class DecoderPool:
         """Children that live now."""
         return len(self._children)
 
+    def warm(self) -> None:
+        """Start the children that do not run yet, and return at once: they get ready meanwhile, so
+        that no picture has to wait for an interpreter. What cannot start now is tried again then.
+        """
+        for _ in range(self._idle.qsize()):
+            child = self._idle.get_nowait()
+            try:
+                if child is None and not self._is_closed:
+                    child = self._start()
+            except Unavailable as error:
+                log.warning("%s", error)
+            finally:
+                self._idle.put_nowait(child)
+
     async def decode(
         self, data: bytes, format_name: str, width: int, height: int
     ) -> NDArray[np.uint8]:
         """Pixels of the picture, upright, scaled to (height, width, 3), uint8.
 
         Raises RequestError if it cannot be decoded within the limits of memory and time; the child
-        is then replaced and no other picture is concerned.
+        is then replaced and no other picture is concerned. A child that dies of something else
+        while it works (memory that the machine lacks, a signal) is replaced too, and the next one
+        tries once more. Raises Unavailable if no child can be started.
         """
         header = _header(data, format_name)
-        child = await self._idle.get()
+        shape = (height, width, 3)
         try:
-            if self._is_closed:
-                raise Unavailable("the decoder pool is closed")
-            if child is None or not child.is_alive:
-                self._end(child)
-                child = self._start()
-            pixels = np.empty((height, width, 3), np.uint8)
-            async with asyncio.timeout(child.start_s + self._limits.decode_timeout_s):
-                result = await child.exchange(data, header, pixels)
-        except (TimeoutError, ConnectionError, EOFError) as error:
-            self._end(child)
-            child = None
-            if self._is_closed:
-                raise Unavailable("the decoder pool was closed") from error
+            try:
+                result, pixels = await self._exchange(data, header, shape)
+            except _DiedError:
+                result, pixels = await self._exchange(data, header, shape)
+        except (_DiedError, TimeoutError) as error:
             raise RequestError("cannot be decoded within the limits", field="picture") from error
-        except asyncio.CancelledError:
-            self._end(child)
-            child = None
-            raise
-        finally:
-            self._idle.put_nowait(child)
         if result != decode_child.OK:
             is_large = result == decode_child.TOO_LARGE
             text = "needs too much memory to decode" if is_large else "cannot be decoded"
@@ -91,15 +101,52 @@ class DecoderPool:
         for _ in range(self._limits.decode_workers):
             self._idle.put_nowait(None)
 
+    async def _exchange(
+        self, data: bytes, header: Header, shape: tuple[int, int, int]
+    ) -> tuple[int, NDArray[np.uint8]]:
+        """One try with one child: its result and, if that is OK, the pixels.
+
+        Raises TimeoutError, or _DiedError if the child died of another cause than its time."""
+        child = await self._idle.get()
+        try:
+            if self._is_closed:
+                raise Unavailable("the decoder pool is closed")
+            if child is None or not child.is_alive:
+                self._end(child)
+                child = None
+                child = self._start()
+            pixels = np.empty(shape, np.uint8)
+            async with asyncio.timeout(child.start_s + self._limits.decode_timeout_s):
+                return await child.exchange(data, header, pixels), pixels
+        except (TimeoutError, ConnectionError, EOFError) as error:
+            code = self._end(child)
+            child = None
+            if self._is_closed:
+                raise Unavailable("the decoder pool was closed") from error
+            if isinstance(error, TimeoutError) or code == -signal.SIGALRM:
+                raise TimeoutError from error
+            raise _DiedError from error
+        except asyncio.CancelledError:
+            self._end(child)
+            child = None
+            raise
+        finally:
+            self._idle.put_nowait(child)
+
     def _start(self) -> "_Child":
-        child = _Child(self._limits)
+        try:
+            child = _Child(self._limits)
+        except OSError as error:
+            raise Unavailable(f"a decoding child cannot be started: {error}") from error
         self._children.add(child)
         return child
 
-    def _end(self, child: "_Child | None") -> None:
-        if child is not None:
-            self._children.discard(child)
-            child.end()
+    def _end(self, child: "_Child | None") -> int:
+        """The exit code, of its own death if it died before this; 0 for none."""
+        if child is None:
+            return 0
+        self._children.discard(child)
+        return child.end()
 
 
 def _header(data: bytes, format_name: str) -> Header:
@@ -121,7 +168,7 @@ class _Child:
         self._socket.setblocking(False)
         self.start_s = _START_S
         arguments = (os.getpid(), limits.decode_memory_bytes, limits.decode_timeout_s)
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", _PROGRAM, *map(str, arguments)],
                 stdin=theirs.fileno(),
@@ -130,6 +177,11 @@ class _Child:
                 env={},
                 start_new_session=True,
             )
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
 
     async def exchange(self, data: bytes, header: Header, pixels: NDArray[np.uint8]) -> int:
         """Send one picture; fill ``pixels`` if the result is OK."""
@@ -165,11 +217,11 @@ class _Child:
         """Whoever waits for this child then reads the end of its stream."""
         self._process.kill()
 
-    def end(self) -> None:
-        """Kill and reap; a killed process ends within milliseconds."""
+    def end(self) -> int:
+        """Kill and reap; a killed process ends within milliseconds. Its exit code."""
         self._socket.close()
         self._process.kill()
-        self._process.wait()
+        return self._process.wait()
 
     async def _fill(self, view: memoryview) -> None:
         loop = asyncio.get_running_loop()

@@ -5,8 +5,8 @@ restart and no routing.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import msgspec
@@ -22,14 +22,20 @@ from triptych.v1 import stage_pb2_grpc
 from triptych.wire import auth, convert
 from triptych.wire.status import from_grpc
 
+T = TypeVar("T")
+
 
 class ClientOptions(msgspec.Struct, frozen=True):
     """How to reach an instance and how long to believe in it."""
 
     secret: bytes
     timeout_s: float = 5.0
-    """Silence on a session, and the bound on a single call, after which the instance is lost."""
+    """Silence on a session, and the bound on a single call, after which the instance is lost. Only
+    time in which our own event loop ran is counted."""
     max_message_bytes: int = 20_971_520
+
+
+_CLOSED = "the connection to the instance is closed"
 
 
 class RemoteInstance:
@@ -37,7 +43,6 @@ class RemoteInstance:
 
     def __init__(self, address: str, options: ClientOptions) -> None:
         self._options = options
-        self._is_closed = False
         self._metadata = ((auth.METADATA_KEY, auth.token(options.secret)),)
         self._channel = grpc.aio.insecure_channel(
             address,
@@ -65,23 +70,22 @@ class RemoteInstance:
         """The session's batches; the first one says that it is open, and jobs may follow.
 
         Raises InstanceLost when the stream breaks, ends or is silent for ``timeout_s``."""
-        call = self._instance.Open(pb.OpenRequest(session=session), metadata=self._metadata)
         try:
-            while True:
-                async with asyncio.timeout(self._options.timeout_s):
-                    message = await call.read()
-                if message is grpc.aio.EOF:
-                    raise InstanceLost("the instance ended the session")
-                yield convert.decode_batch(message)
+            call = self._instance.Open(pb.OpenRequest(session=session), metadata=self._metadata)
+            try:
+                while True:
+                    message = await self._within(self._options.timeout_s, call.read())
+                    if message is grpc.aio.EOF:
+                        raise InstanceLost("the instance ended the session")
+                    yield convert.decode_batch(message)
+            finally:
+                call.cancel()
         except TimeoutError as error:
             raise InstanceLost("the instance is silent") from error
         except grpc.aio.AioRpcError as error:
             raise _meaning(error) from error
-        except asyncio.CancelledError:
-            self._check_own_end()
-            raise
-        finally:
-            call.cancel()
+        except grpc.aio.UsageError as error:
+            raise InstanceLost(_CLOSED) from error
 
     async def submit(self, job: Job) -> None:
         """Send a job to the service of its stage. Raises what the instance refused it with."""
@@ -107,27 +111,47 @@ class RemoteInstance:
 
     async def close(self) -> None:
         """Close the channel; open sessions and calls in flight end with InstanceLost."""
-        self._is_closed = True
         await self._channel.close()
 
     async def _call(self, method: Any, message: Any, more_s: float = 0.0) -> Any:
         """One unary call; a call that outlives its timeout means a lost instance."""
-        timeout_s = self._options.timeout_s + more_s
         try:
-            return await method(message, metadata=self._metadata, timeout=timeout_s)
+            call = method(message, metadata=self._metadata)
+            return await self._within(self._options.timeout_s + more_s, call)
+        except TimeoutError as error:
+            raise InstanceLost("the instance does not answer") from error
         except grpc.aio.AioRpcError as error:
             raise _meaning(error) from error
         except grpc.aio.UsageError as error:
-            raise InstanceLost("the connection to the instance is closed") from error
-        except asyncio.CancelledError:
-            self._check_own_end()
-            raise
+            raise InstanceLost(_CLOSED) from error
 
-    def _check_own_end(self) -> None:
-        """A channel that is closed cancels whoever waits on it: that is our end, not the task's."""
-        task = asyncio.current_task()
-        if self._is_closed and task is not None and not task.cancelling():
-            raise InstanceLost("the connection to the instance is closed")
+    async def _within(self, timeout_s: float, answer: Awaitable[T]) -> T:
+        """``answer``, or TimeoutError once this loop has waited for it for ``timeout_s``.
+
+        A loop that stood still (SIGSTOP, a paused machine) has waited for one step at most: what
+        arrived meanwhile is read before anybody is called dead. An ``answer`` that somebody else
+        cancels means InstanceLost: a channel that is closed cancels all that hangs on it."""
+        loop, step_s, waited_s = asyncio.get_running_loop(), timeout_s / 10, 0.0
+        waiting = asyncio.ensure_future(answer)
+        waiting.add_done_callback(_look)
+        try:
+            while waited_s < timeout_s:
+                begun_s = loop.time()
+                await asyncio.wait((waiting,), timeout=step_s)
+                if waiting.cancelled():
+                    raise InstanceLost(_CLOSED)
+                if waiting.done():
+                    return waiting.result()
+                waited_s += min(loop.time() - begun_s, 2 * step_s)
+            raise TimeoutError
+        finally:
+            waiting.cancel()
+
+
+def _look(waited: asyncio.Future[Any]) -> None:
+    """An error that comes when nobody waits any more is no news."""
+    if not waited.cancelled():
+        waited.exception()
 
 
 def _meaning(error: grpc.aio.AioRpcError) -> TriptychError:

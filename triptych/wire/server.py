@@ -26,6 +26,11 @@ class ServerLimits(msgspec.Struct, frozen=True):
 
     max_message_bytes: int
     max_streams: int = 4096
+    ping_s: float = 10.0
+    """A connection that was quiet for this long is pinged ..."""
+    pong_s: float = 20.0
+    """... and ends, with all its sessions, when no answer comes: a router's machine may vanish
+    without a word. Longer than a router is likely to stand still."""
 
 
 def make_server(secret: bytes, limits: ServerLimits) -> grpc.aio.Server:
@@ -37,7 +42,11 @@ def make_server(secret: bytes, limits: ServerLimits) -> grpc.aio.Server:
             ("grpc.max_concurrent_streams", limits.max_streams),
             ("grpc.max_metadata_size", 16_384),
             ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", round(limits.ping_s * 1000)),
+            ("grpc.keepalive_timeout_ms", round(limits.pong_s * 1000)),
+            ("grpc.http2.ping_timeout_ms", round(limits.pong_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", 1000),
         ),
     )

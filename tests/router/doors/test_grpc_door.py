@@ -169,6 +169,19 @@ async def test_refusal_comes_before_the_message_and_fast():
     assert service.requests == []
 
 
+async def test_call_that_sends_no_message_is_cut_off():
+    service = ScriptedService(places=1)
+    async with (
+        grpc_door(service, write_stall_s=0.2) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        call = channel.stream_stream("/triptych.v1.Inference/Generate")()
+        await until(lambda: service.num_tickets == 1)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "did not arrive within 0.2 s" in await call.details()
+        assert service.num_tickets == 0
+
+
 async def test_call_cancelled_by_the_client():
     service = ScriptedService(pause_s=0.02, repeat=1000)
     async with grpc_door(service) as address, AsyncClient(address) as client:

@@ -278,7 +278,31 @@ async def test_client_that_sends_nothing_is_cut_off():
         await until(lambda: service.num_tickets == 1)
         await until(lambda: service.num_tickets == 0)
         async with asyncio.timeout(5):
-            await reader.read()
+            answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"did not arrive within" in answer
+
+
+async def test_body_that_trickles_is_cut_off():
+    service = ScriptedService()
+    async with (
+        http_door(service, write_stall_s=0.4) as url,
+        bare_connection(url) as (reader, writer),
+    ):
+        writer.write(post_bytes(b"{", 1000))
+        await until(lambda: service.num_tickets == 1)
+        trickle = asyncio.create_task(_trickle(writer))
+        async with asyncio.timeout(2):
+            answer = await reader.read()
+        trickle.cancel()
+        assert service.num_tickets == 0
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"did not arrive within" in answer
+    assert service.requests == []
+
+
+async def _trickle(writer):
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        writer.write(b" ")
 
 
 async def test_client_that_reads_nothing_is_cut_off():

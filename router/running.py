@@ -1,0 +1,88 @@
+"""One request in flight: its choices' tasks, what they have to say, and the place it holds.
+
+Knows who ends it and that the first to do so is believed; knows no ledger and no stage.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+from router.answer import Delta, Ticket
+from router.journey import Trip
+from scheduler.admission import Admission
+from scheduler.admission import Ticket as Admitted
+from triptych.core.errors import InvariantBroken, TriptychError
+from triptych.core.request import Request
+
+MAX_PENDING_DELTAS = 64
+"""Deltas of one choice that wait for a slow reader; then its stream pauses."""
+
+
+class Place:
+    """An admitted request's place: an ``answer.Ticket``."""
+
+    def __init__(
+        self, admission: Admission, admitted: Admitted, on_release: Callable[[], None]
+    ) -> None:
+        self._admission = admission
+        self._admitted = admitted
+        self._on_release = on_release
+
+    def release(self) -> None:
+        """Give the place back. Idempotent."""
+        self._admission.release(self._admitted)
+        self._on_release()
+
+
+class Running:
+    """A request between its arrival and its end."""
+
+    def __init__(self, request: Request, ticket: Ticket, arrival_s: float) -> None:
+        self.request = request
+        self.ticket = ticket
+        self.arrival_s = arrival_s
+        self.expanded_s = arrival_s
+        self.trips: list[Trip] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        """One per trip."""
+        self.queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+        """What the choices say; None is the end of one of them."""
+        self.room = asyncio.Semaphore(MAX_PENDING_DELTAS * request.num_choices)
+        self.error: TriptychError | None = None
+        self.num_finished = 0
+        """Choices whose last delta was given."""
+        self.token_times_s: list[float] = []
+        """Arrivals of the first choice's tokens: they make the request's latency."""
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """What the choices say, as it comes; the first error ends them all. No choice runs any
+        more when this is left."""
+        num_open = len(self.tasks)
+        try:
+            while num_open:
+                delta = await self.queue.get()
+                if delta is not None:
+                    self.room.release()
+                    yield delta
+                    continue
+                num_open -= 1
+                if self.error is not None:
+                    raise self.error
+                if self.num_finished + num_open < len(self.tasks):
+                    raise InvariantBroken("a choice ended without an end")
+        finally:
+            await self._leave()
+
+    async def end(self, error: TriptychError) -> None:
+        """Stop every choice and wait until it left its jobs, whether anybody reads or not. The
+        first error given is the request's; the reader meets it next, not what was still queued."""
+        self.error = self.error or error
+        while not self.queue.empty():
+            self.queue.get_nowait()
+        self.queue.put_nowait(None)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Stop every choice and wait for it."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
