@@ -3,7 +3,7 @@
 Knows the curriculum, the optimiser's schedule, checkpoints and the progress line.
 Does not know how scenes are drawn or how answers are judged on held-out questions.
 
-    python examples/demo_model/train.py --output examples/demo_model
+    python examples/demo_model/train.py --output build/demo_model
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import checkpoint
 from model_files import demo_tokenizer, new_model, write_folder, write_weights
 from packing import MERGED, Batch, Packer, Recipe, model_size
 from questions import KINDS, Size
@@ -191,71 +192,99 @@ def batch_gradients(
     return loss.item(), right, grads
 
 
+class Report:
+    """The progress line."""
+
+    def __init__(self, options: argparse.Namespace, first: int) -> None:
+        self._options = options
+        self._first = first
+        self._began = self._since = time.monotonic()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._scores, self._loss = Scores(), 0.0
+
+    def add(self, batch: Batch, loss: float, right: torch.Tensor) -> None:
+        """Count one of a step's two batches."""
+        self._scores.add(batch, right)
+        self._loss += loss / 2
+
+    def step(self, done: int) -> None:
+        """Print a line now and then."""
+        options = self._options
+        if done % options.report:
+            return
+        now = time.monotonic()
+        pace = (now - self._began) / (done - self._first)
+        print(
+            f"step {done}/{options.steps} loss {self._loss / options.report:.3f}"
+            f" {1000 * (now - self._since) / options.report:.0f} ms/step"
+            f" remaining {pace * (options.steps - done) / 60:.1f} min | {self._scores.line()}",
+            flush=True,
+        )
+        self._since = now
+        self._clear()
+
+
+class Trainer:
+    """Model, optimisers and the one step that is repeated."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        tokenizer = demo_tokenizer(options.output)
+        self.model = new_model(tokenizer)
+        self.optimizers = make_optimizers(self.model)
+        self._packer = Packer(tokenizer)
+        self._theta = self.model.config.text_config.rope_parameters["rope_theta"]
+        self._pool = ThreadPoolExecutor(1)
+
+    def step(self, step: int, report: Report) -> None:
+        """Two batches side by side, one update."""
+        options, model = self._options, self.model
+        rng = random.Random(f"{options.seed}/{step}")
+        progress = curriculum_progress(step, options.steps)
+        set_rope_theta(model, FIRST_ROPE_THETA if step < THETA_SWITCH_STEP else self._theta)
+        shares = LATE_SHARES if step >= LATE_STEP else FAMILY_SHARES
+        other = rng.choices(list(shares), list(shares.values()))[0]
+        batches = [
+            draw_batch(self._packer, family, step, progress, rng) for family in ("shapes", other)
+        ]
+        ahead = self._pool.submit(batch_gradients, model, batches[0], options.bf16)
+        second = batch_gradients(model, batches[1], options.bf16)
+        for batch, (loss, right, _) in zip(batches, (ahead.result(), second), strict=True):
+            report.add(batch, loss, right)
+        for parameter, *both in zip(model.parameters(), ahead.result()[2], second[2], strict=True):
+            parameter.grad = sum(grad for grad in both if grad is not None) / 2
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, progress, options.peak)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def train(options: argparse.Namespace) -> None:
     """Run the schedule from the checkpoint, or from nothing, to its last step."""
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    tokenizer = demo_tokenizer(options.output)
-    model = new_model(tokenizer)
-    optimizers = make_optimizers(model)
-    packer = Packer(tokenizer)
-    published_theta = model.config.text_config.rope_parameters["rope_theta"]
+    trainer = Trainer(options)
+    model, optimizers = trainer.model, trainer.optimizers
     first = 0
     if options.checkpoint.exists():
-        saved = torch.load(options.checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        first = saved["step"]
+        first = checkpoint.load(options.checkpoint, model, optimizers)
+    options.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     write_folder(model, options.output)
-    scores, total_loss, since = Scores(), 0.0, time.monotonic()
-    saved_at = began = since
-    pool = ThreadPoolExecutor(1)
+    report, saved_at = Report(options, first), time.monotonic()
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     for step in range(first, options.steps):
-        rng = random.Random(f"{options.seed}/{step}")
-        progress = curriculum_progress(step, options.steps)
-        early = step < THETA_SWITCH_STEP
-        set_rope_theta(model, FIRST_ROPE_THETA if early else published_theta)
-        shares = LATE_SHARES if step >= LATE_STEP else FAMILY_SHARES
-        other = rng.choices(list(shares), list(shares.values()))[0]
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(step, progress, options.peak)
-        batches = [draw_batch(packer, family, step, progress, rng) for family in ("shapes", other)]
-        ahead = pool.submit(batch_gradients, model, batches[0], options.bf16)
-        second = batch_gradients(model, batches[1], options.bf16)
-        for batch, (loss, right, _) in zip(batches, (ahead.result(), second), strict=True):
-            scores.add(batch, right)
-            total_loss += loss / 2
-        for parameter, *both in zip(model.parameters(), ahead.result()[2], second[2], strict=True):
-            parameter.grad = sum(grad for grad in both if grad is not None) / 2
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        trainer.step(step, report)
         done = step + 1
-        if done % options.report == 0:
-            now = time.monotonic()
-            pace = (now - began) / (done - first)
-            print(
-                f"step {done}/{options.steps} loss {total_loss / options.report:.3f}"
-                f" {1000 * (now - since) / options.report:.0f} ms/step"
-                f" remaining {pace * (options.steps - done) / 60:.1f} min | {scores.line()}",
-                flush=True,
-            )
-            scores, total_loss, since = Scores(), 0.0, now
+        report.step(done)
         overdue = time.monotonic() - saved_at > options.save_every
         if overdue or stopped.is_set() or done == options.steps:
             saved_at = time.monotonic()
-            state = {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "step": done,
-            }
-            partial = options.checkpoint.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(options.checkpoint)
+            checkpoint.save(options.checkpoint, model, optimizers, done)
             write_weights(model, options.output)
         if stopped.is_set():
             break
@@ -265,7 +294,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=HERE, help="folder to write the model to")
-    parser.add_argument("--checkpoint", type=Path, default=Path("demo_training.pt"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/demo_training.safetensors"))
     parser.add_argument("--steps", type=int, default=16400)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=7)
