@@ -185,6 +185,8 @@ class RayHost:
 
 def _kill(actor: Any) -> bool:
     """End an actor by Ray's word; False when Ray itself is in no state to hear it."""
+    if not ray.is_initialized():
+        return False  # asked anything, Ray would start itself again
     try:
         ray.kill(actor, no_restart=True)
     except _FAILURES as error:
