@@ -71,6 +71,9 @@ class Final(msgspec.Struct, frozen=True):
 class Ticket(Protocol):
     """A place among the accepted requests, taken before any work."""
 
+    taken_s: float
+    """When it was taken: the request's arrival, in the service's monotonic time."""
+
     def release(self) -> None:
         """Give the place back. Idempotent; called on every exit."""
         ...

@@ -21,8 +21,13 @@ class Place:
     """An admitted request's place: an ``answer.Ticket``."""
 
     def __init__(
-        self, admission: Admission, admitted: Admitted, on_release: Callable[[], None]
+        self,
+        admission: Admission,
+        admitted: Admitted,
+        taken_s: float,
+        on_release: Callable[[], None],
     ) -> None:
+        self.taken_s = taken_s
         self._admission = admission
         self._admitted = admitted
         self._on_release = on_release
@@ -36,11 +41,12 @@ class Place:
 class Running:
     """A request between its arrival and its end."""
 
-    def __init__(self, request: Request, ticket: Ticket, arrival_s: float) -> None:
+    def __init__(self, request: Request, ticket: Ticket) -> None:
         self.request = request
         self.ticket = ticket
-        self.arrival_s = arrival_s
-        self.expanded_s = arrival_s
+        self.arrival_s = ticket.taken_s
+        """Before the body was read: what a client waits for is all inside."""
+        self.expanded_s = ticket.taken_s
         self.trips: list[Trip] = []
         self.tasks: list[asyncio.Task[None]] = []
         """One per trip."""

@@ -65,7 +65,8 @@ class RequestService:
         try:
             if self._is_refusing:
                 raise Unavailable("the router is stopping")
-            return Place(self._admission, self._admission.take(tenant), self._released.set)
+            admitted, now_s = self._admission.take(tenant), self._stages.clock.now()
+            return Place(self._admission, admitted, now_s, self._released.set)
         except TriptychError as error:
             self._reject(error)
             raise
@@ -74,7 +75,7 @@ class RequestService:
         self, request: Request, ticket: Ticket
     ) -> AsyncGenerator[Delta | Final, None]:
         """Run the request; see ``answer.Service``."""
-        running = Running(request, ticket, self._stages.clock.now())
+        running = Running(request, ticket)
         try:
             prompt = await self._expand(running)
             async with aclosing(self._accepted(running, prompt)) as answer:

@@ -7,6 +7,7 @@ which tokens a request must give, from the prompt alone.
 import asyncio
 import contextlib
 import itertools
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from cluster.build import Cluster, start_cluster
 from router.answer import Delta, Final
 from router.build import Core, start_core
+from router.ledger import check as check_ledger
 from triptych.core.census import Census
 from triptych.core.config import Config, load
 from triptych.core.hashing import tenant_salt
@@ -124,6 +126,9 @@ class Flow:
         ]
         assert self.core.dispatcher.num_jobs == 0
         assert self.core.ledger.num_open == 0
+        for view in self.core.dispatcher.view().instances:
+            assert not any(view.num_jobs.values()), view
+            assert not any(view.num_tokens.values()), view
 
     async def oracle_answer(self, request: Request, choice: int = 0) -> list[int]:
         """The only right tokens of ``request`` on the oracle model, found without any block."""
@@ -143,7 +148,17 @@ class Flow:
 
 @contextlib.asynccontextmanager
 async def flow(config: Config) -> AsyncIterator[Flow]:
-    """Start everything; on leaving, everything must be idle and then gone."""
+    """Start everything; on leaving, everything must be idle and then gone, and the ledger must
+    know exactly one end of every request."""
+    with tempfile.NamedTemporaryFile("r", suffix=".ledger") as written:
+        router = msgspec.structs.replace(config.router, ledger=written.name)
+        async with _flow(msgspec.structs.replace(config, router=router)) as running:
+            yield running
+        assert check_ledger(written) == []
+
+
+@contextlib.asynccontextmanager
+async def _flow(config: Config) -> AsyncIterator[Flow]:
     cluster = await start_cluster(config, lambda _: None)
     try:
         core = await start_core(config, cluster)

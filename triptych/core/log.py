@@ -8,9 +8,14 @@ from triptych.core.config import LogConfig
 
 
 class _JsonFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": self.formatTime(record),
+            "process": self._process,
             "level": record.levelname.lower(),
             "name": record.name,
             "message": record.getMessage(),
@@ -24,5 +29,5 @@ def setup(config: LogConfig, process: str) -> None:
     """Send this process's records to stderr, each with the process's name."""
     handler = logging.StreamHandler(sys.stderr)
     text = f"%(asctime)s {process} %(levelname)s %(name)s: %(message)s"
-    handler.setFormatter(_JsonFormatter() if config.json else logging.Formatter(text))
+    handler.setFormatter(_JsonFormatter(process) if config.json else logging.Formatter(text))
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
