@@ -81,7 +81,7 @@ class DecodeService:
         if work is None:
             return False
         match outcome:
-            case Reserved(_, blocks, hit_tokens):
+            case Reserved(_, blocks, hit_tokens, _):
                 if work.job.kv is not None and not work.is_fetching:
                     work.is_fetching = True
                     fetch = self._fetch(work, work.job.kv, blocks, hit_tokens)

@@ -104,7 +104,7 @@ class PrefillService:
         if work is None or work.offer is None:
             return False
         match outcome:
-            case Reserved(_, blocks, hit_tokens):
+            case Reserved(_, blocks, hit_tokens, _):
                 work.blocks = blocks
                 self._offer(work, hit_tokens // self._memory.layout.block_size)
             case Advanced(_, computed):

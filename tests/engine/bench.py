@@ -6,6 +6,7 @@ from triptych.cache.kv import KvCache
 from triptych.core.config import EngineConfig
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Drew
+from triptych.engine.room import nowhere
 
 SIZE = 4
 
@@ -13,7 +14,8 @@ SIZE = 4
 class Bench:
     """An engine, its executor and everything it ever said."""
 
-    def __init__(self, num_blocks=64, *, recomputes_items=True, size=SIZE, prefix=True, **config):
+    def __init__(self, num_blocks=64, *, recomputes_items=True, size=SIZE, prefix=True,
+                 elsewhere=nowhere, **config):  # fmt: skip
         options = {"token_budget": 16, "chunk_tokens": 8, "max_sequences": 8, **config}
         self.cache = KvCache(num_blocks, size, "model", prefix=prefix)
         self.engine = LanguageEngine(
@@ -22,6 +24,7 @@ class Bench:
             policies(),
             recomputes_items=recomputes_items,
             max_tokens=1000,
+            elsewhere=elsewhere,
         )
         self.executor = ScriptedExecutor(size)
         self.said = []

@@ -236,7 +236,7 @@ class LanguageMachine(RuleBasedStateMachine):
             client = self.clients[outcome.job]
             assert client.end is None, "something was said after the end"
             match outcome:
-                case Reserved(job, blocks, hit_tokens):
+                case Reserved(job, blocks, hit_tokens, _):
                     assert len(set(blocks)) == len(blocks)
                     client.blocks, client.fetched = blocks, hit_tokens
                     self.hits[job] = hit_tokens

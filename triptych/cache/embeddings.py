@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
 from triptych.cache.pool import BlockPool
+from triptych.cache.watch import Watchers
 from triptych.core.census import Holding
 from triptych.core.errors import InvariantBroken
 from triptych.core.ids import BlockId, ContentHash
@@ -95,7 +96,7 @@ class Entry:
 
 class EmbeddingCache:
     """Embedding blocks by content key. READY entries that nobody holds stay until room is needed,
-    and go in order of last use. A tier or a cluster-wide index would answer in ``acquire``."""
+    and go in order of last use. Tiers and the cluster's directory hear through ``watchers``."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
@@ -104,6 +105,7 @@ class EmbeddingCache:
         self._idle: OrderedDict[ContentHash, _Slot] = OrderedDict()
         self._failed: list[_Slot] = []
         self._room_watchers: list[Callable[[], None]] = []
+        self.watchers = Watchers()
 
     def watch_room(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` from now on whenever ``reserve_all`` or ``claim`` may succeed where it
@@ -149,6 +151,7 @@ class EmbeddingCache:
     def commit(self, entry: Entry) -> None:
         """The writer has written all rows (and verified them): the entry is READY."""
         self._settle(entry, EntryState.READY)
+        self.watchers.stored(entry.key, *entry.blocks)
 
     def abort(self, entry: Entry) -> None:
         """The writer gives up and writes no more: the entry is FAILED, and a later request for
@@ -233,6 +236,7 @@ class EmbeddingCache:
         while self._pool.num_free < count:
             old, slot = self._idle.popitem(last=False)
             del self._slots[old]
+            self.watchers.evicted(old, *slot.blocks)
             self._pool.drop(slot.blocks)
         slot = self._slots[key] = _Slot(key, num_tokens, self._pool.take(count))
         slot.writer = self._hold(slot, owner)

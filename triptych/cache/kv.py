@@ -10,17 +10,18 @@ Half-open intervals of one sequence's tokens, ``bs`` the block size; blocks are 
     committed <= computed // bs * bs; the rest waits to be full, verified, or was refused
     capacity   = bs * len(blocks) >= every token whose KV has been or will be written
 
-Knows no engine. A tier or a cluster-wide index would answer in ``open``, before ``_take``.
+Knows no engine. Lower tiers and the cluster's directory hear of its contents through ``watchers``.
 """
 
 from collections.abc import Sequence
 
 from triptych.cache.pool import BlockPool
 from triptych.cache.radix import BlockText, KeyOf, Link, Node, RadixTree
+from triptych.cache.watch import Watchers
 from triptych.core.census import Holding
 from triptych.core.errors import InvariantBroken
 from triptych.core.hashing import block_key
-from triptych.core.ids import BlockId, JobId
+from triptych.core.ids import BlockId, ContentHash, JobId
 from triptych.core.request import Item
 
 
@@ -88,6 +89,7 @@ class KvCache:
         self._prefix = prefix
         self._key_of = key_of
         self._open: dict[JobId, KvTable] = {}
+        self.watchers = Watchers()
 
     @property
     def num_blocks(self) -> int:
@@ -126,6 +128,10 @@ class KvCache:
         _, hit = self._walk(table, node, limit, align)
         self._tree.unlock(node)
         return hit
+
+    def keys(self, table: KvTable, num_tokens: int) -> list[ContentHash]:
+        """Keys of the full blocks within the first ``num_tokens`` tokens of ``table``, in order."""
+        return [self._link(table, index).key for index in range(num_tokens // self.block_size)]
 
     def open(
         self, table: KvTable, num_tokens: int, *, limit: int, align: int = 1, spare: int = 0
@@ -189,6 +195,7 @@ class KvCache:
                 break  # another text with the same key: this sequence stays private from here on
             if child.block == block:
                 self._pool.share((block,))
+                self.watchers.stored(child.link.key, block)
             self._tree.descend(child)
             table.node = child
             table.num_committed = index + 1
@@ -255,10 +262,11 @@ class KvCache:
     def _take(self, count: int) -> list[BlockId]:
         """``count`` blocks, counted before, evicting what is unused for longest."""
         while self._pool.num_free < count:
-            block = self._tree.evict()
-            if block is None:
+            node = self._tree.evict()
+            if node is None:
                 raise InvariantBroken("kv: fewer blocks than were counted")
-            self._pool.drop((block,))
+            self.watchers.evicted(node.link.key, node.block)
+            self._pool.drop((node.block,))
         return self._pool.take(count)
 
     def _link(self, table: KvTable, index: int) -> Link:

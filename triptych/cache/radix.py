@@ -109,8 +109,8 @@ class RadixTree:
                 self._touch(each)
         self._compact()
 
-    def evict(self) -> BlockId | None:
-        """Forget the unlocked leaf unused for longest; its block, or None if there is none."""
+    def evict(self) -> Node | None:
+        """Forget the unlocked leaf unused for longest and return it; None if there is none."""
         while self._heap:
             tick, _, node = heapq.heappop(self._heap)
             if tick != node.last_used or not _is_idle_leaf(node) or node.parent is None:
@@ -123,7 +123,7 @@ class RadixTree:
                 self._prune(node.parent)
             elif _is_idle_leaf(node.parent):
                 self._push(node.parent)
-            return node.block
+            return node
         return None
 
     def nodes(self) -> Iterator[Node]:

@@ -13,8 +13,10 @@ class Layout(msgspec.Struct, frozen=True):
     """Shape and meaning of every block of one store.
 
     A KV block has the shape ``(num_layers, 2, block_size, num_kv_heads, head_dim)``: all layers of
-    ``block_size`` tokens in one run of memory, so that a block is one message. An embedding block
-    has the shape ``(block_size, width)``.
+    ``block_size`` tokens in one run of memory, so that a block is one message. Where the language
+    model is computed by several tensor-parallel ranks, a block is ``num_shards`` such runs, one
+    behind the other, each with its rank's share of the heads. An embedding block has the shape
+    ``(block_size, width)``.
     """
 
     kind: str
@@ -25,11 +27,13 @@ class Layout(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     block_size: int
     """Tokens per block."""
+    num_shards: int = 1
+    """Tensor-parallel ranks whose runs make up a block; ``shape`` is that of one run."""
 
     @property
     def block_bytes(self) -> int:
         """Bytes of one block."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return self.num_shards * math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def fingerprint(self) -> str:

@@ -18,7 +18,7 @@ from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.engine.bounds import check_job
 from triptych.engine.outcome import Advanced, Drew, Outcome
 from triptych.engine.policies import Budget, Policies, Work
-from triptych.engine.room import Room
+from triptych.engine.room import Elsewhere, Room, nowhere
 from triptych.engine.roster import Roster
 from triptych.engine.sequence import Phase, Sequence
 from triptych.engine.step import Step
@@ -47,6 +47,7 @@ class LanguageEngine:
         recomputes_items: whether embeddings can be here, so that prompts with items can be
             prefilled, and recomputed after a preemption.
         max_tokens: longest sequence, prompt and output, that the model takes.
+        elsewhere: what of a prompt's KV could be brought here instead of being computed.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LanguageEngine:
         *,
         recomputes_items: bool,
         max_tokens: int,
+        elsewhere: Elsewhere = nowhere,
     ) -> None:
         self._config = config
         self._cache = cache
@@ -64,7 +66,14 @@ class LanguageEngine:
         self._recomputes_items = recomputes_items
         self._max_tokens = max_tokens
         self._roster = Roster(cache)
-        self._room = Room(config, cache, policies, self._roster, recomputes_items=recomputes_items)
+        self._room = Room(
+            config,
+            cache,
+            policies,
+            self._roster,
+            recomputes_items=recomputes_items,
+            elsewhere=elsewhere,
+        )
         self._step: Step[LanguagePlan] | None = None
         self._num_submitted = 0
         self._passed_over = 0
@@ -118,12 +127,26 @@ class LanguageEngine:
         sequence = self._roster.get_alive(job_id)
         if sequence is None:
             return
-        if sequence.phase is not Phase.ARRIVING:
+        if sequence.phase is not Phase.ARRIVING or not sequence.receives:
             raise InvariantBroken(f"{job_id}: KV arrived that was not expected")
         sequence.computed = sequence.total
         self._commit(sequence)
         sequence.tokens.append(first.token)
         sequence.phase, sequence.receives = Phase.RUNNING, False
+
+    def prefix_arrived(self, job_id: JobId, num_tokens: int) -> None:
+        """The KV of the first ``num_tokens`` tokens of a job that awaited some is there and
+        verified: as much as could be had, perhaps no more than the hit. The rest is computed.
+        Nobody outside touches the blocks any more."""
+        sequence = self._roster.get_alive(job_id)
+        if sequence is None:
+            return
+        if sequence.phase is not Phase.ARRIVING or sequence.receives:
+            raise InvariantBroken(f"{job_id}: a prefix arrived that was not expected")
+        sequence.computed = max(sequence.computed, min(num_tokens, sequence.awaited))
+        sequence.cached_tokens = max(sequence.cached_tokens or 0, sequence.computed)
+        self._commit(sequence)
+        sequence.phase, sequence.awaited = Phase.RUNNING, 0
 
     def fail(self, job_id: JobId, code: str, detail: str) -> None:
         """Something that the job needs from outside will not come: it is Dropped."""

@@ -13,7 +13,8 @@ from triptych.core.ids import BlockId, JobId
 class Reserved(msgspec.Struct, frozen=True, tag="reserved"):
     """A language job was admitted. ``blocks`` are its own until it ends (``release`` if it
     publishes or receives). The first ``hit_tokens`` tokens, full blocks, are there already: an
-    inbound job fetches from block ``hit_tokens // block_size`` on.
+    inbound job fetches from block ``hit_tokens // block_size`` on. If ``awaited_tokens`` is larger,
+    tokens up to there are to be brought from elsewhere, then ``prefix_arrived`` is to be called.
 
     Comes again, with a new hit, when a preempted job is admitted anew; only jobs that neither
     publish nor still receive are ever preempted.
@@ -22,6 +23,7 @@ class Reserved(msgspec.Struct, frozen=True, tag="reserved"):
     job: JobId
     blocks: tuple[BlockId, ...]
     hit_tokens: int
+    awaited_tokens: int = 0
 
 
 class Advanced(msgspec.Struct, frozen=True, tag="advanced"):

@@ -3,12 +3,24 @@
 Knows blocks by number and policies by protocol. Does not know steps or tokens' values.
 """
 
-from triptych.cache.kv import KvCache
+from collections.abc import Callable
+
+from triptych.cache.kv import KvCache, KvTable
 from triptych.core.config import EngineConfig
+from triptych.core.handoff import LanguageJob
 from triptych.engine.outcome import Reserved
 from triptych.engine.policies import Policies, Work
 from triptych.engine.roster import Roster
 from triptych.engine.sequence import Phase, Sequence
+
+Elsewhere = Callable[[LanguageJob, KvTable], int]
+"""How many leading tokens of a sequence, full blocks, could be brought from a lower tier or from
+another instance. Asked when the sequence was given its blocks and ``table.hit_tokens`` is known."""
+
+
+def nowhere(_job: LanguageJob, _table: KvTable) -> int:
+    """No KV is anywhere but in the tree."""
+    return 0
 
 
 class Room:
@@ -22,12 +34,14 @@ class Room:
         roster: Roster,
         *,
         recomputes_items: bool,
+        elsewhere: Elsewhere = nowhere,
     ) -> None:
         self._config = config
         self._cache = cache
         self._policies = policies
         self._roster = roster
         self._recomputes_items = recomputes_items
+        self._elsewhere = elsewhere
         self.num_preempted = 0
         """Since the start."""
 
@@ -115,7 +129,12 @@ class Room:
         sequence.computed = table.hit_tokens
         if sequence.cached_tokens is None:
             sequence.cached_tokens = table.hit_tokens
-        self._roster.outcomes.append(Reserved(sequence.id, tuple(table.blocks), table.hit_tokens))
+        if not sequence.receives:
+            found = min(self._elsewhere(sequence.job, table), limit) // table.block_size
+            found = found * table.block_size // align * align
+            sequence.awaited = found if found > table.hit_tokens else 0
+        reserved = Reserved(sequence.id, tuple(table.blocks), table.hit_tokens, sequence.awaited)
+        self._roster.outcomes.append(reserved)
         return True
 
 

@@ -45,14 +45,15 @@ class Roster:
     def start(self, sequence: Sequence) -> None:
         """A waiting sequence has its blocks now."""
         self.waiting.remove(sequence)
-        sequence.phase = Phase.ARRIVING if sequence.receives else Phase.RUNNING
+        is_arriving = sequence.receives or sequence.awaited
+        sequence.phase = Phase.ARRIVING if is_arriving else Phase.RUNNING
         insort(self.running, sequence, key=_arrival)
 
     def put_back(self, sequence: Sequence) -> None:
         """A running sequence gives its blocks back and waits again, in its old place."""
         self._cache.release(sequence.table)
         self.running.remove(sequence)
-        sequence.computed, sequence.phase = 0, Phase.WAITING
+        sequence.computed, sequence.awaited, sequence.phase = 0, 0, Phase.WAITING
         insort(self.waiting, sequence, key=_arrival)
 
     def end(self, sequence: Sequence, reason: str) -> None:

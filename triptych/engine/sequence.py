@@ -33,10 +33,11 @@ class Phase(Enum):
 class Sequence:
     """State of one language job. Changed only by its engine."""
 
-    __slots__ = ("arrival", "blocked_since", "boundaries", "cached_tokens", "chunk_tokens",
-                 "compute_s", "computed", "deadline_s", "ending", "is_abandoned", "item_blocks",
-                 "items_end", "job", "phase", "prefill_s", "prompt_len", "queue_s", "receives",
-                 "submitted_s", "table", "tail_items", "tokens", "transfer_s")  # fmt: skip
+    __slots__ = ("arrival", "awaited", "blocked_since", "boundaries", "cached_tokens",
+                 "chunk_tokens", "compute_s", "computed", "deadline_s", "ending", "is_abandoned",
+                 "item_blocks", "items_end", "job", "phase", "prefill_s", "prompt_len", "queue_s",
+                 "receives", "submitted_s", "table", "tail_items", "tokens",
+                 "transfer_s")  # fmt: skip
 
     def __init__(
         self, job: LanguageJob, table: KvTable, boundaries: tuple[int, ...], chunk_tokens: int
@@ -53,6 +54,8 @@ class Sequence:
         self.computed = 0
         self.receives = job.kv is not None
         """Whether its KV comes, or is coming, from another instance."""
+        self.awaited = 0
+        """Leading tokens whose KV is being brought from a lower tier or another instance."""
         self.is_abandoned = False
         """Whether all outside have let go of the blocks, or never touched them."""
         self.ending: tuple[str, str] | None = None

@@ -260,18 +260,20 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Layout(_message.Message):
-    __slots__ = ("kind", "model", "dtype", "shape", "block_size")
+    __slots__ = ("kind", "model", "dtype", "shape", "block_size", "num_shards")
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARDS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     model: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     block_size: int
-    def __init__(self, kind: _Optional[str] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ...) -> None: ...
+    num_shards: int
+    def __init__(self, kind: _Optional[str] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., block_size: _Optional[int] = ..., num_shards: _Optional[int] = ...) -> None: ...
 
 class Description(_message.Message):
     __slots__ = ("id", "role", "model", "transfer", "kv", "embedding", "num_kv_blocks", "num_embedding_blocks", "max_tokens", "pid", "memory_bytes")

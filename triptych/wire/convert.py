@@ -335,6 +335,7 @@ def _encode_layout(layout: Layout) -> pb.Layout:
         dtype=layout.dtype,
         shape=layout.shape,
         block_size=layout.block_size,
+        num_shards=layout.num_shards,
     )
 
 
@@ -345,4 +346,5 @@ def _decode_layout(message: pb.Layout) -> Layout:
         dtype=message.dtype,
         shape=tuple(message.shape),
         block_size=message.block_size,
+        num_shards=message.num_shards or 1,
     )

@@ -1,0 +1,44 @@
+"""Who hears what becomes findable in a cache and what is forgotten: tiers and directories.
+
+Knows keys and blocks. Does not know what anybody does with them.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from triptych.core.ids import BlockId, ContentHash
+
+
+class Watcher(Protocol):
+    """Hears of a cache's contents while they change. Must not call the cache back."""
+
+    def stored(self, key: ContentHash, blocks: tuple[BlockId, ...]) -> None:
+        """``key`` is findable from now on; its bytes are in ``blocks`` and do not change."""
+        ...
+
+    def evicted(self, key: ContentHash, blocks: tuple[BlockId, ...]) -> None:
+        """``key`` is not findable any more; ``blocks`` may be written as soon as this returns."""
+        ...
+
+
+class Watchers:
+    """The watchers of one cache, told in the order of joining."""
+
+    def __init__(self) -> None:
+        self._all: list[Watcher] = []
+
+    def add(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` of every change from now on."""
+        self._all.append(watcher)
+
+    def stored(self, key: ContentHash, *blocks: BlockId) -> None:
+        """See ``Watcher``."""
+        self._tell(lambda watcher: watcher.stored(key, blocks))
+
+    def evicted(self, key: ContentHash, *blocks: BlockId) -> None:
+        """See ``Watcher``."""
+        self._tell(lambda watcher: watcher.evicted(key, blocks))
+
+    def _tell(self, say: Callable[[Watcher], None]) -> None:
+        for watcher in self._all:
+            say(watcher)
