@@ -34,7 +34,7 @@ class Link(NamedTuple):
 
 
 def text_of(tokens: Sequence[int], items: Iterable[Item], start: int, end: int) -> BlockText:
-    """What the KV of ``[start, end)`` is computed from, by a sequence with these tokens and items."""
+    """What a sequence with these tokens and items computes the KV of ``[start, end)`` from."""
     overlapping = tuple(
         (max(start - item.offset, 0), max(item.offset - start, 0), bytes(item.key))
         for item in items

@@ -5,7 +5,6 @@ Knows blocks by number and policies by protocol. Does not know steps or tokens' 
 
 from collections.abc import Callable
 from heapq import nsmallest
-from itertools import takewhile
 from operator import attrgetter
 
 from triptych.cache.kv import KvCache, KvTable
@@ -84,8 +83,6 @@ class Room:
                     roster.drop(sequence, "internal", "a sequence alone does not fit")
                 return
             roster.start(sequence)
-            for older in takewhile(lambda each: each.arrival < sequence.arrival, roster.waiting):
-                older.num_overtaken += 1
             spare += _grows(sequence)
             if sequence.receives:
                 sequence.note_started(now)
@@ -145,7 +142,7 @@ class Room:
         return limit, 1
 
     def _open(self, sequence: Sequence, spare: int) -> bool:
-        """Blocks for all known tokens, and for the one that will arrive behind KV from elsewhere."""
+        """Blocks for all known tokens, and for the one that comes behind KV from elsewhere."""
         limit, align = self._bounds(sequence)
         num_tokens = min(sequence.total + sequence.receives, sequence.peak_tokens)
         table = sequence.table

@@ -34,9 +34,9 @@ class Sequence:
     """State of one language job. Changed only by its engine."""
 
     __slots__ = ("arrival", "awaited", "blocked_since", "boundaries", "cached_tokens",
-                 "chunk_tokens", "compute_s", "computed", "deadline_s", "ending", "hit", "is_abandoned",
-                 "item_blocks", "items_end", "job", "matched", "num_overtaken", "phase",
-                 "prefill_s", "prompt_len", "queue_s", "receives", "submitted_s", "table",
+                 "chunk_tokens", "compute_s", "computed", "deadline_s", "ending", "hit",
+                 "is_abandoned", "item_blocks", "items_end", "job", "matched", "num_overtaken",
+                 "phase", "prefill_s", "prompt_len", "queue_s", "receives", "submitted_s", "table",
                  "tail_items", "tokens", "transfer_s")  # fmt: skip
 
     def __init__(
