@@ -84,7 +84,9 @@ class KvMachine(Counted):
             items = (picture(f"{choices.of('pq')}{length}", offset, length),)
             tokens[offset : offset + length] = [9] * length
         self.serial += 1
-        return self.cache.table(JobId(f"job-{self.serial}"), choices.of((b"a", b"b")), tokens, items)
+        return self.cache.table(
+            JobId(f"job-{self.serial}"), choices.of((b"a", b"b")), tokens, items
+        )
 
     def open(self, choices):
         align, spare = choices.of((1, 1, 2, 6)), choices.below(3)
@@ -323,6 +325,50 @@ def test_eviction_queue_stays_bounded():
         cache.release(fill(cache, f"{index}", range(6)))
     assert len(cache._tree._idle_leaves._heap) <= 2 * cache._tree.num_blocks + 65
     cache.check()
+
+
+def test_a_shared_block_is_never_written():
+    """Copy-on-write: whoever must write where a block is shared has a block of its own there."""
+    cache = make()
+    first = fill(cache, "a", range(6))
+    second = cache.table(JobId("b"), b"", list(range(6)))
+    assert cache.open(second, 6, limit=5)  # all is cached; the last token is computed all the same
+    assert second.blocks[0] == first.blocks[0]
+    assert second.blocks[1] != first.blocks[1]
+    cache.begin_write(second, 3, 6)
+    assert second.is_writing
+    for table, start, end in ((second, 2, 6), (first, 5, 6), (first, 0, 1)):
+        with pytest.raises(InvariantBroken, match="is shared"):
+            cache.begin_write(table, start, end)
+    with pytest.raises(InvariantBroken, match="no such blocks"):
+        cache.begin_write(second, 5, 7)
+
+
+def test_choices_that_part_inside_a_block_never_share_it():
+    cache = make()
+    parent = fill(cache, "a", range(7))
+    choices = [fill(cache, f"{end}", [*range(7), end]) for end in (50, 60)]
+    assert [table.blocks[:2] for table in choices] == [parent.blocks[:2]] * 2
+    for table in choices:
+        assert table.hit_tokens == 6
+        cache.begin_write(table, 6, 8)
+    assert len({table.blocks[2] for table in (parent, *choices)}) == 3
+
+
+def test_looking_and_failing_to_open_is_no_use():
+    """A sequence that waits for room asks again and again: its prefix is not used by that."""
+    cache = make(num_blocks=5)
+    cache.release(fill(cache, "a", range(3)))
+    cache.release(fill(cache, "b", range(10, 13)))
+    version = cache.version
+    for _ in range(3):
+        waiting = cache.table(JobId("w"), b"", [*range(3), *range(50, 80)])
+        assert cache.match(waiting, 30) == 3
+        assert not cache.open(waiting, 33, limit=32)
+    assert cache.version == version, "a waiting sequence need not look again"
+    cache.release(fill(cache, "c", range(20, 32)))
+    assert cache.version != version
+    assert cache.match(waiting, 30) == 0, "it was the one unused for longest"
 
 
 def test_misuse_is_found():
