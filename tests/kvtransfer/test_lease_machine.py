@@ -43,8 +43,10 @@ class Promise:
 class LeaseMachine(Counted):
     """Producers, two takers, cancellers and time on a few handles."""
 
-    operations = ("promise", "promise", "produce", "produce", "produce", "refuse", "fetch", "fetch",
-                  "fetch", "give_up", "take", "take", "lose", "time_passes", "renew", "renew")  # fmt: skip
+    operations = (
+        *("promise", "produce", "fetch", "take", "renew") * 2,
+        *("produce", "fetch", "refuse", "give_up", "lose", "time_passes"),
+    )
 
     def __init__(self):
         super().__init__()
@@ -135,14 +137,17 @@ class LeaseMachine(Counted):
             or self.waiting.get(handle, taker) != taker
         )
         fetch = fetch_of(handle, epoch, self.store)
+        reason = None
         try:
             offer = self.offers.claim(fetch, taker, self.wake[taker])
         except Ended as ended:
+            reason = ended.verdict.reason.value
+        if reason is not None:
             if not is_refused:
                 assert epoch == 1
                 self.waiting.pop(handle, None)
             elif handle in self.verdicts:
-                assert ended.verdict.reason.value == self.verdicts[handle]
+                assert reason == self.verdicts[handle]
             return
         assert not is_refused
         if promised is None:
