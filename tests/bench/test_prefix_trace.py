@@ -35,13 +35,15 @@ def test_with_room_for_all_every_repeated_prefix_is_hit(order):
     assert 0 < found.saved < found.ratio, "the end of a prompt costs more than its beginning"
 
 
-def test_a_tier_below_finds_what_was_evicted():
-    alone = replay(TURNS, Task("lru", 4))
-    assert alone.hits == 3, "the second prompt alone finds its prefix"
-    for takes in ("stored", "evicted"):
-        tiered = replay(TURNS, Task("lru", 4, takes, 8))
-        assert tiered.hits == alone.hits
-        assert tiered.hits + tiered.below_hits == 7
+@pytest.mark.parametrize(
+    ("takes", "size", "found"), [("stored", 6, 3), ("stored", 3, 0), ("evicted", 3, 3)]
+)
+def test_a_tier_below_finds_what_was_evicted(takes, size, found):
+    """Written through, a tier of the cache's size holds nothing else; of evicted blocks it does."""
+    prompts = [[1, 2, 3], [4, 5, 6], [1, 2, 3]]
+    assert replay(prompts, Task("lru", 3)).hits == 0
+    tiered = replay(prompts, Task("lru", 3, takes, size))
+    assert (tiered.hits, tiered.below_hits) == (0, found)
 
 
 def test_a_tier_gives_up_the_end_of_a_prefix_first():
