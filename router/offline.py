@@ -6,9 +6,10 @@ window of requests in flight is bounded by the KV they need, not by their number
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
@@ -107,64 +108,129 @@ class Window:
         self._allowed += max_tokens
 
 
+class Claim(msgspec.Struct, frozen=True):
+    """What a request in flight holds of the window."""
+
+    need: int
+    number: int
+    """Of its group."""
+    shared: int
+    is_first: bool
+
+
+class Queue:
+    """Which request begins next: of every group one first, the others when its prompt is computed,
+    so that they find the beginning in the cache instead of computing it beside each other."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
+        self._followers: dict[int, deque[int]] = {}
+        """Members that may begin now, by number of the group, the oldest group first."""
+        self._next = 0
+
+    def peek(self) -> tuple[int, int] | None:
+        """Group and task to begin next; None while all that are left wait for the first of their
+        group, and at the end."""
+        if self._followers:
+            number = min(self._followers)
+            return number, self._followers[number][0]
+        if self._next < len(self._groups):
+            return self._next, self._groups[self._next].members[0]
+        return None
+
+    def pop(self) -> None:
+        """What ``peek`` gave has begun."""
+        if not self._followers:
+            self._next += 1
+            return
+        number = min(self._followers)
+        self._followers[number].popleft()
+        if not self._followers[number]:
+            del self._followers[number]
+
+    def is_computed(self, number: int) -> None:
+        """The prompt of the group's first member is computed, or will never be; said once."""
+        if members := self._groups[number].members[1:]:
+            self._followers[number] = deque(members)
+
+
 async def run(
     service: Service, tasks: Sequence[Task], groups: Sequence[Group], capacity: int
 ) -> AsyncGenerator[Outcome, None]:
     """Outcomes as they come, one per task. ``capacity`` is in tokens of KV; leaving early cancels
     what is in flight."""
-    window = Window(capacity)
-    landed: asyncio.Queue[tuple[Outcome, int, int, int]] = asyncio.Queue()
+    window, queue = Window(capacity), Queue(groups)
+    news: asyncio.Queue[tuple[Claim, Outcome | None]] = asyncio.Queue()
     flights: set[asyncio.Task[None]] = set()
 
-    async def fly(task: Task, need: int, number: int, shared: int) -> None:
-        landed.put_nowait((await _ask(service, task), need, number, shared))
+    async def fly(task: Task, claim: Claim) -> None:
+        begun = partial(news.put_nowait, (claim, None)) if claim.is_first else _nothing
+        outcome = await _ask(service, task, begun)
+        news.put_nowait((claim, outcome))
 
-    async def land() -> Outcome:
-        outcome, need, number, shared = await landed.get()
-        window.leave(need, number, shared)
-        if outcome.final is not None:
-            max_tokens = tasks[outcome.number].max_tokens
-            window.learn(outcome.final.usage.completion_tokens, max_tokens)
-        return outcome
+    def begin() -> None:
+        while (head := queue.peek()) is not None:
+            number, index = head
+            shared = groups[number].shared
+            claim = Claim(window.need(tasks[index], shared), number, shared,
+                          index == groups[number].members[0])  # fmt: skip
+            if not window.has_room(claim.need, number, shared):
+                return
+            queue.pop()
+            window.enter(claim.need, number, shared)
+            flight = asyncio.create_task(fly(tasks[index], claim))
+            flights.add(flight)
+            flight.add_done_callback(flights.discard)
 
     try:
-        for number, one in enumerate(groups):
-            for index in one.members:
-                task = tasks[index]
-                while not window.has_room(window.need(task, one.shared), number, one.shared):
-                    yield await land()
-                claim = (window.need(task, one.shared), number, one.shared)
-                window.enter(*claim)
-                flight = asyncio.create_task(fly(task, *claim))
-                flights.add(flight)
-                flight.add_done_callback(flights.discard)
+        begin()
         while window.num_flying:
-            yield await land()
+            claim, outcome = await news.get()
+            if outcome is None:
+                queue.is_computed(claim.number)
+            else:
+                window.leave(claim.need, claim.number, claim.shared)
+                if outcome.final is not None:
+                    max_tokens = tasks[outcome.number].max_tokens
+                    window.learn(outcome.final.usage.completion_tokens, max_tokens)
+                yield outcome
+            begin()
     finally:
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
 
 
-async def _ask(service: Service, task: Task) -> Outcome:
-    """Run one request; what the system made fail is tried again."""
+async def _ask(service: Service, task: Task, begun: Callable[[], None]) -> Outcome:
+    """Run one request; what the system made fail is tried again. ``begun`` is called once, when the
+    prompt is computed or the request is over."""
     tries = 0
-    while True:
-        tries += 1
-        try:
-            request = task.make()
-            deltas: list[Delta] = []
-            final: Final | None = None
-            answer = service.generate(request, service.admit(request.tenant))
-            async with aclosing(answer):
-                async for part in answer:
-                    if isinstance(part, Final):
-                        final = part
-                    else:
-                        deltas.append(part)
-            return Outcome(task.number, tuple(deltas), final, None)
-        except TriptychError as error:
-            may_retry = error.is_retryable or isinstance(error, Overloaded)
-            if not may_retry or tries == MAX_TRIES:
-                return Outcome(task.number, (), None, error)
-            await asyncio.sleep(PAUSE_S)
+    try:
+        while True:
+            tries += 1
+            try:
+                request = task.make()
+                deltas: list[Delta] = []
+                final: Final | None = None
+                async with aclosing(
+                    service.generate(request, service.admit(request.tenant))
+                ) as answer:
+                    async for part in answer:
+                        if isinstance(part, Final):
+                            final = part
+                        else:
+                            deltas.append(part)
+                            begun()
+                            begun = _nothing
+                return Outcome(task.number, tuple(deltas), final, None)
+            except TriptychError as error:
+                may_retry = error.is_retryable or isinstance(error, Overloaded)
+                if not may_retry or tries == MAX_TRIES:
+                    return Outcome(task.number, (), None, error)
+                await asyncio.sleep(PAUSE_S)
+    finally:
+        begun()
+
+
+def _nothing() -> None:
+    """Nobody waits for this request's prompt."""
