@@ -22,6 +22,7 @@ from kvtransfer.transports.inproc import Neighbour
 from prefill_service.service import PrefillService
 from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
+from triptych.cache.eviction import ORDERS as EVICTION_ORDERS
 from triptych.cache.kv import KvCache
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import TriptychError
@@ -141,7 +142,11 @@ class _Assembly:
         if self._executors.embeddings is None:
             return None
         config = self._spec.config.cache
-        cache = EmbeddingCache(config.embedding_blocks, config.embedding_block_size)
+        cache = EmbeddingCache(
+            config.embedding_blocks,
+            config.embedding_block_size,
+            order=EVICTION_ORDERS[config.eviction],
+        )
         self._censuses.append(lambda: (cache.holdings(), cache.totals()))
         cache.watch_room(self._wake)
         return cache
@@ -176,12 +181,13 @@ class _Assembly:
             config.cache.block_size,
             self._card.fingerprint,
             prefix=config.cache.prefix,
+            order=EVICTION_ORDERS[config.cache.eviction],
         )
         can_prefill = Stage.PREFILL in spec.role
         engine = LanguageEngine(
             config.engine,
             kv,
-            registry.policies(),
+            registry.policies(config.engine),
             recomputes_items=can_prefill,
             max_tokens=self._max_tokens(),
         )

@@ -266,7 +266,7 @@ def test_eviction_queue_stays_bounded():
     cache = make()
     for index in range(500):
         cache.release(fill(cache, f"{index}", range(6)))
-    assert len(cache._tree._heap) <= 2 * cache._tree.num_blocks + 65
+    assert len(cache._tree._idle_leaves._heap) <= 2 * cache._tree.num_blocks + 65
     cache.check()
 
 

@@ -81,7 +81,7 @@ class LanguageMachine(RuleBasedStateMachine):
         )
         cache = KvCache(self.num_blocks, SIZE, "model")
         self.engine = LanguageEngine(
-            config, cache, policies(), recomputes_items=True, max_tokens=10_000
+            config, cache, policies(config), recomputes_items=True, max_tokens=10_000
         )
         self.executor = ScriptedExecutor(SIZE)
         self.clients = {}

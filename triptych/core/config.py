@@ -48,6 +48,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sequences that one instance works on at once."""
     max_waiting: Amount = 256
     """Jobs that wait for a place behind those; more are refused."""
+    order: str = "fcfs"
+    """Who waits shortest: ``fcfs``, or ``longest_prefix`` (most of its prompt cached; nobody is
+    overtaken without bound)."""
     image_budget_tokens: Count = 2048
     """Visual tokens encoded in one step; a larger picture is encoded alone."""
     deterministic: bool = False
@@ -68,6 +71,9 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Embedding blocks of an encode or prefill instance."""
     prefix: bool = True
     """Keep KV of finished sequences for later ones with the same beginning."""
+    eviction: str = "lru"
+    """What goes first when KV or embedding blocks run out: ``lru``, ``lfu`` (with ageing) or
+    ``cost`` (uses times the work to compute it again over its bytes, with ageing)."""
 
 
 class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -290,6 +296,8 @@ def _is_loopback(address: str) -> bool:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "engine.order": ("fcfs", "longest_prefix"),
+    "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp"),
     "cluster.backend": ("ray", "process", "local"),
     "router.placement": ("least_loaded", "round_robin"),
