@@ -109,9 +109,9 @@ def test_only_younger_sequences_are_preempted():
 
 
 def test_registry():
-    assert isinstance(placement("least_loaded"), LeastLoaded)
-    assert isinstance(placement("round_robin"), RoundRobin)
-    assert placement("round_robin") is not placement("round_robin")
+    assert isinstance(placement("least_loaded", Latencies()), LeastLoaded)
+    assert isinstance(placement("round_robin", Latencies()), RoundRobin)
+    assert placement("round_robin", Latencies()) is not placement("round_robin", Latencies())
     assert policies().order is fcfs
     with pytest.raises(ConfigError, match=r"router\.placement"):
         placement("random")
