@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.batching import PATIENCE, boundaries_from_prompt, decode_first
+from scheduler.latency import Latencies
 from scheduler.order import fcfs
 from scheduler.placement import LeastLoaded, RoundRobin
 from scheduler.preemption import youngest_first
@@ -114,4 +115,4 @@ def test_registry():
     assert placement("round_robin", Latencies()) is not placement("round_robin", Latencies())
     assert policies().order is fcfs
     with pytest.raises(ConfigError, match=r"router\.placement"):
-        placement("random")
+        placement("random", Latencies())
