@@ -122,6 +122,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Silence after which an instance is fenced off and replaced."""
     drain_s: Seconds = 10.0
     """How long a stop waits for work in flight."""
+    directory: str = "embedded"
+    """Who tells routers what is cached where: ``embedded`` (the instances themselves) or a Redis or
+    Valkey server, ``redis://...``, ``rediss://...`` or ``unix://...``."""
+    directory_flush_s: Seconds = 0.05
+    """Changes of caches are gathered for this long before they are told."""
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,8 +199,9 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Remote picture URLs. There is no fetcher yet: ``true`` is refused at start."""
     ledger: str = ""
     """File that every ledger event is appended to as a JSON line; empty keeps it in memory."""
-    placement: str = "least_loaded"
-    """Policy that picks instances: ``least_loaded`` or ``round_robin``."""
+    placement: str = "prefix_aware"
+    """Policy that picks instances: ``prefix_aware`` (soonest first token, by what is cached where),
+    ``least_loaded`` or ``round_robin``."""
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -286,6 +292,8 @@ def _check(config: Config) -> None:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
+    if not re.match(r"embedded$|(rediss?|unix)://.", config.cluster.directory):
+        raise ConfigError("cluster.directory: embedded, or a URL of redis, rediss or unix")
     if not _is_loopback(config.router.admin) and not config.router.admin_key:
         raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
     for key, allowed in choices.items():
@@ -306,6 +314,6 @@ _CHOICES = {
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp"),
     "cluster.backend": ("ray", "process", "local"),
-    "router.placement": ("least_loaded", "round_robin"),
+    "router.placement": ("prefix_aware", "least_loaded", "round_robin"),
     "log.level": ("debug", "info", "warning", "error"),
 }
