@@ -24,7 +24,7 @@ from triptych.core.ids import BlockId, ContentHash, JobId
 BLOCK_TOKENS = 512
 """Tokens behind one hash of Mooncake's traces (FAST 2025)."""
 SIZES = "1000,3000,10000,30000,50000,100000"
-TIER_SIZES = "0,10000,30000,50000,100000"
+TIER_SIZES = "3000,10000,30000,50000,100000"
 
 Prompts = Sequence[Sequence[int]]
 Say = Callable[[str], None]
@@ -39,21 +39,30 @@ class Below(Watcher, Protocol):
 
 
 class Tier:
-    """``num_blocks`` blocks, written whenever the cache stores, given up unused for longest."""
+    """``num_blocks`` blocks, given up unused for longest.
 
-    def __init__(self, num_blocks: int) -> None:
+    Args:
+        num_blocks: its size.
+        takes: what it takes in: blocks that the cache ``stored`` (written through, so that both
+            hold what is new) or that it ``evicted`` (so that a block is in one of the two).
+    """
+
+    def __init__(self, num_blocks: int, takes: str = "stored") -> None:
         self._num_blocks = num_blocks
+        self._takes = takes
         self._keys: OrderedDict[ContentHash, None] = OrderedDict()
 
     def stored(self, key: ContentHash, _blocks: tuple[BlockId, ...]) -> None:
         """See ``Watcher``."""
-        self._keys[key] = None
-        self._keys.move_to_end(key)
-        if len(self._keys) > self._num_blocks:
-            self._keys.popitem(last=False)
+        if self._takes == "stored":
+            self._take(key)
+        else:
+            self._keys.pop(key, None)
 
-    def evicted(self, _key: ContentHash, _blocks: tuple[BlockId, ...]) -> None:
+    def evicted(self, key: ContentHash, _blocks: tuple[BlockId, ...]) -> None:
         """See ``Watcher``."""
+        if self._takes == "evicted":
+            self._take(key)
 
     def leading(self, keys: Sequence[ContentHash]) -> int:
         """See ``Below``. The end of a prefix is useless without its beginning: it goes first."""
@@ -62,15 +71,28 @@ class Tier:
             self._keys.move_to_end(key)
         return found
 
+    def _take(self, key: ContentHash) -> None:
+        self._keys[key] = None
+        self._keys.move_to_end(key)
+        if len(self._keys) > self._num_blocks:
+            self._keys.popitem(last=False)
 
-class Replay(msgspec.Struct, frozen=True):
-    """What came of one replay."""
+
+class Task(msgspec.Struct, frozen=True):
+    """One replay."""
 
     order: str
     num_blocks: int
     """Of the cache."""
-    below_blocks: int
-    """Of the tier below; 0 if there is none."""
+    below: str = ""
+    """What the tier below takes: ``stored`` or ``evicted``; empty if there is none."""
+    below_blocks: int = 0
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """What came of one replay."""
+
+    task: Task
     asked: int
     """Blocks of all prompts."""
     hits: int
@@ -98,12 +120,12 @@ def read(path: Path) -> list[list[int]]:
     return [decode(line).hash_ids for line in path.read_bytes().splitlines()]
 
 
-def replay(
-    prompts: Prompts, order: str, num_blocks: int, below: Below | None = None, below_blocks: int = 0
-) -> Replay:
-    """Open, commit and release every prompt in turn."""
+def replay(prompts: Prompts, task: Task, below: Below | None = None) -> Replay:
+    """Open, commit and release every prompt in turn, over ``below`` or the tier of the task."""
     recompute = Recompute(horizon_tokens=Recompute().horizon_tokens / BLOCK_TOKENS)
-    cache = KvCache(num_blocks, 1, "trace", order=ORDERS[order], recompute=recompute)
+    cache = KvCache(task.num_blocks, 1, "trace", order=ORDERS[task.order], recompute=recompute)
+    if below is None and task.below:
+        below = Tier(task.below_blocks, task.below)
     if below is not None:
         cache.watchers.add(below)
     hits = below_hits = refused = 0
@@ -111,61 +133,60 @@ def replay(
     for number, prompt in enumerate(prompts):
         size = len(prompt)
         table = cache.table(JobId(f"{number}"), b"", list(prompt))
-        work += size * recompute.of_block(0, size) if size else 0.0
+        end = hit = cache.match(table, size)
+        if below is not None:
+            end += below.leading(cache.keys(table, size)[hit:])
+        work += recompute.of_range(0, size)
         if not cache.open(table, size, limit=size):
             refused += 1
             continue
-        end = hit = table.hit_tokens
-        if below is not None:
-            end = max(hit, below.leading(cache.keys(table, size)))
         hits, below_hits = hits + hit, below_hits + end - hit
-        saved += end * recompute.of_block(0, end) if end else 0.0
+        saved += recompute.of_range(0, end)
         cache.commit(table, size)
         if below is not None:
             below.leading(cache.keys(table, size))
         cache.release(table)
     cache.check()
     asked = sum(map(len, prompts))
-    share = saved / work if work else 0.0
-    return Replay(order, num_blocks, below_blocks, asked, hits, below_hits, share, refused)
+    return Replay(task, asked, hits, below_hits, saved / work if work else 0.0, refused)
 
 
 def table_of(rows: Iterable[Replay]) -> str:
     """Markdown, a line for each replay."""
-    lines = ["| blocks | below | order | hits (%) | of them below (%) | work saved (%) | refused |"]
+    lines = ["| blocks | order | below | hits (%) | of them below (%) | work saved (%) | refused |"]
     lines.append("|" + "---|" * 7)
     for row in rows:
+        task = row.task
+        below = f"{task.below_blocks:,} {task.below}" if task.below else ""
         shares = (row.ratio, row.below_hits / row.asked, row.saved)
-        cells = [f"{row.num_blocks:,}", f"{row.below_blocks:,}", row.order]
+        cells = [f"{task.num_blocks:,}", task.order, below]
         cells += [f"{100 * share:.1f}" for share in shares] + [str(row.refused)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def picture(rows: Sequence[Replay], ceiling: float, path: Path, title: str) -> None:
-    """Hit ratio by size and order, saved work by the same, and hit ratio by the tier below."""
-    alone = [row for row in rows if not row.below_blocks]
-    tiered = {row.num_blocks for row in rows if row.below_blocks}
-
-    def line(of: Iterable[Replay], x: str, value: Callable[[Replay], float]) -> plots.Points:
-        return [(getattr(row, x), 100 * value(row)) for row in of]
-
-    hits, saved, below = {}, {}, {}
-    for order in dict.fromkeys(row.order for row in alone):
-        mine = [row for row in alone if row.order == order]
-        hits[order] = line(mine, "num_blocks", lambda row: row.ratio)
-        saved[order] = line(mine, "num_blocks", lambda row: row.saved)
-    for size in sorted(tiered):
-        mine = [row for row in rows if row.num_blocks == size and row.order == "lru"]
-        name = f"cache of {size:,}, lru"
-        below[name] = line(mine, "below_blocks", lambda row: row.ratio)
+def picture(rows: Sequence[Replay], unlimited: Replay, path: Path, title: str) -> None:
+    """Blocks hit and work saved by size and order, and blocks hit by the tier below."""
+    hits: dict[str, list[tuple[float, float]]] = {}
+    saved: dict[str, list[tuple[float, float]]] = {}
+    below: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        task = row.task
+        if task.below:
+            name = f"{task.num_blocks:,} above, takes what is {task.below}"
+            below.setdefault(name, []).append((task.below_blocks, 100 * row.ratio))
+        else:
+            hits.setdefault(task.order, []).append((task.num_blocks, 100 * row.ratio))
+            saved.setdefault(task.order, []).append((task.num_blocks, 100 * row.saved))
+    most = 100 * unlimited.ratio
+    x = "blocks of the cache"
     panels = [
-        plots.Panel("blocks hit (%)", "blocks of the cache", hits, 100 * ceiling, is_log=True),
-        plots.Panel("prefill work saved (%)", "blocks of the cache", saved, is_log=True),
+        plots.Panel("blocks hit (%)", x, hits, most, is_log=True),
+        plots.Panel("prefill work saved (%)", x, saved, 100 * unlimited.saved, is_log=True),
     ]
     if below:
         x = "blocks of the tier below"
-        panels.append(plots.Panel("blocks hit, with a tier below (%)", x, below, 100 * ceiling))
+        panels.append(plots.Panel("blocks hit, with a tier below (%)", x, below, most))
     plots.draw_lines(panels, path, title)
 
 
@@ -173,22 +194,28 @@ def main(arguments: Sequence[str]) -> int:
     """Replay, print the table, write the picture."""
     words = _parser().parse_args(arguments)
     prompts = read(words.trace)
-    sizes, tiers = _numbers(words.sizes), _numbers(words.tiers)
     orders = words.orders.split(",")
     num_distinct = len({block for prompt in prompts for block in prompt})
-    tasks = [(orders[0], num_distinct, 0)]
-    tasks += [(order, size, 0) for size in sizes for order in orders]
-    tasks += [("lru", size, tier) for size in _numbers(words.tiered) for tier in tiers if tier]
+    tasks = [Task(orders[0], max(num_distinct, 1))]
+    tasks += [Task(order, size) for size in _numbers(words.sizes) for order in orders]
+    tasks += [
+        Task(orders[0], size, takes, tier)
+        for size in _numbers(words.tiered)
+        for takes in ("stored", "evicted")
+        for tier in _numbers(words.tiers)
+    ]
     rows = []
-    for number, (order, size, tier) in enumerate(tasks, 1):
-        _say(f"replay {number} of {len(tasks)}: {order}, {size:,} blocks, {tier:,} below")
-        rows.append(replay(prompts, order, size, Tier(tier) if tier else None, tier))
+    for number, task in enumerate(tasks, 1):
+        below = f", {task.below_blocks:,} below" if task.below else ""
+        _say(f"replay {number} of {len(tasks)}: {task.order}, {task.num_blocks:,} blocks{below}")
+        rows.append(replay(prompts, task))
     _say("")
-    print(f"{len(prompts):,} prompts, {rows[0].asked:,} blocks, {num_distinct:,} distinct.")
-    print(f"With room for all of them {rows[0].hits:,} hit: {100 * rows[0].ratio:.1f} %.\n")
+    unlimited, rest = rows[0], rows[1:]
+    print(f"{len(prompts):,} prompts, {unlimited.asked:,} blocks, {num_distinct:,} distinct.")
+    print(f"With room for all of them {unlimited.hits:,} hit: {100 * unlimited.ratio:.1f} %.\n")
     print(table_of(rows))
     words.out.parent.mkdir(parents=True, exist_ok=True)
-    picture(rows[1:], rows[0].ratio, words.out, f"{words.trace.name}, {len(prompts):,} prompts")
+    picture(rest, unlimited, words.out, f"{words.trace.name}, {len(prompts):,} prompts")
     print(f"\nwritten: {words.out}")
     return 0
 

@@ -67,12 +67,14 @@ class Recompute(msgspec.Struct, frozen=True):
     """Visual tokens of a picture at which the encoder's full attention (4 of 32 layers) costs as
     much as the rest of it."""
 
+    def of_range(self, start: int, end: int) -> float:
+        """KV of tokens ``[start, end)`` of a sequence whose earlier ones are there."""
+        return (end - start) * (1 + (start + end) / 2 / self.horizon_tokens)
+
     def of_block(self, start: int, end: int, num_encoded: int = 0) -> float:
-        """KV of tokens ``[start, end)``, per token of its size. ``num_encoded``: visual tokens of
-        all items that would have to be encoded again with it."""
-        num_tokens = end - start
-        prefill = num_tokens * (1 + (start + end) / 2 / self.horizon_tokens)
-        return (prefill + num_encoded * self.encode_tokens) / num_tokens
+        """The same per token of the block that they fill. ``num_encoded``: visual tokens of all
+        items that would have to be encoded again with it."""
+        return (self.of_range(start, end) + num_encoded * self.encode_tokens) / (end - start)
 
     def of_embedding(self, num_tokens: int, capacity: int) -> float:
         """A picture of ``num_tokens`` visual tokens, per token of the blocks' ``capacity``."""
