@@ -39,11 +39,13 @@ def tiles(shape: Sequence[int], most: int = TILE) -> Iterator[tuple[int | slice,
             yield (*outer, slice(at, at + step))
 
 
-def widen(source: Array, dtype: str) -> Floats:
-    """``source``, which holds ``dtype``, as float32; the very array if it is that already."""
-    if dtype == "float32":
-        return source
-    wide: Floats = np.empty(source.shape, np.float32)
+def widen(source: Array, dtype: str, wide: Floats | None = None) -> Floats:
+    """``source``, which holds ``dtype``, as float32: in ``wide`` if given, else in an array of its
+    own, or in ``source`` itself if it is that already."""
+    if wide is None:
+        if dtype == "float32":
+            return source
+        wide = np.empty(source.shape, np.float32)
     if dtype == "bfloat16":
         bits = wide.view(np.uint32)
         bits[...] = source
@@ -82,4 +84,7 @@ def convert(source: Array, source_dtype: str, target: Array, target_dtype: str) 
         np.copyto(target, source)
         return
     for index in tiles(source.shape):
-        narrow(widen(source[index], source_dtype), target[index], target_dtype)
+        if target_dtype == "float32":
+            widen(source[index], source_dtype, target[index])
+        else:
+            narrow(widen(source[index], source_dtype), target[index], target_dtype)
