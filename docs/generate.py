@@ -47,6 +47,7 @@ _TYPES = {
     "str": "text",
     "bool": "true or false",
     "dict[str, str]": "table of text",
+    "dict[str, tuple[str, ...]]": "table of arrays of text",
     "Annotated[float, Meta(ge=1)]": "number >= 1",
 }
 

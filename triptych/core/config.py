@@ -92,6 +92,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     topology: str = "E1,P1,D1"
     """Instances per role: ``E2,P1,D4``, ``EP1,D1``, ``EPD1`` ..."""
+    roles: dict[str, tuple[str, ...]] = {}
+    """Settings of one role's instances alone: ``{P = ["model.tensor_parallel=2"]}``."""
     backend: str = "ray"
     """``ray`` (actors), ``process`` (plain processes) or ``local`` (this process)."""
     ray_address: str = ""
@@ -224,10 +226,19 @@ def load(
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if match := re.fullmatch(r"TRIPTYCH_([A-Z]+)__([A-Z_]+)", name):
             _set(tree, f"{match[1]}.{match[2]}".lower(), value)
-    for override in overrides:
-        key, separator, value = override.partition("=")
+    return _made(tree, overrides)
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """``config`` with ``section.key=value`` set. Raises ConfigError that names the key."""
+    return _made(msgspec.to_builtins(config), overrides)
+
+
+def _made(tree: dict[str, Any], overrides: Iterable[str]) -> Config:
+    for text in overrides:
+        key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"--set {override}: expected section.key=value")
+            raise ConfigError(f"--set {text}: expected section.key=value")
         _set(tree, key.strip(), value.strip())
     try:
         config = msgspec.convert(tree, Config)
