@@ -75,6 +75,11 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     transport: str = "auto"
     """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
+    wire: str = "raw"
+    """``raw``, or each row quantised as ``int8`` or ``fp8`` on its way (lossy, half the bytes of
+    16-bit blocks); what the giver does not know comes raw."""
+    credits: Count = 4
+    """Messages of a fetch that may be on their way."""
     message_bytes: Count = 1_048_576
     """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
     layerwise: bool = True
@@ -283,6 +288,8 @@ def _check(config: Config) -> None:
     topology.parse(config.cluster.topology)
     if engine.token_budget < engine.chunk_tokens:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
+    if engine.deterministic and config.transfer.wire != "raw":
+        raise ConfigError("transfer.wire: engine.deterministic needs raw, the others round")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
     if not _is_loopback(config.router.admin) and not config.router.admin_key:
@@ -302,6 +309,7 @@ def _is_loopback(address: str) -> bool:
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "transfer.transport": ("auto", "shm", "tcp"),
+    "transfer.wire": ("raw", "int8", "fp8"),
     "cluster.backend": ("ray", "process", "local"),
     "router.placement": ("least_loaded", "round_robin"),
     "log.level": ("debug", "info", "warning", "error"),
