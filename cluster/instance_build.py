@@ -23,6 +23,7 @@ from prefill_service.service import PrefillService
 from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
 from triptych.cache.kv import KvCache
+from triptych.codec.formats import FORMATS
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import TriptychError
 from triptych.core.handoff import Endpoint
@@ -114,6 +115,7 @@ class _Assembly:
 
     def instance(self) -> HostedInstance:
         """The running instance."""
+        self._check_wire()
         endpoint = self._outbox.start()
         self._neighbours[self._spec.id] = self._outbox
         self._closing.callback(self._neighbours.pop, self._spec.id, None)
@@ -136,6 +138,13 @@ class _Assembly:
         )
         self._instance = instance
         return instance
+
+    def _check_wire(self) -> None:
+        """Raise ConfigError unless every store's blocks can travel in the configured format."""
+        wire, language = FORMATS[self._spec.config.transfer.wire], self._executors.language
+        for memory in (language and language.memory, self._executors.embeddings):
+            if memory is not None:
+                wire.check(memory.layout, "transfer.wire")
 
     def _embedding_cache(self) -> EmbeddingCache | None:
         if self._executors.embeddings is None:
