@@ -35,6 +35,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``cpu``, ``cuda``, ``cuda:N`` or ``auto``."""
     threads: Count = 1
     """Arithmetic threads of each instance on a CPU."""
+    tensor_parallel: Count = 1
+    """Ranks among which one process divides the language model's heads; KV blocks have a run for
+    each. They share one device, so this changes the shape of KV and gains no speed."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,8 +54,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image_budget_tokens: Count = 2048
     """Visual tokens encoded in one step; a larger picture is encoded alone."""
     deterministic: bool = False
-    """Cut prefix hits at chunk boundaries and compute one sequence at a time in a step, so that
-    equal requests give bit-equal logits under any load."""
+    """Cut prefix hits at chunk boundaries and compute one sequence or one picture at a time in a
+    step, so that equal requests give bit-equal logits under any load."""
+    overlap: bool = True
+    """Compute a prompt's text while its pictures are being encoded and fetched. ``false`` computes
+    nothing of a prompt before all its pictures are here; for comparison."""
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
