@@ -28,6 +28,7 @@ from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
 from triptych.cache.eviction import ORDERS as EVICTION_ORDERS
 from triptych.cache.kv import KvCache
+from triptych.codec.formats import FORMATS
 from triptych.core.catalog import LinkReport, Tier
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import TriptychError
@@ -122,6 +123,7 @@ class _Assembly:
 
     def instance(self) -> HostedInstance:
         """The running instance."""
+        self._check_wire()
         endpoint = self._outbox.start()
         self._neighbours[self._spec.id] = self._outbox
         self._closing.callback(self._neighbours.pop, self._spec.id, None)
@@ -147,6 +149,13 @@ class _Assembly:
         )
         self._instance = instance
         return instance
+
+    def _check_wire(self) -> None:
+        """Raise ConfigError unless every store's blocks can travel in the configured format."""
+        wire, language = FORMATS[self._spec.config.transfer.wire], self._executors.language
+        for memory in (language and language.memory, self._executors.embeddings):
+            if memory is not None:
+                wire.check(memory.layout, "transfer.wire")
 
     def _embedding_cache(self) -> EmbeddingCache | None:
         if self._executors.embeddings is None:

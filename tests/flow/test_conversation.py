@@ -79,7 +79,7 @@ async def test_oracle(topology: str) -> None:
             )
             for item, one in zip(prompt.items, pictures, strict=True)
         ]
-        num_loans = 0
+        num_loans = known = 0
         for number in range(TURNS):
             request = running.request(parts, max_tokens=rng.randint(10, 40))
             found, timing = await turn(running, request, prompt)

@@ -87,6 +87,11 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     transport: str = "auto"
     """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
+    wire: str = "raw"
+    """``raw``, or each row quantised as ``int8`` or ``fp8`` on its way (lossy, half the bytes of
+    16-bit blocks); what the giver does not know comes raw."""
+    credits: Count = 4
+    """Messages of a fetch that may be on their way."""
     message_bytes: Count = 1_048_576
     """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
     layerwise: bool = True
@@ -108,6 +113,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     topology: str = "E1,P1,D1"
     """Instances per role: ``E2,P1,D4``, ``EP1,D1``, ``EPD1`` ..."""
+    roles: dict[str, tuple[str, ...]] = {}
+    """Settings of one role's instances alone: ``{P = ["model.tensor_parallel=2"]}``."""
     backend: str = "ray"
     """``ray`` (actors), ``process`` (plain processes) or ``local`` (this process)."""
     ray_address: str = ""
@@ -246,10 +253,19 @@ def load(
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if match := re.fullmatch(r"TRIPTYCH_([A-Z]+)__([A-Z_]+)", name):
             _set(tree, f"{match[1]}.{match[2]}".lower(), value)
-    for override in overrides:
-        key, separator, value = override.partition("=")
+    return _made(tree, overrides)
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """``config`` with ``section.key=value`` set. Raises ConfigError that names the key."""
+    return _made(msgspec.to_builtins(config), overrides)
+
+
+def _made(tree: dict[str, Any], overrides: Iterable[str]) -> Config:
+    for text in overrides:
+        key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"--set {override}: expected section.key=value")
+            raise ConfigError(f"--set {text}: expected section.key=value")
         _set(tree, key.strip(), value.strip())
     try:
         config = msgspec.convert(tree, Config)
@@ -290,6 +306,8 @@ def _check(config: Config) -> None:
     topology.parse(config.cluster.topology)
     if engine.token_budget < engine.chunk_tokens:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
+    if engine.deterministic and config.transfer.wire != "raw":
+        raise ConfigError("transfer.wire: engine.deterministic needs raw, the others round")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
     if not re.match(r"embedded$|(rediss?|unix)://.", config.cluster.directory):
@@ -313,6 +331,7 @@ _CHOICES = {
     "engine.order": ("fcfs", "longest_prefix"),
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp"),
+    "transfer.wire": ("raw", "int8", "fp8"),
     "cluster.backend": ("ray", "process", "local"),
     "router.placement": ("prefix_aware", "least_loaded", "round_robin"),
     "log.level": ("debug", "info", "warning", "error"),
