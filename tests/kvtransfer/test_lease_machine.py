@@ -43,8 +43,20 @@ class Promise:
 class LeaseMachine(Counted):
     """Producers, two takers, cancellers and time on a few handles."""
 
-    operations = ("promise", "promise", "produce", "produce", "produce", "refuse", "fetch", "fetch",
-                  "fetch", "give_up", "take", "take", "lose", "time_passes", "renew", "renew")  # fmt: skip
+    operations = (
+        *(
+            "promise",
+            "promise",
+            "produce",
+            "produce",
+            "produce",
+            "refuse",
+            "fetch",
+            "fetch",
+            "fetch",
+        ),
+        *("give_up", "take", "take", "lose", "time_passes", "renew", "renew"),
+    )
 
     def __init__(self):
         super().__init__()
@@ -142,7 +154,7 @@ class LeaseMachine(Counted):
                 assert epoch == 1
                 self.waiting.pop(handle, None)
             elif handle in self.verdicts:
-                assert ended.verdict.reason.value == self.verdicts[handle]
+                assert ended.verdict.reason.value == self.verdicts[handle]  # noqa: PT017
             return
         assert not is_refused
         if promised is None:
