@@ -21,7 +21,7 @@ LEASE_S = 10.0
 
 
 def fetch_of(handle, epoch, store):
-    return Fetch(handle, epoch, store.layout.fingerprint, 0, 1)
+    return Fetch(handle, epoch, store.layout.fingerprint, 0, 1, "tcp")
 
 
 @dataclass
