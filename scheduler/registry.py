@@ -3,16 +3,19 @@
 from collections.abc import Callable
 
 from scheduler.batching import boundaries_from_prompt, decode_first
+from scheduler.latency import Latencies
 from scheduler.order import fcfs, longest_prefix
 from scheduler.placement import LeastLoaded, Placement, RoundRobin
 from scheduler.preemption import youngest_first
+from scheduler.prefix_aware import PrefixAware
 from triptych.core.config import EngineConfig
 from triptych.core.errors import ConfigError
 from triptych.engine.policies import Order, Policies
 
-PLACEMENTS: dict[str, Callable[[], Placement]] = {
-    "least_loaded": LeastLoaded,
-    "round_robin": RoundRobin,
+PLACEMENTS: dict[str, Callable[[Latencies], Placement]] = {
+    "prefix_aware": PrefixAware,
+    "least_loaded": lambda _: LeastLoaded(),
+    "round_robin": lambda _: RoundRobin(),
 }
 """Values of ``router.placement``."""
 
@@ -34,9 +37,9 @@ def policies(config: EngineConfig) -> Policies:
     )
 
 
-def placement(name: str) -> Placement:
+def placement(name: str, latencies: Latencies) -> Placement:
     """The placement policy of that name, with a state of its own. Raises ConfigError."""
     try:
-        return PLACEMENTS[name]()
+        return PLACEMENTS[name](latencies)
     except KeyError:
         raise ConfigError(f"router.placement: {name!r} is not known") from None

@@ -21,7 +21,7 @@ LEASE_S = 10.0
 
 
 def fetch_of(handle, epoch, store):
-    return Fetch(handle, epoch, store.layout.fingerprint, 0, 1)
+    return Fetch(handle, epoch, store.layout.fingerprint, 0, 1, "tcp")
 
 
 @dataclass
@@ -44,8 +44,18 @@ class LeaseMachine(Counted):
     """Producers, two takers, cancellers and time on a few handles."""
 
     operations = (
-        *("promise", "produce", "fetch", "take", "renew") * 2,
-        *("produce", "fetch", "refuse", "give_up", "lose", "time_passes"),
+        *(
+            "promise",
+            "promise",
+            "produce",
+            "produce",
+            "produce",
+            "refuse",
+            "fetch",
+            "fetch",
+            "fetch",
+        ),
+        *("give_up", "take", "take", "lose", "time_passes", "renew", "renew"),
     )
 
     def __init__(self):
@@ -137,17 +147,14 @@ class LeaseMachine(Counted):
             or self.waiting.get(handle, taker) != taker
         )
         fetch = fetch_of(handle, epoch, self.store)
-        reason = None
         try:
             offer = self.offers.claim(fetch, taker, self.wake[taker])
         except Ended as ended:
-            reason = ended.verdict.reason.value
-        if reason is not None:
             if not is_refused:
                 assert epoch == 1
                 self.waiting.pop(handle, None)
             elif handle in self.verdicts:
-                assert reason == self.verdicts[handle]
+                assert ended.verdict.reason.value == self.verdicts[handle]  # noqa: PT017
             return
         assert not is_refused
         if promised is None:

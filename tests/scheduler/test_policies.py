@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.batching import PATIENCE, boundaries_from_prompt, decode_first
+from scheduler.latency import Latencies
 from scheduler.order import MOST_OVERTAKEN, fcfs, longest_prefix
 from scheduler.placement import LeastLoaded, RoundRobin
 from scheduler.preemption import youngest_first
@@ -125,9 +126,9 @@ def test_only_younger_sequences_are_preempted():
 
 
 def test_registry():
-    assert isinstance(placement("least_loaded"), LeastLoaded)
-    assert isinstance(placement("round_robin"), RoundRobin)
-    assert placement("round_robin") is not placement("round_robin")
+    assert isinstance(placement("least_loaded", Latencies()), LeastLoaded)
+    assert isinstance(placement("round_robin", Latencies()), RoundRobin)
+    assert placement("round_robin", Latencies()) is not placement("round_robin", Latencies())
     assert policies(EngineConfig()).order is fcfs
     assert not policies(EngineConfig()).matches
     by_prefix = policies(EngineConfig(order="longest_prefix"))
@@ -136,4 +137,4 @@ def test_registry():
     with pytest.raises(ConfigError, match=r"engine\.order"):
         policies(EngineConfig(order="random"))
     with pytest.raises(ConfigError, match=r"router\.placement"):
-        placement("random")
+        placement("random", Latencies())

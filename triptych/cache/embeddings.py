@@ -131,6 +131,11 @@ class EmbeddingCache:
         """Whether entries of these sizes fit together when nothing else is held."""
         return sum(map(self.blocks_for, num_tokens)) <= self._pool.num_blocks
 
+    def has(self, key: ContentHash) -> bool:
+        """Whether the entry of ``key`` is READY. Pure."""
+        slot = self._slots.get(key)
+        return slot is not None and slot.state is EntryState.READY
+
     def acquire(self, key: ContentHash, owner: str = "") -> Entry | None:
         """A hold on the READY or PENDING entry of ``key``, if there is one."""
         slot = self._slots.get(key)

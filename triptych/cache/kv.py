@@ -10,13 +10,9 @@ Half-open intervals of one sequence's tokens, ``bs`` the block size; blocks are 
     committed <= computed // bs * bs; the rest waits to be full, verified, or was refused
     capacity   = bs * len(blocks) >= every token whose KV has been or will be written
 
-Copy-on-write is recomputation into an own block. What the tree holds is full and is never written
-again: a hit ends at a block's border, and where the sequence must write before that border (its
-last token is computed even when all of it is cached) the hit ends a block earlier and the block is
-an own one. ``begin_write`` holds every write to that. Sequences that part inside a block, such as
-several choices of one request, never shared it: computing fewer than ``bs`` tokens again is cheaper
-than a copy in the executor and the state it would take.
-
+Copy-on-write is recomputation into an own block: what the tree holds is full and never written, so
+a sequence that must write before a hit's end (its last token is always computed) gets a hit one
+block shorter, and those that part inside a block never shared it.
 Knows no engine. Lower tiers and the cluster's directory hear of its contents through ``watchers``.
 """
 

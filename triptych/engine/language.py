@@ -97,6 +97,7 @@ class LanguageEngine:
         # Output computed again in chunks would not be bit-equal to output computed when drawn.
         behind = 1 if self._config.deterministic else self._config.chunk_tokens
         sequence = Sequence(job, table, boundaries, behind)
+        sequence.overlaps = self._config.overlap
         if not self._cache.fits(sequence.peak_tokens):
             raise RequestError(
                 f"needs KV of {sequence.peak_tokens} tokens, more than there is",
