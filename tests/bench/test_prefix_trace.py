@@ -19,7 +19,7 @@ TURNS = [[1, 2, 3], [1, 2, 3, 4], [9, 8], [1, 2, 7], [9, 8, 5]]
 
 
 @pytest.mark.skipif(not CONVERSATIONS.exists(), reason=f"no trace at {CONVERSATIONS}")
-def test_conversations_of_mooncake_hit_what_the_paper_says():
+def test_conversations_of_mooncake_hit_every_block_that_came_before():
     prompts = read(CONVERSATIONS)
     num_distinct = len({block for prompt in prompts for block in prompt})
     found = replay(prompts, Task("lru", num_distinct))
