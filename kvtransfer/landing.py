@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from kvtransfer.manifest import RAW, Manifest
 from kvtransfer.pieces import Piece, extents
 from kvtransfer.transports.transport import Extent, slices
+from triptych.core.config import TransferConfig
 from triptych.core.errors import TransferError
 from triptych.core.ids import BlockId
 from triptych.core.ports import BlockMemory
@@ -108,9 +109,10 @@ class EqualLanding:
         """They are there."""
 
 
-def packing(memory: BlockMemory, wire: str) -> Packing:
-    """How blocks of ``memory`` go to a taker that asks for ``wire``."""
-    del wire  # bytes as they lie are what every taker can read
+def packing(memory: BlockMemory, wire: str, config: TransferConfig) -> Packing:
+    """How blocks of ``memory`` go to a taker that asks for ``wire``. A chunk is of at most
+    ``config.message_bytes``, and ``config.credits`` of them are packed and not read at most."""
+    del wire, config  # bytes as they lie are what every taker can read
     return RawPacking(memory)
 
 

@@ -77,6 +77,8 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
     message_bytes: Count = 1_048_576
     """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
+    credits: Annotated[int, Meta(ge=2, le=256)] = 4
+    """Messages of one instance that may be on their way to another at once."""
     layerwise: bool = True
     """Send the first layers of a prefill chunk while its later layers are computed."""
     host: str = "127.0.0.1"
