@@ -24,6 +24,8 @@ PRIORS = {
     "tcp": (2e-4, 1e9),
 }
 """Seconds and bytes per second of a way that was never measured."""
+PRIOR = (5e-4, 1e9)
+"""Of a way that is not among them."""
 SHARE = 0.2
 """Of a new measurement in the running mean."""
 SAMPLE_BYTES = 262_144
@@ -45,7 +47,7 @@ class _Route:
     """One way to one giver."""
 
     def __init__(self, way: str) -> None:
-        self.latency_s, self.bytes_per_s = PRIORS.get(way, (5e-4, 1e9))
+        self.latency_s, self.bytes_per_s = PRIORS.get(way, PRIOR)
         self.has_latency = self.has_bandwidth = False
         self.num_broken = 0
         self.avoid_until_s = 0.0
@@ -75,10 +77,11 @@ class Routes:
 
         def cost(way: Transport) -> tuple[bool, float]:
             route = self._route(ref.instance, way.name)
-            seconds = route.latency_s + num_bytes / route.bytes_per_s
-            return now_s < route.avoid_until_s, seconds
+            latency_s = route.latency_s if route.has_latency else route.latency_s * load
+            return now_s < route.avoid_until_s, latency_s + num_bytes / route.bytes_per_s
 
         with self._lock:
+            load = self._load(ref.instance)
             return sorted(ways, key=cost)
 
     def learn(self, giver: InstanceId, way: str, measured: Measured) -> None:
@@ -115,6 +118,19 @@ class Routes:
         with self._lock:
             for key in [key for key in self._routes if key[0] == giver]:
                 del self._routes[key]
+
+    def _load(self, giver: InstanceId) -> float:
+        """By how much the round trips to a giver are slower than their priors. All ways hold the
+        same conversation on sockets: what slows one slows what was never measured as well, and a
+        busy giver must not be asked by every way in turn."""
+        return max(
+            (
+                max(1.0, route.latency_s / PRIORS.get(name, PRIOR)[0])
+                for (peer, name), route in self._routes.items()
+                if peer == giver and route.has_latency
+            ),
+            default=1.0,
+        )
 
     def _route(self, giver: InstanceId, way: str) -> _Route:
         return self._routes.setdefault((giver, way), _Route(way))

@@ -61,3 +61,11 @@ def test_a_broken_way_is_the_last_resort_for_a_while_and_counted():
     assert [way.name for way in made.rank(other, 1)] == ["shm", "nixl", "tcp"]
     made.forget(GIVER)
     assert made.reports() == []
+
+
+def test_a_busy_giver_is_not_asked_by_every_way_in_turn():
+    made, _ = routes("inproc", "shm", "tcp")
+    made.learn(GIVER, "inproc", Measured(0.05))
+    assert names(made, 64) == ["inproc", "shm", "tcp"]
+    made.learn(GIVER, "inproc", Measured(0.05, 1 << 20, 0.1))  # 10 MB/s: that is not the load
+    assert names(made, 64 << 20)[0] == "shm"
