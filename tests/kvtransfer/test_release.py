@@ -204,3 +204,13 @@ async def test_idle_or_dead_peers_do_not_pile_up():
                 await both.outbox.withdraw(Handle(f"h{number}"))
                 await both.fetch(1, [0], handle=f"h{number}")
         assert both.receiver._idle == []
+
+
+async def test_idle_means_that_the_owner_was_told():
+    """The census forgets a lease when the owner's turn to hear of it is queued, not when it ran."""
+    async with pair("shm") as both:
+        both.offer().fail("data_loss", "the producer broke")
+        assert both.outbox.census() == []
+        assert both.released == {"h": []}, "queued, not run: the loop had no turn yet"
+        await both.assert_idle()
+        assert both.released == {"h": ["failed"]}
