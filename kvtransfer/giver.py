@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvtransfer.channel import Channel
+from kvtransfer.converted import packing
 from kvtransfer.giving import Giving
-from kvtransfer.landing import Packing, packing
+from kvtransfer.landing import Packing
 from kvtransfer.lease import Ended, Release, Verdict
 from kvtransfer.manifest import (
     Abort,
@@ -151,7 +152,7 @@ class Conversation:
         """How blocks of an offer's store go out in a format."""
         key = (self._outbox.number(offer.memory), wire)
         if key not in self._packings:
-            self._packings[key] = packing(offer.memory, wire, self._config)
+            self._packings[key] = packing(offer.memory, wire, self._config, self._outbox.staging)
         return self._packings[key]
 
     def tag(self, parts: Sequence[memoryview]) -> bytes:

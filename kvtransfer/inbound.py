@@ -6,9 +6,10 @@ Knows pieces, sources and landings; of the conversation only what a Manifest and
 import hmac
 
 from kvtransfer.channel import Channel
-from kvtransfer.landing import Landing, Wanted, landing
+from kvtransfer.converted import landing
+from kvtransfer.landing import Landing, Wanted
 from kvtransfer.manifest import Chunk, Finish, Manifest
-from kvtransfer.pieces import Piece, Progress, check_bounds
+from kvtransfer.pieces import Piece, Progress
 from kvtransfer.routes import SAMPLE_BYTES, Measured
 from kvtransfer.transports.transport import Source, Transport
 from triptych.core.clock import Clock
@@ -26,6 +27,7 @@ class Link:
         """The way by which it was opened, and that carries its bytes unless it breaks."""
         self.channel = channel
         self._sources: dict[tuple[str, int], Source] = {}
+        self._buffer = bytearray()
 
     def source(self, manifest: Manifest, way: Transport, ref: TransferRef) -> Source:
         """The store that a manifest names, by a way; opened with its first manifest."""
@@ -33,6 +35,12 @@ class Link:
         if key not in self._sources:
             self._sources[key] = way.source(self.channel, manifest, ref)
         return self._sources[key]
+
+    def buffer(self, num_bytes: int) -> memoryview:
+        """Memory of this connection for bytes on their way; what was there before is void."""
+        if len(self._buffer) < num_bytes:
+            self._buffer = bytearray(num_bytes)
+        return memoryview(self._buffer)[:num_bytes]
 
     def close(self) -> None:
         """Cut the connection and close the stores."""
@@ -70,12 +78,12 @@ class Inbound:
         if self._manifest is None:
             self._expect(manifest)
         self._manifest = manifest
+        self._landing = landing(manifest, self._wanted, link.buffer)
         self._sample_bytes, self._sample_s = 0, 0.0
         self._source = link.source(manifest, way, self._ref)
 
     def _expect(self, manifest: Manifest) -> None:
         wanted, layout = self._wanted, manifest.layout
-        self._landing = landing(manifest, wanted)
         end = layout.num_blocks(wanted.end_token)
         first = wanted.first_token // layout.block_size if wanted.blocks else end
         self._first_token = first * layout.block_size
@@ -100,19 +108,20 @@ class Inbound:
         self._progress.check(piece)
         if len(chunk.places) != chunk.num_blocks:
             raise TransferError("chunk: not a place for each block")
-        theirs, ours = self._landing.theirs(piece, chunk.places), self._landing.ours(piece)
-        check_bounds(theirs, self._manifest.store_bytes)
         began_s = self._clock.now()
-        self._source.read(theirs, ours)
-        num_bytes = sum(extent.length for extent in theirs)
-        if num_bytes >= SAMPLE_BYTES:
-            self._sample_bytes += num_bytes
-            self._sample_s += self._clock.now() - began_s
-        if digest and not hmac.compare_digest(channel.tag(number, ours), chunk.tag):
+        parts = self._landing.bring(piece, chunk.places, self._source)
+        if digest and not hmac.compare_digest(channel.tag(number, parts), chunk.tag):
             raise TransferError("the digest of a chunk does not fit its bytes")
-        self._landing.settle(piece)
+        self._landing.settle()
+        self._sample(sum(map(len, parts)), self._clock.now() - began_s)
         self._progress.add(piece)
         self.num_read += 1
+
+    def _sample(self, num_bytes: int, seconds: float) -> None:
+        """All that a chunk takes is measured, because some ways leave the reading to the digest."""
+        if num_bytes >= SAMPLE_BYTES:
+            self._sample_bytes += num_bytes
+            self._sample_s += seconds
 
     def check_whole(self, finish: Finish) -> None:
         """Raise TransferError unless everything is there."""

@@ -321,12 +321,22 @@ class Offers:
         self._remember(offer.lease.id, verdict)
 
     def _tell(self, offer: Offer, verdict: Verdict) -> None:
-        """Tell the owner, then forget the offer: until then a withdrawal can wait for this."""
+        """Tell the owner, and forget the offer in the same turn of its loop: who sees a census
+        without it has been told, and the other way round."""
+
+        def tell() -> None:
+            self._forget(offer)
+            offer.on_release(verdict.reason.value)
+            offer.settled.set_result(None)
+
         try:
-            self._call_soon(offer.on_release, verdict.reason.value)
+            self._call_soon(tell)
         except RuntimeError:
             log.debug("the event loop is closed: nobody is left to hear of a release")
-        offer.settled.set_result(None)
+            self._forget(offer)
+            offer.settled.set_result(None)
+
+    def _forget(self, offer: Offer) -> None:
         with self._lock:
             del self._offers[offer.lease.id]
 

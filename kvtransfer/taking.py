@@ -90,7 +90,8 @@ class Taking:
         ref, wanted, left = self.ref, self.wanted, list(ways)
         self._link, self._claim = link, claim
         tokens = (wanted.first_token, wanted.end_token) if wanted.blocks else (0, 0)
-        self._speak(link, Fetch(ref.handle, ref.epoch, ref.layout, *tokens, left[0].name))
+        via, wire = left[0].name, self._config.wire
+        self._speak(link, Fetch(ref.handle, ref.epoch, ref.layout, *tokens, via, wire))
         while True:
             try:
                 finish = self._take(link, claim, left[0])

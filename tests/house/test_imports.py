@@ -19,7 +19,7 @@ ROOMS = {
     ),
     "torch": r"triptych/executor/.*|bench/peer_transformers\.py|examples/.*",
     "transformers": r"bench/peer_transformers\.py|examples/.*",
-    "numpy": r"triptych/(executor|inputs)/.*|examples/.*",
+    "numpy": r"triptych/(codec|executor|inputs)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",
