@@ -85,6 +85,10 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Silence after which a peer is taken for dead."""
     lease_s: Seconds = 10.0
     """How long offered blocks wait for a taker that never came."""
+    nixl_backend: str = "UCX"
+    """NIXL plugin of the way ``nixl``: ``UCX``, or ``LIBFABRIC`` for EFA."""
+    nccl_backend: str = "nccl"
+    """Backend of torch.distributed of the way ``nccl``: ``nccl``, ``gloo`` or a registered one."""
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
