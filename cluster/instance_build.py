@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from cluster.host import InstanceSpec
@@ -13,11 +14,11 @@ from cluster.instance import HostedInstance, Parts, Rows, Service
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
-from kvtransfer.build import build_outbox, build_receiver
-from kvtransfer.inproc import Neighbour
+from kvtransfer.build import build_outbox, build_receiver, build_ways
 from kvtransfer.intake import Intake
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
+from kvtransfer.transports.inproc import Neighbour
 from prefill_service.service import PrefillService
 from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
@@ -27,6 +28,7 @@ from triptych.core.errors import TriptychError
 from triptych.core.handoff import Endpoint
 from triptych.core.ids import InstanceId, SessionId
 from triptych.core.lifecycle import Stage
+from triptych.core.plan import LanguagePlan, LanguageResult
 from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Outcome
@@ -88,9 +90,12 @@ class _Assembly:
         config = spec.config
         self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
         soon = asyncio.get_running_loop().call_soon_threadsafe
-        self._outbox: Outbox = build_outbox(spec.id, config.transfer, spec.secret, clock, soon)
+        ways = build_ways(spec.id, config.transfer, neighbours)
+        self._outbox: Outbox = build_outbox(
+            spec.id, config.transfer, spec.secret, clock, soon, ways
+        )
         self._receiver: Receiver = build_receiver(
-            spec.id, config.transfer, spec.secret, clock, neighbours
+            spec.id, config.transfer, spec.secret, clock, ways
         )
         self._neighbours = neighbours
         self._services: dict[Stage, Service] = {}
@@ -186,7 +191,13 @@ class _Assembly:
             for outcome in outcomes:
                 any(service.handle(outcome) for service in services)
 
-        pump = Pump(engine, executor, clock, tell)
+        def begin(plan: LanguagePlan) -> Callable[[], LanguageResult]:
+            prefill = self._services.get(Stage.PREFILL)
+            if isinstance(prefill, PrefillService) and config.transfer.layerwise:
+                return partial(executor.execute, plan, prefill.watch(plan))
+            return partial(executor.execute, plan)
+
+        pump = Pump(engine, executor, clock, tell, begin)
         pictures = None
         if can_prefill and cache is not None and executor.embeddings is not None:
             intake = self._intake = Intake(

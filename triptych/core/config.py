@@ -75,10 +75,14 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     transport: str = "auto"
     """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
+    message_bytes: Count = 1_048_576
+    """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
+    layerwise: bool = True
+    """Send the first layers of a prefill chunk while its later layers are computed."""
     host: str = "127.0.0.1"
     """Address that the instance's outbox listens on and announces."""
     digest: bool = True
-    """Verify a SHA-256 of every chunk."""
+    """Verify a digest (AES-GMAC) of every message's bytes."""
     heartbeat_s: Seconds = 0.5
     """A waiting sender says this often that it lives."""
     timeout_s: Seconds = 5.0

@@ -55,11 +55,14 @@ class BlockStore:
         except (OSError, torch.OutOfMemoryError) as error:
             raise ConfigError(f"{setting}: no room for {self.num_bytes} bytes") from error
 
-    def stage(self, blocks: Sequence[int]) -> None:
-        """Make ``view`` current for ``blocks``. Does nothing on a CPU, where it always is."""
+    def stage(self, blocks: Sequence[int], layers: range | None = None) -> None:
+        """Make ``view`` current for ``blocks``, or ``layers`` of them. Does nothing on a CPU, where
+        it always is. On a GPU the copy waits for the current stream: a side stream behind an event
+        would let later layers go on meanwhile, and is to be written where it can be run."""
         if self._host is not None:
             index = list(blocks)
-            self._staging(self._host)[index] = self._raw()[index].cpu()
+            span = slice(None) if layers is None else slice(layers.start, layers.stop)
+            self._runs(self._host)[index, :, span] = self._runs(self._raw())[index, :, span].cpu()
 
     def absorb(self, blocks: Sequence[int]) -> None:
         """Make ``tensor`` current for ``blocks`` written through ``view``. Nothing on a CPU."""
@@ -81,6 +84,11 @@ class BlockStore:
 
     def _raw(self) -> torch.Tensor:
         return self.tensor.view(self.num_blocks, -1).view(torch.uint8)
+
+    def _runs(self, raw: torch.Tensor) -> torch.Tensor:
+        """Bytes as (blocks, shards, layers, bytes of a layer)."""
+        layout = self.layout
+        return raw.view(self.num_blocks, layout.num_shards, layout.num_layers, -1)
 
     def _staging(self, host: torch.Tensor) -> torch.Tensor:
         return host.view(self.num_blocks, -1)

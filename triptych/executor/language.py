@@ -4,6 +4,7 @@ Knows the order of the two; the model makes logits, the sampler draws.
 """
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -20,8 +21,9 @@ class LanguageModel(Protocol):
 
     vocab_size: int
 
-    def logits(self, plan: LanguagePlan) -> Tensor:
-        """Write the plan's keys and values; float32 (draws, vocab_size) of its draws, in order."""
+    def logits(self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None) -> Tensor:
+        """Write the plan's keys and values; float32 (draws, vocab_size) of its draws, in order.
+        ``on_layers(n)`` is called when the first ``n`` layers are written."""
         ...
 
 
@@ -36,7 +38,9 @@ class LanguageExecutor:
         self._model = model
 
     @torch.inference_mode()
-    def execute(self, plan: LanguagePlan) -> LanguageResult:
+    def execute(
+        self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None
+    ) -> LanguageResult:
         """Write the KV of every segment to its blocks; draw the tokens asked for.
 
         Raises InvariantBroken if a plan names blocks or tokens that are not there, if the logits
@@ -47,7 +51,7 @@ class LanguageExecutor:
         for segment in plan.segments:
             self._check(segment)
         try:
-            logits = self._model.logits(plan)
+            logits = self._model.logits(plan, on_layers)
         except (RuntimeError, IndexError) as error:
             raise InvariantBroken(f"a language step failed: {error}") from error
         draws = [segment.draw for segment in plan.segments if segment.draw is not None]

@@ -3,6 +3,8 @@
 Knows one step's tensors and the stores that it reads and writes; keeps nothing of a sequence.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -81,14 +83,17 @@ class Decoder:
             device=weights.device,
         )
 
-    def logits(self, plan: LanguagePlan) -> Tensor:
-        """Write the plan's keys and values; float32 (draws, vocab_size) of its draws, in order."""
+    def logits(self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None) -> Tensor:
+        """Write the plan's keys and values; float32 (draws, vocab_size) of its draws, in order.
+        ``on_layers(n)`` is called when the first ``n`` layers are written."""
         batch = self._batcher.make(plan)
         x = self._embed(batch)
         rotary = self._rotary(batch.positions)
         self._attention.begin(batch.attention)
-        for block in self._blocks:
+        for count, block in enumerate(self._blocks, 1):
             x = block(x, rotary, self._attention, batch.attention)
+            if on_layers is not None:
+                on_layers(count)
         x = self._norm(x.index_select(0, batch.drawn_rows))
         return functional.linear(x, self._head).float()
 

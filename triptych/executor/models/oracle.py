@@ -7,7 +7,7 @@ stale, truncated or lost block changes the tokens. ``oracle_reference`` says it 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -85,11 +85,13 @@ class OracleLanguage:
             self._rows = embeddings.tensor.numpy().reshape(-1, WIDTH)
             self._row_block = embeddings.layout.block_size
 
-    def logits(self, plan: LanguagePlan) -> Tensor:
+    def logits(self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None) -> Tensor:
         """Write chain values; a hash of all of them for each draw. See ``LanguageModel``."""
         rows: list[NDArray[np.float32]] = []
         for segment in plan.segments:
             self._write(segment)
+        if on_layers is not None:
+            on_layers(NUM_LAYERS)
         for segment in plan.segments:
             if segment.draw is not None:
                 rows.append(logits_of(self._read(segment.blocks, segment.end)))
