@@ -208,6 +208,16 @@ class Channel:
             self.on_wake()
         return bool(ready)
 
+    def check(self) -> None:
+        """Raise what would end a wait (the deadline, or what ``on_wake`` raises), without one."""
+        if self._clock.now() >= self.deadline_s:
+            raise DeadlineExceeded("a transfer took too long")
+        poll = select.poll()
+        poll.register(self._wake_fd, select.POLLIN)
+        if poll.poll(0):
+            os.eventfd_read(self._wake_fd)
+            self.on_wake()
+
     def _receive_frame(
         self, timeout_s: float | None, max_body_bytes: int
     ) -> tuple[manifest.Prefix, bytes, bytes]:

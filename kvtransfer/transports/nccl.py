@@ -1,23 +1,21 @@
 """Through torch.distributed, point to point: NCCL between GPUs, or another backend by its name.
 
-Every store that a connection gives has a process group of its own, of giver and taker, who find each
-other at the giver's host under a name that is in the manifest only. A group authenticates nobody: it
-is the chunk's tag that tells right bytes from others, so digests belong on wherever the network is
-not trusted.
+Every store that a connection gives has a process group of its own, of giver and taker, who find
+each other by a token that is in the manifest only. The group's own connections authenticate nobody:
+it is the chunk's tag that tells right bytes from others, so digests belong on wherever the network
+is not trusted.
 """
 
 import math
-import secrets
-import threading
 from collections.abc import Iterator, Sequence
 from socket import socket
-from typing import Any
 
 import msgspec
 
 from kvtransfer.channel import Address, Channel
 from kvtransfer.manifest import Manifest
-from kvtransfer.transports.process_group import Pair, host_store, is_usable, reach_store
+from kvtransfer.transports.process_group import GIVER, TAKER, Pair, is_usable
+from kvtransfer.transports.rendezvous import Meeting, meet
 from kvtransfer.transports.tcp import Tcp
 from kvtransfer.transports.transport import Extent, slices, split
 from triptych.core.config import TransferConfig
@@ -32,11 +30,10 @@ ALONE_BYTES = 1 << 18
 
 
 class Attached(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Where the taker finds the giver's store of rendezvous, and under which name."""
+    """Where the taker meets the giver, and what it shows there."""
 
-    host: str
     port: int
-    prefix: str
+    token: bytes
 
 
 class NcclCarrier:
@@ -44,24 +41,31 @@ class NcclCarrier:
 
     poll_s = math.inf
 
-    def __init__(self, nccl: "Nccl", channel: Channel) -> None:
-        self._nccl = nccl
+    def __init__(self, channel: Channel, config: TransferConfig) -> None:
         self._channel = channel
-        self._attached: dict[int, tuple[BlockMemory, Attached]] = {}
+        self._config = config
+        self._meetings: dict[int, tuple[BlockMemory, Meeting]] = {}
         self._pairs: dict[int, Pair] = {}
 
     def attach(self, memory: BlockMemory) -> bytes:
         """See ``transport.Carrier``."""
-        if id(memory) not in self._attached:
-            self._attached[id(memory)] = memory, self._nccl.meeting_point()
-        return msgspec.msgpack.encode(self._attached[id(memory)][1])
+        if id(memory) not in self._meetings:
+            self._meetings[id(memory)] = memory, Meeting(self._config.host)
+        meeting = self._meetings[id(memory)][1]
+        return msgspec.msgpack.encode(Attached(meeting.port, meeting.token))
 
     def push(self, memory: BlockMemory, extents: Sequence[Extent]) -> None:
         """See ``transport.Carrier``."""
         if id(memory) not in self._pairs:
-            self._pairs[id(memory)] = self._nccl.join(self._attached[id(memory)][1])
+            self._pairs[id(memory)] = self._join(self._meetings[id(memory)][1])
         messages = [slices(memory.view, message) for message in gathered(extents)]
         self._pairs[id(memory)].send(messages, self._channel.check)
+
+    def _join(self, meeting: Meeting) -> Pair:
+        timeout_s = self._config.timeout_s
+        exchange = meeting.await_taker(timeout_s, self._channel.check)
+        meeting.close()
+        return Pair(self._config.nccl_backend, exchange, GIVER, timeout_s)
 
     def poll(self) -> None:
         """See ``transport.Carrier``."""
@@ -70,17 +74,21 @@ class NcclCarrier:
         """See ``transport.Carrier``."""
         while self._pairs:
             self._pairs.popitem()[1].close()
+        while self._meetings:
+            self._meetings.popitem()[1][1].close()
 
 
 class NcclSource:
     """The taker's side of one store. The group is made with the first chunk, because only then the
     giver is sure to join it."""
 
-    def __init__(self, attached: Attached, channel: Channel, config: TransferConfig) -> None:
+    def __init__(
+        self, attached: Attached, host: str, channel: Channel, config: TransferConfig
+    ) -> None:
         self._attached = attached
+        self._host = host
         self._channel = channel
         self._config = config
-        self._store: Any = None
         self._pair: Pair | None = None
 
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
@@ -100,13 +108,13 @@ class NcclSource:
         """See ``transport.Source``."""
         if self._pair is not None:
             self._pair.close()
-        self._pair = self._store = None
+        self._pair = None
 
     def _joined(self) -> Pair:
         if self._pair is None:
             at, timeout_s = self._attached, self._config.timeout_s
-            self._store = reach_store(at.host, at.port, timeout_s)
-            self._pair = Pair(self._config.nccl_backend, self._store, at.prefix, 1, timeout_s)
+            exchange = meet(self._host, at.port, at.token, timeout_s)
+            self._pair = Pair(self._config.nccl_backend, exchange, TAKER, timeout_s)
         return self._pair
 
 
@@ -118,9 +126,6 @@ class Nccl:
     def __init__(self, config: TransferConfig) -> None:
         self._config = config
         self._tcp = Tcp(config.timeout_s)
-        self._lock = threading.Lock()
-        self._store: Any = None
-        self._port = 0
 
     @staticmethod
     def is_usable(config: TransferConfig) -> bool:
@@ -141,33 +146,14 @@ class Nccl:
             attached = msgspec.msgpack.decode(manifest.attach, type=Attached)
         except msgspec.MsgspecError as error:
             raise TransferError("manifest: not what nccl attaches") from error
-        if attached.host != ref.endpoint.host:
-            raise TransferError("manifest: a rendezvous at another host")
-        return NcclSource(attached, channel, self._config)
+        return NcclSource(attached, ref.endpoint.host, channel, self._config)
 
     def carrier(self, channel: Channel) -> NcclCarrier:
         """See ``transport.Transport``."""
-        return NcclCarrier(self, channel)
+        return NcclCarrier(channel, self._config)
 
     def close(self) -> None:
-        """See ``transport.Transport``."""
-        with self._lock:
-            self._store = None
-
-    def meeting_point(self) -> Attached:
-        """A new name at this instance's store of rendezvous, which is started with the first."""
-        with self._lock:
-            if self._store is None:
-                self._store, self._port = host_store(self._config.host, self._config.timeout_s)
-            return Attached(self._config.host, self._port, secrets.token_hex(16))
-
-    def join(self, at: Attached) -> Pair:
-        """The giver's end of a pair, once the taker has come. Raises InstanceLost."""
-        with self._lock:
-            store = self._store
-        if store is None:
-            raise InstanceLost("the instance stops")
-        return Pair(self._config.nccl_backend, store, at.prefix, 0, self._config.timeout_s)
+        """Everything is of one connection."""
 
 
 def gathered(extents: Sequence[Extent]) -> Iterator[list[Extent]]:

@@ -28,6 +28,8 @@ from triptych.core.ports import BlockMemory
 
 POLL_S = 0.0005
 """How often a giver helps along; matters only to UCX over TCP."""
+
+
 @runtime_checkable
 class OnDevice(Protocol):
     """A store whose blocks lie on a GPU, in the order of its ``view``."""
@@ -131,5 +133,3 @@ def _region(memory: BlockMemory) -> Region:
     if isinstance(memory, OnDevice) and memory.device_address:
         return Region(memory.device_address, memory.view.nbytes, "VRAM", memory.device_index)
     return Region(address_of(memory.view), memory.view.nbytes)
-
-

@@ -91,6 +91,8 @@ class NixlAgent:
             raise TransferError(f"transfer.nixl_backend={backend}: NIXL has no such plugin here")
         self.num_registered = 0
         """Registrations ever made."""
+        self.num_reads = 0
+        """Reads under way, as those who read count them."""
 
     # -- own memory
 
@@ -237,7 +239,7 @@ def _load() -> Any:
         if importlib.util.find_spec(name) is None:
             continue
         try:
-            api = importlib.import_module(f"{name}._api")
+            api: Any = importlib.import_module(f"{name}._api")
             api._bindings = importlib.import_module(f"{name}._bindings")
         except ImportError as error:
             raise TransferError(f"nixl does not start: {error}") from error

@@ -29,7 +29,6 @@ GRACE_S = 0.25
 """For a read that nobody wants any more to end by itself, and for its neighbours to finish."""
 
 
-
 class Attached(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a taker must know of a store: secret, as it lets one read all of it."""
 
@@ -48,7 +47,6 @@ class Readers:
         self._backend = backend
         self._changed = threading.Condition()
         self._agent: NixlAgent | None = None
-        self._num_reads: dict[NixlAgent, int] = {}
         self.num_retired = 0
 
     @contextmanager
@@ -58,7 +56,7 @@ class Readers:
             if self._agent is None:
                 self._agent = NixlAgent(f"{self._name}-{secrets.token_hex(8)}", self._backend)
             agent = self._agent
-            self._num_reads[agent] = self._num_reads.get(agent, 0) + 1
+            agent.num_reads += 1
         try:
             yield agent
         finally:
@@ -71,10 +69,10 @@ class Readers:
             if self._agent is agent:
                 self._agent = None
                 self.num_retired += 1
-            self._num_reads[agent] -= 1
+            agent.num_reads -= 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._num_reads[agent] == 0, GRACE_S)
-            self._num_reads[agent] += 1
+            self._changed.wait_for(lambda: agent.num_reads == 0, GRACE_S)
+            agent.num_reads += 1
         agent.close()
 
     def close(self) -> None:
@@ -86,9 +84,7 @@ class Readers:
 
     def _leave(self, agent: NixlAgent) -> None:
         with self._changed:
-            self._num_reads[agent] -= 1
-            if self._num_reads[agent] == 0 and agent is not self._agent:
-                del self._num_reads[agent]
+            agent.num_reads -= 1
             self._changed.notify_all()
 
 
@@ -144,7 +140,7 @@ class NixlSource:
 
     def _wait(self, agent: NixlAgent, handle: int) -> bool:
         """Whether the read was done; else its owner is gone. A look moves bytes where no hardware
-        does, so looks follow each other while they have work, and come seldom when they have not."""
+        does: looks follow each other while they have work, and come seldom when they have not."""
         pause_s, start_s = MIN_PAUSE_S, self._clock.now()
         look_s, until_s = start_s, start_s + self._timeout_s
         while (state := agent.state(handle)) is State.MOVING:
@@ -165,7 +161,9 @@ class NixlSource:
         until_s = self._clock.now() + GRACE_S
         is_moving = True
         try:
-            while (is_moving := agent.state(handle) is State.MOVING) and self._clock.now() < until_s:
+            while (
+                is_moving := agent.state(handle) is State.MOVING
+            ) and self._clock.now() < until_s:
                 time.sleep(MIN_PAUSE_S)
         except InstanceLost:
             return  # the agent was ended by another
@@ -199,7 +197,8 @@ def _portions(
     for offset, length in theirs:
         end = offset + length
         while offset < end:
-            target = target if target else next(targets)
+            while not target:
+                target = next(targets)
             count = min(end - offset, len(target), room)
             moves.append((offset, target[:count]))
             target, offset, room = target[count:], offset + count, room - count

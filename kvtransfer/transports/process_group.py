@@ -1,23 +1,25 @@
 """A process group of two, made and used through torch.distributed: rank 0 sends, rank 1 receives.
 
-There is no world and no default group: instances come and go. Any backend of torch.distributed will
-do that can send and receive; NCCL's rules are kept (no tags, the same messages on both sides in the
-same order, all from one thread). On a GPU messages pass through device memory on a side stream: that
-part was written for NCCL and has not been run. Knows messages; nothing of blocks, leases or sockets.
+There is no world and no default group: instances come and go. Any backend of torch.distributed
+that can send and receive will do; NCCL's rules are kept (no tags, the same messages on both sides
+in the same order, from one thread). On a GPU, messages pass through device memory on a side stream:
+that part was written for NCCL and has not been run. Knows messages; no blocks, leases or sockets.
 """
 
 import contextlib
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from kvtransfer.transports.rendezvous import Exchange
 from triptych.core.errors import InstanceLost, TransferError
 
 NCCL = "nccl"
+GIVER, TAKER = 0, 1
+"""Their ranks."""
 NEVER = timedelta(days=1)
 """NCCL's own watchdog ends the whole process after its time-out; ours ends the group."""
 PAUSE_S = 50e-6
@@ -32,45 +34,14 @@ def is_usable(backend: str) -> bool:
     if backend == NCCL and not Path("/proc/driver/nvidia/version").exists():
         return False
     try:
-        import torch  # noqa: PLC0415  (seconds; many processes never need it)
-        from torch import distributed  # noqa: PLC0415
+        torch, distributed = _torch()
     except ImportError:
         return False
     if not distributed.is_available():
         return False
     if backend == NCCL:
-        return torch.cuda.is_available() and distributed.is_nccl_available()
+        return bool(torch.cuda.is_available() and distributed.is_nccl_available())
     return backend == "gloo" or backend.upper() in distributed.Backend._plugins
-
-
-def host_store(host: str, timeout_s: float) -> tuple[Any, int]:
-    """A store on a free port of ``host`` where two ranks find each other; it and the port."""
-    from torch import distributed  # noqa: PLC0415
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, 0), family=family)
-    port: int = listener.getsockname()[1]
-    wait = timedelta(seconds=timeout_s)
-    store = distributed.TCPStore(
-        host,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=wait,
-        master_listen_fd=listener.detach(),
-    )
-    return store, port
-
-
-def reach_store(host: str, port: int, timeout_s: float) -> Any:
-    """The store of another process. Raises InstanceLost."""
-    from torch import distributed  # noqa: PLC0415
-
-    wait = timedelta(seconds=timeout_s)
-    try:
-        return distributed.TCPStore(host, port, is_master=False, timeout=wait)
-    except RuntimeError as error:
-        raise InstanceLost("the peer's rendezvous does not answer") from error
 
 
 class Pair:
@@ -80,22 +51,20 @@ class Pair:
     then. Once it is closed, nothing is written into memory that was to be received into.
     """
 
-    def __init__(
-        self, backend: str, store: Any, prefix: str, rank: int, timeout_s: float
-    ) -> None:
-        import torch  # noqa: PLC0415
-        from torch import distributed  # noqa: PLC0415
-
+    def __init__(self, backend: str, exchange: Exchange, rank: int, timeout_s: float) -> None:
+        torch, distributed = _torch()
         self._torch = torch
         self._other = 1 - rank
         self._timeout_s = timeout_s
+        self._exchange = exchange
         self._stream: Any = None
         if "cpu" not in distributed.Backend.backend_capability.get(backend, ()):
             self._stream = torch.cuda.Stream()
         try:
-            own = distributed.PrefixStore(prefix, store)
-            self._group: Any = _create(backend)(own, rank, timedelta(seconds=timeout_s))
-        except RuntimeError as error:
+            store = _store(exchange)
+            self._group: Any = _create(backend)(store, rank, timedelta(seconds=timeout_s))
+        except (RuntimeError, InstanceLost) as error:
+            exchange.close()
             raise InstanceLost("the peer does not join the process group") from error
 
     def send(self, messages: Sequence[Parts], check: Callable[[], None]) -> None:
@@ -120,6 +89,7 @@ class Pair:
         if group is not None:
             with contextlib.suppress(RuntimeError, AttributeError):
                 group.abort()
+        self._exchange.close()
 
     # -- inside
 
@@ -172,9 +142,38 @@ class Pair:
             self._flat(part).copy_(piece, non_blocking=True)
 
 
+def _torch() -> tuple[Any, Any]:
+    """torch and torch.distributed. Takes seconds, and many processes never need it."""
+    import torch
+    from torch import distributed
+
+    return torch, distributed
+
+
+def _store(exchange: Exchange) -> Any:
+    """An exchange as torch.distributed wants it."""
+    _, distributed = _torch()
+
+    class PairStore(distributed.Store):  # type: ignore[misc,name-defined]
+        def set(self, key: str, value: bytes | str) -> None:
+            exchange.set(key, value.encode() if isinstance(value, str) else bytes(value))
+
+        def get(self, key: str) -> bytes:
+            return exchange.get(key)
+
+        def check(self, keys: Sequence[str]) -> bool:
+            return all(exchange.has(key) for key in keys)
+
+        def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:  # noqa: ARG002
+            for key in keys:
+                exchange.get(key)
+
+    return PairStore()
+
+
 def _create(backend: str) -> Callable[[Any, int, timedelta], Any]:
     """How a group of ``backend`` is made from a store, a rank and a time-out."""
-    from torch import distributed  # noqa: PLC0415
+    _, distributed = _torch()
 
     def nccl(store: Any, rank: int, timeout: timedelta) -> Any:  # noqa: ARG001
         # Otherwise the watchdog ends this process when the other one dies.

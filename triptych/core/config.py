@@ -74,7 +74,7 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Movement of blocks between instances."""
 
     transport: str = "auto"
-    """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
+    """``auto``, or the one way to use: ``shm``, ``tcp``, ``nixl``, ``nccl``."""
     message_bytes: Count = 1_048_576
     """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
     layerwise: bool = True
@@ -294,7 +294,7 @@ def _is_loopback(address: str) -> bool:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "transfer.transport": ("auto", "shm", "tcp"),
+    "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),
     "cluster.backend": ("ray", "process", "local"),
     "router.placement": ("least_loaded", "round_robin"),
     "log.level": ("debug", "info", "warning", "error"),

@@ -15,26 +15,22 @@ class Strict:
         assert size == 2
         self._rank = rank
         self._group = distributed.ProcessGroupGloo(store, rank, size, timeout)
-        self._store = store
         self._count = 0
 
     def send(self, tensors, peer, tag):
-        self._store.set(f"message {self._count}", str(self._check(tensors, peer, tag)))
-        self._count += 1
-        return self._group.send(tensors, peer, 0)
+        return self._group.send(tensors, peer, self._next(tensors, peer, tag))
 
     def recv(self, tensors, peer, tag):
-        length = self._check(tensors, peer, tag)
-        assert int(self._store.get(f"message {self._count}")) == length, "another message is due"
-        self._count += 1
-        return self._group.recv(tensors, peer, 0)
+        return self._group.recv(tensors, peer, self._next(tensors, peer, tag))
 
-    def _check(self, tensors, peer, tag) -> int:
+    def _next(self, tensors, peer, tag) -> int:
+        """Messages are numbered, so that one out of turn is never taken for the one that is due."""
         assert tag == 0
         assert peer == 1 - self._rank
         assert len(tensors) == 1
         assert tensors[0].is_contiguous()
-        return tensors[0].numel()
+        self._count += 1
+        return self._count
 
     def abort(self) -> None:
         self._group.abort()

@@ -163,7 +163,7 @@ def endless(taker, giver, target, waiting):
 @pytest.mark.usefixtures("tcp")
 @pytest.mark.parametrize("end", ["cancel", "deadline", "timeout"])
 def test_nothing_is_written_once_a_read_was_given_up(taker, end):
-    """NIXL reports such a read as cancelled and writes the bytes when they come after all."""
+    """NIXL reports such a read as cancelled, and writes the bytes if they come after all."""
     expected, target, waiting = store(1), store(), Waiting()
     with owner("nixl") as giver, owner("nixl") as neighbour:
         others = neighbour.source(taker)
@@ -177,17 +177,14 @@ def test_nothing_is_written_once_a_read_was_given_up(taker, end):
         wanted = {"cancel": Cancelled, "deadline": DeadlineExceeded, "timeout": InstanceLost}
         assert [type(error) for error in caught] == [wanted[end]]
         assert not any(target.view)
-        giver.process.send_signal(signal.SIGCONT)
+        giver.process.send_signal(signal.SIGCONT)  # UCX may abort it, which is no loss any more
         beside = store()
         for _ in range(20):  # progress of whatever the taker still has
-            others.read([Extent(0, SIZE)], [beside.view])
+            others.read(WHOLE, [beside.view])
             time.sleep(0.01)
         assert beside.view == expected.view
         assert not any(target.view)
         assert taker._readers.num_retired == 1
-        waiting.is_cancelled, waiting.deadline_s = False, float("inf")
-        source.read(WHOLE, [target.view])
-        assert target.view == expected.view
         for each in (source, others, beside, expected, target):
             each.close()
 
