@@ -23,7 +23,7 @@ def _nixl(instance: InstanceId, config: TransferConfig) -> Nixl | None:
     return Nixl(instance, config, MonotonicClock()) if Nixl.is_usable() else None
 
 
-def _nccl(instance: InstanceId, config: TransferConfig) -> Nccl | None:  # noqa: ARG001
+def _nccl(_: InstanceId, config: TransferConfig) -> Nccl | None:
     return Nccl(config) if Nccl.is_usable(config) else None
 
 

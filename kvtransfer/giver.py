@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvtransfer.channel import Channel
-from kvtransfer.landing import Packing, packing
+from kvtransfer.converted import packing
+from kvtransfer.landing import Packing
 from kvtransfer.lease import Ended, Release, Verdict
 from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Fetch, Finish, Manifest, Wait
 from kvtransfer.offer import Offer
@@ -155,7 +156,7 @@ class Conversation:
     def _packing(self, offer: Offer, wire: str) -> Packing:
         key = (self._outbox.number(offer.memory), wire)
         if key not in self._packings:
-            self._packings[key] = packing(offer.memory, wire)
+            self._packings[key] = packing(offer.memory, wire, self._config, self._outbox.staging)
         return self._packings[key]
 
     def _say(self, message: Manifest | Chunk | Wait | Finish) -> None:

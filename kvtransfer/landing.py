@@ -4,17 +4,16 @@
 
 Where both sides have the same layout and bytes travel raw, the extents are the giver's blocks and
 the memory is the taker's: nothing is copied twice. Everything else (other block sizes, shards or
-dtypes; quantised wire formats) is a ``Packing`` or a ``Landing`` of its own behind ``packing`` and
-``landing``. A connection's thread calls them; none of them is shared.
+dtypes; quantised wire formats) is in ``converted``. A connection's thread calls them; none of them
+is shared.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from kvtransfer.manifest import RAW, Manifest
-from kvtransfer.pieces import Piece, extents
-from kvtransfer.transports.transport import Extent, slices
-from triptych.core.errors import TransferError
+from kvtransfer.pieces import Piece, check_bounds, extents
+from kvtransfer.transports.transport import Extent, Source, slices
 from triptych.core.ids import BlockId
 from triptych.core.ports import BlockMemory
 
@@ -55,16 +54,13 @@ class Landing(Protocol):
     """The taker's side of one fetch. Never writes to tokens outside those wanted: the blocks of a
     giver may hold others, and the own blocks before ``first_token`` are shared."""
 
-    def theirs(self, piece: Piece, places: Sequence[int]) -> list[Extent]:
-        """Where the bytes of ``piece`` lie in the announced store. May raise TransferError."""
+    def bring(self, piece: Piece, places: Sequence[int], source: Source) -> list[memoryview]:
+        """The bytes of ``piece``, in the order in which the giver says them: read into own blocks,
+        or into a buffer, or where they lie. Raises TransferError or InstanceLost."""
         ...
 
-    def ours(self, piece: Piece) -> list[memoryview]:
-        """Where they are to be read to, as long as ``theirs`` together: own blocks, or a buffer."""
-        ...
-
-    def settle(self, piece: Piece) -> None:
-        """The bytes of ``piece`` are in ``ours`` and verified: they belong into the own blocks."""
+    def settle(self) -> None:
+        """The bytes brought last are the right ones: they belong into the own blocks."""
         ...
 
 
@@ -90,35 +86,20 @@ class RawPacking:
 class EqualLanding:
     """Blocks of the same layout, read straight into place. Implements ``Landing``."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, manifest: Manifest, wanted: Wanted) -> None:
+        self._store_bytes = manifest.store_bytes
         self._memory = wanted.memory
         self._blocks = wanted.blocks
         self._first = wanted.first_token // wanted.memory.layout.block_size
 
-    def theirs(self, piece: Piece, places: Sequence[int]) -> list[Extent]:
+    def bring(self, piece: Piece, places: Sequence[int], source: Source) -> list[memoryview]:
         """See ``Landing``."""
-        return extents(self._memory.layout, places, piece)
-
-    def ours(self, piece: Piece) -> list[memoryview]:
-        """See ``Landing``."""
+        theirs = extents(self._memory.layout, places, piece)
+        check_bounds(theirs, self._store_bytes)
         blocks = self._blocks[piece.first_block - self._first : piece.end_block - self._first]
-        return slices(self._memory.view, extents(self._memory.layout, blocks, piece))
+        ours = slices(self._memory.view, extents(self._memory.layout, blocks, piece))
+        source.read(theirs, ours)
+        return ours
 
-    def settle(self, piece: Piece) -> None:
+    def settle(self) -> None:
         """They are there."""
-
-
-def packing(memory: BlockMemory, wire: str) -> Packing:
-    """How blocks of ``memory`` go to a taker that asks for ``wire``."""
-    del wire  # bytes as they lie are what every taker can read
-    return RawPacking(memory)
-
-
-def landing(manifest: Manifest, wanted: Wanted) -> Landing:
-    """How what a manifest announces gets into the wanted blocks. Raises TransferError if that
-    cannot be done."""
-    if manifest.wire != RAW:
-        raise TransferError(f"manifest: the wire format {manifest.wire} is not known here")
-    if manifest.layout != wanted.memory.layout:
-        raise TransferError("the producer's block layout is another one")
-    return EqualLanding(wanted)

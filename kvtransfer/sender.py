@@ -16,6 +16,7 @@ from kvtransfer.channel import Channel
 from kvtransfer.giver import Conversation
 from kvtransfer.lease import Lease, Release, Verdict
 from kvtransfer.offer import Offer, Offers
+from kvtransfer.staging import Staging
 from kvtransfer.transports import shm, tcp
 from kvtransfer.transports.transport import Carrier, Transport, machine_id
 from triptych.core.census import Holding
@@ -50,6 +51,7 @@ class Outbox:
         self.secret = secret
         self.clock = clock
         self.offers = Offers(config.lease_s, clock, call_soon)
+        self.staging = Staging()
         self._lock = threading.Lock()
         self._ways = {way.name: way for way in ways}
         self._conversations: set[Conversation] = set()
@@ -133,6 +135,7 @@ class Outbox:
             listener.close()
         for way in self._ways.values():
             way.close()
+        self.staging.close()
         os.close(self._wake_fd)
 
     def _join(self, talks: list[Conversation]) -> None:

@@ -9,9 +9,10 @@ import threading
 from collections.abc import Callable
 
 from kvtransfer.channel import Channel
-from kvtransfer.landing import Landing, Wanted, landing
+from kvtransfer.converted import landing
+from kvtransfer.landing import Landing, Wanted
 from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Fetch, Finish, Manifest, Message, Wait
-from kvtransfer.pieces import Piece, Progress, check_bounds
+from kvtransfer.pieces import Piece, Progress
 from kvtransfer.transports.transport import Source, Transport
 from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
@@ -28,6 +29,7 @@ class Link:
         self.transport = transport
         self.channel = channel
         self._sources: dict[int, Source] = {}
+        self._buffer = bytearray()
 
     def source(self, manifest: Manifest, ref: TransferRef) -> Source:
         """The store that a manifest names; opened with its first manifest."""
@@ -35,6 +37,12 @@ class Link:
             opened = self.transport.source(self.channel, manifest, ref)
             self._sources[manifest.store] = opened
         return self._sources[manifest.store]
+
+    def buffer(self, num_bytes: int) -> memoryview:
+        """Memory of this connection for bytes on their way; what was there before is void."""
+        if len(self._buffer) < num_bytes:
+            self._buffer = bytearray(num_bytes)
+        return memoryview(self._buffer)[:num_bytes]
 
     def close(self) -> None:
         """Cut the connection and close the stores."""
@@ -46,12 +54,12 @@ class Link:
 class _Inbound:
     """What a manifest announced, on its way into the own blocks."""
 
-    def __init__(self, manifest: Manifest, source: Source, wanted: Wanted) -> None:
+    def __init__(self, link: Link, manifest: Manifest, ref: TransferRef, wanted: Wanted) -> None:
         layout = manifest.layout
         self._manifest = manifest
-        self._source = source
+        self._source = link.source(manifest, ref)
         self._wanted = wanted
-        self._landing: Landing = landing(manifest, wanted)
+        self._landing: Landing = landing(manifest, wanted, link.buffer)
         end = layout.num_blocks(wanted.end_token)
         first = wanted.first_token // layout.block_size if wanted.blocks else end
         self._first_token = first * layout.block_size
@@ -73,12 +81,10 @@ class _Inbound:
         self.progress.check(piece)
         if len(chunk.places) != chunk.num_blocks:
             raise TransferError("chunk: not a place for each block")
-        theirs, ours = self._landing.theirs(piece, chunk.places), self._landing.ours(piece)
-        check_bounds(theirs, self._manifest.store_bytes)
-        self._source.read(theirs, ours)
-        if digest and not hmac.compare_digest(channel.tag(number, ours), chunk.tag):
+        parts = self._landing.bring(piece, chunk.places, self._source)
+        if digest and not hmac.compare_digest(channel.tag(number, parts), chunk.tag):
             raise TransferError("the digest of a chunk does not fit its bytes")
-        self._landing.settle(piece)
+        self._landing.settle()
         self.progress.add(piece)
 
 
@@ -120,7 +126,7 @@ class Taking:
         """The conversation of one fetch; the tail."""
         ref, wanted = self.ref, self._wanted
         tokens = (wanted.first_token, wanted.end_token) if wanted.blocks else (0, 0)
-        fetch = Fetch(ref.handle, ref.epoch, ref.layout, *tokens, link.transport.name)
+        fetch = Fetch(ref.handle, ref.epoch, ref.layout, *tokens, link.transport.name, config.wire)
         self._speak(link, clock, fetch)
         inbound: _Inbound | None = None
         while True:
@@ -147,7 +153,7 @@ class Taking:
         if not is_promised or not manifest.layout.can_become(self._wanted.memory.layout):
             raise TransferError("the producer's block layout is another one")
         self._num_promised = manifest.layout.num_blocks(self.ref.num_tokens)
-        return _Inbound(manifest, link.source(manifest, self.ref), self._wanted)
+        return _Inbound(link, manifest, self.ref, self._wanted)
 
     def _check_whole(self, inbound: _Inbound, finish: Finish) -> None:
         if not inbound.progress.is_complete or finish.num_blocks != self._num_promised:

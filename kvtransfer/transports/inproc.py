@@ -33,12 +33,12 @@ class MemorySource:
     """A store of this process."""
 
     def __init__(self, view: memoryview) -> None:
-        self._view = view
+        self.view = view.toreadonly()
 
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
         rest = list(ours)
-        for source in slices(self._view, theirs):
+        for source in slices(self.view, theirs):
             part, rest = split(rest, len(source))
             at = 0
             for target in part:

@@ -82,6 +82,8 @@ class NcclSource:
     """The taker's side of one store. The group is made with the first chunk, because only then the
     giver is sure to join it."""
 
+    view = None
+
     def __init__(
         self, attached: Attached, host: str, channel: Channel, config: TransferConfig
     ) -> None:

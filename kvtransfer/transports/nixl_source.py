@@ -91,6 +91,8 @@ class Readers:
 class NixlSource:
     """A store of one giver, read by NIXL."""
 
+    view = None
+
     def __init__(
         self, attached: Attached, channel: Channel, readers: Readers, timeout_s: float, clock: Clock
     ) -> None:

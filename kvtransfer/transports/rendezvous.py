@@ -88,7 +88,7 @@ class Exchange:
             self._sock.sendall(_LENGTHS.pack(len(name), len(value)) + name + value)
 
     def get(self, key: str) -> bytes:
-        """Wait for a value. Raises InstanceLost when it does not come, TransferError for nonsense."""
+        """Wait for a value. Raises InstanceLost if none comes, TransferError for nonsense."""
         until_s = time.monotonic() + self._timeout_s
         with self._lock, self._bounded():
             while key not in self._known:

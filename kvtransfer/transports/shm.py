@@ -5,8 +5,10 @@ interpreter lock, and a store that shrank reads short where a mapping would kill
 taker gets a descriptor that is open for reading only. A store without memfd follows in the stream.
 """
 
+import fcntl
 import logging
 import math
+import mmap
 import os
 import secrets
 import socket
@@ -55,6 +57,19 @@ class FileSource:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._mapped: memoryview | None = None
+
+    @property
+    def view(self) -> memoryview | None:
+        """See ``transport.Source``. A store that is not sealed could shrink under a mapping."""
+        if self._mapped is None:
+            try:
+                is_sealed = fcntl.fcntl(self._fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+                if is_sealed:
+                    self._mapped = memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ))
+            except (OSError, ValueError):
+                return None
+        return self._mapped
 
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
@@ -76,6 +91,7 @@ class FileSource:
 
     def close(self) -> None:
         """See ``transport.Source``."""
+        self._mapped = None
         os.close(self._fd)
 
 

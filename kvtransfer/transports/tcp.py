@@ -37,6 +37,8 @@ def tune(sock: socket.socket, timeout_s: float) -> None:
 class StreamSource:
     """Bytes that follow their Chunk in a Data frame."""
 
+    view = None
+
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 

@@ -27,6 +27,11 @@ class Extent(NamedTuple):
 class Source(Protocol):
     """The taker's side of one store of one giver; lives as long as the connection at most."""
 
+    @property
+    def view(self) -> memoryview | None:
+        """The whole store, where the taker sees it and it cannot vanish; not to be written to."""
+        ...
+
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """Fill ``ours`` with ``theirs``, in order; both have the same total length, but may be cut
         differently. ``theirs`` lie within the announced size of the store. Blocks, as long as the

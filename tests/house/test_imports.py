@@ -22,7 +22,7 @@ ROOMS = {
         r"|bench/peer_transformers\.py|examples/.*"
     ),
     "transformers": r"bench/peer_transformers\.py|examples/.*",
-    "numpy": r"triptych/(executor|inputs)/.*|examples/.*",
+    "numpy": r"triptych/(codec|executor|inputs)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",

@@ -18,7 +18,8 @@ class Layout(msgspec.Struct, frozen=True):
     ``block_size`` tokens in one run of memory, so that a block is one message. Where the language
     model is computed by several tensor-parallel ranks, a block is ``num_shards`` such runs, one
     behind the other, each with its rank's share of the heads. An embedding block has the shape
-    ``(block_size, width)``.
+    ``(block_size, width)``: a row holds a visual token's main embedding and, where the model has
+    them, its deep-stack levels, one behind the other.
     """
 
     kind: str

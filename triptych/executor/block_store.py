@@ -1,4 +1,4 @@
-"""The memory of blocks: one tensor of ``(num_blocks, *layout.shape)``.
+"""The memory of blocks: one tensor of ``(num_blocks * layout.num_shards, *layout.shape)``.
 
 On a CPU it lies in an anonymous memfd that a peer on the same host may map; nothing of it outlives
 the process. Knows bytes and shapes; does not know who owns which block.
@@ -25,7 +25,8 @@ DTYPES = {
 class BlockStore:
     """Blocks of one layout. Implements ``core.ports.BlockMemory``.
 
-    ``tensor`` has the shape ``(num_blocks, *layout.shape)``; ``view`` are the same bytes on a CPU.
+    ``tensor`` has the shape ``(num_blocks * layout.num_shards, *layout.shape)``: the run of shard
+    ``s`` of block ``b`` is ``b * layout.num_shards + s``. ``view`` are the same bytes on a CPU.
     On a GPU ``view`` is a pinned host copy: ``stage`` fills its blocks from the device before they
     are sent, ``absorb`` carries received blocks to the device. Raises ConfigError that names
     ``setting`` when the machine has no room.
@@ -40,7 +41,7 @@ class BlockStore:
         self.fd = -1
         self._host: torch.Tensor | None = None
         _check_room(self.num_bytes, setting)
-        shape = (num_blocks, *layout.shape)
+        shape = (num_blocks * layout.num_shards, *layout.shape)
         try:
             if torch.device(device).type == "cpu":
                 self.fd, memory = _map(layout.kind, self.num_bytes)
