@@ -186,6 +186,13 @@ class Channel:
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(0))
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the peer has closed, whatever of its words is still to be read."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def wait(self, events: int, until_s: float, *, patient: bool = False) -> bool:
         """Wait until the socket is ready for ``events``: True, or was woken: False (``on_wake``
         has run). At ``until_s`` the peer counts as lost; with ``patient``, False instead."""

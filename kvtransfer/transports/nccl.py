@@ -13,13 +13,13 @@ from socket import socket
 import msgspec
 
 from kvtransfer.channel import Address, Channel
-from kvtransfer.manifest import Manifest
+from kvtransfer.manifest import Abort, Manifest
 from kvtransfer.transports.process_group import GIVER, TAKER, Pair, is_usable
 from kvtransfer.transports.rendezvous import Meeting, meet
 from kvtransfer.transports.tcp import Tcp
 from kvtransfer.transports.transport import Extent, slices, split
 from triptych.core.config import TransferConfig
-from triptych.core.errors import InstanceLost, TransferError
+from triptych.core.errors import InstanceLost, TransferError, from_code
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
 
@@ -59,13 +59,18 @@ class NcclCarrier:
         if id(memory) not in self._pairs:
             self._pairs[id(memory)] = self._join(self._meetings[id(memory)][1])
         messages = [slices(memory.view, message) for message in gathered(extents)]
-        self._pairs[id(memory)].send(messages, self._channel.check)
+        self._pairs[id(memory)].send(messages, self._check)
 
     def _join(self, meeting: Meeting) -> Pair:
         timeout_s = self._config.timeout_s
-        exchange = meeting.await_taker(timeout_s, self._channel.check)
+        exchange = meeting.await_taker(timeout_s, self._check)
         meeting.close()
         return Pair(self._config.nccl_backend, exchange, GIVER, timeout_s)
+
+    def _check(self) -> None:
+        self._channel.check()
+        if self._channel.is_cut:
+            raise InstanceLost("the taker closed the connection")
 
     def poll(self) -> None:
         """See ``transport.Carrier``."""
@@ -104,6 +109,7 @@ class NcclSource:
         except InstanceLost:
             self.close()  # from here on nobody writes into ours
             self._channel.check()
+            self._hear()
             raise
 
     def close(self) -> None:
@@ -111,6 +117,13 @@ class NcclSource:
         if self._pair is not None:
             self._pair.close()
         self._pair = None
+
+    def _hear(self) -> None:
+        """Raise what the giver has said of its leaving, if it has."""
+        if self._channel.has_news():
+            message, _ = self._channel.receive()
+            if isinstance(message, Abort):
+                raise from_code(message.code, message.detail)
 
     def _joined(self) -> Pair:
         if self._pair is None:

@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import importlib.util
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -139,7 +140,10 @@ class NixlAgent:
         """Know another agent (by more of its memory, if it is known); its name. Ends with
         ``part``."""
         with self._calling() as nixl:
-            name: str = nixl.add_remote_agent(metadata).decode()
+            try:
+                name: str = nixl.add_remote_agent(metadata).decode()
+            except self._bindings.nixlBackendError as error:  # it connects at once
+                raise InstanceLost("the owner of the memory does not answer") from error
             self._peers[name] = self._peers.get(name, 0) + 1
             return name
 
@@ -155,8 +159,7 @@ class NixlAgent:
         """Read ``theirs`` (of one kind) into ``ours``, pairwise of equal lengths; the handle."""
         near, far = ([region[:2] + region[3:] for region in side] for side in (ours, theirs))
         with self._calling() as nixl:
-            raw = nixl.agent
-            handle: int = raw.createXferReq(
+            handle: int = nixl.agent.createXferReq(
                 self._bindings.NIXL_READ,
                 nixl.get_xfer_descs(near, ours[0].kind),
                 nixl.get_xfer_descs(far, theirs[0].kind),
@@ -165,7 +168,7 @@ class NixlAgent:
                 [],
             )
             try:
-                raw.postXferReq(handle, b"")
+                nixl.agent.postXferReq(handle, b"")
             except self._errors:
                 self._release(nixl, handle)
                 raise
@@ -195,7 +198,8 @@ class NixlAgent:
             nixl, self._nixl = self._nixl, None
             while nixl is not None and self._registered:
                 self._deregister(nixl, next(iter(self._registered.values())))
-            del nixl
+            if nixl is not None:
+                nixl.agent = None  # tracebacks of its errors may hold the rest
 
     # -- inside
 
@@ -238,6 +242,7 @@ def _load() -> Any:
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             continue
+        os.environ.setdefault("UCX_LOG_FILE", "stderr")  # standard output is not its own
         try:
             api: Any = importlib.import_module(f"{name}._api")
             api._bindings = importlib.import_module(f"{name}._bindings")

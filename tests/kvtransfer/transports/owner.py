@@ -23,6 +23,8 @@ from triptych.core.errors import TriptychError
 class Quiet:
     """As much of a channel as a way needs while nobody interrupts it."""
 
+    is_cut = False
+
     def check(self) -> None:
         """Nothing ends the waiting."""
 

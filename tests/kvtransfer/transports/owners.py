@@ -29,6 +29,9 @@ class Waiting:
     def cancel(self) -> None:
         self.is_cancelled = True
 
+    def has_news(self) -> bool:
+        return False
+
     def check(self) -> None:
         if MonotonicClock().now() >= self.deadline_s:
             raise DeadlineExceeded("too long")
