@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from cluster.bulletin import Bulletin
@@ -15,23 +16,26 @@ from cluster.publishing import Publishing
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
-from kvtransfer.build import build_outbox, build_receiver
-from kvtransfer.inproc import Neighbour
+from kvtransfer.build import build_outbox, build_receiver, build_ways
 from kvtransfer.intake import Intake
 from kvtransfer.lending import Lending
 from kvtransfer.prefixes import Lent, Prefixes
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
+from kvtransfer.transports.inproc import Neighbour
 from prefill_service.service import PrefillService
 from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
+from triptych.cache.eviction import ORDERS as EVICTION_ORDERS
 from triptych.cache.kv import KvCache
+from triptych.codec.formats import FORMATS
 from triptych.core.catalog import LinkReport, Tier
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import TriptychError
 from triptych.core.handoff import Endpoint
 from triptych.core.ids import InstanceId, SessionId
 from triptych.core.lifecycle import Stage
+from triptych.core.plan import LanguagePlan, LanguageResult
 from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Outcome
@@ -94,9 +98,12 @@ class _Assembly:
         self._bulletin = Bulletin(config.cluster.directory_flush_s)
         self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
         soon = asyncio.get_running_loop().call_soon_threadsafe
-        self._outbox: Outbox = build_outbox(spec.id, config.transfer, spec.secret, clock, soon)
+        ways = build_ways(spec.id, config.transfer, neighbours)
+        self._outbox: Outbox = build_outbox(
+            spec.id, config.transfer, spec.secret, clock, soon, ways
+        )
         self._receiver: Receiver = build_receiver(
-            spec.id, config.transfer, spec.secret, clock, neighbours
+            spec.id, config.transfer, spec.secret, clock, ways
         )
         self._neighbours = neighbours
         self._services: dict[Stage, Service] = {}
@@ -116,6 +123,7 @@ class _Assembly:
 
     def instance(self) -> HostedInstance:
         """The running instance."""
+        self._check_wire()
         endpoint = self._outbox.start()
         self._neighbours[self._spec.id] = self._outbox
         self._closing.callback(self._neighbours.pop, self._spec.id, None)
@@ -142,11 +150,23 @@ class _Assembly:
         self._instance = instance
         return instance
 
+    def _check_wire(self) -> None:
+        """Raise ConfigError unless every store's blocks can travel in the configured format."""
+        wire, executors = FORMATS[self._spec.config.transfer.wire], self._executors
+        if executors.language is not None:
+            wire.check(executors.language.memory.layout, "transfer.wire")
+        if executors.embeddings is not None:
+            wire.check(executors.embeddings.layout, "transfer.wire")
+
     def _embedding_cache(self) -> EmbeddingCache | None:
         if self._executors.embeddings is None:
             return None
         config = self._spec.config.cache
-        cache = EmbeddingCache(config.embedding_blocks, config.embedding_block_size)
+        cache = EmbeddingCache(
+            config.embedding_blocks,
+            config.embedding_block_size,
+            order=EVICTION_ORDERS[config.eviction],
+        )
         self._censuses.append(lambda: (cache.holdings(), cache.totals()))
         cache.watch_room(self._wake)
         self._bulletin.watch("item", Tier.DEVICE, cache.watchers)
@@ -182,6 +202,7 @@ class _Assembly:
             config.cache.block_size,
             self._card.fingerprint,
             prefix=config.cache.prefix,
+            order=EVICTION_ORDERS[config.cache.eviction],
         )
         self._bulletin.watch("kv", Tier.DEVICE, kv.watchers)
         lent = Lent(self._receiver, memory, clock, config.transfer.lease_s)
@@ -191,7 +212,7 @@ class _Assembly:
         engine = LanguageEngine(
             config.engine,
             kv,
-            registry.policies(),
+            registry.policies(config.engine),
             recomputes_items=can_prefill,
             max_tokens=self._max_tokens(),
             elsewhere=prefixes.elsewhere,
@@ -202,7 +223,13 @@ class _Assembly:
             for outcome in outcomes:
                 any(service.handle(outcome) for service in services)
 
-        pump = Pump(engine, executor, clock, tell)
+        def begin(plan: LanguagePlan) -> Callable[[], LanguageResult]:
+            prefill = self._services.get(Stage.PREFILL)
+            if isinstance(prefill, PrefillService) and config.transfer.layerwise:
+                return partial(executor.execute, plan, prefill.watch(plan))
+            return partial(executor.execute, plan)
+
+        pump = Pump(engine, executor, clock, tell, begin)
         sources = None
         if can_prefill and cache is not None and executor.embeddings is not None:
             intake = self._intake = Intake(

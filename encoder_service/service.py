@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from encoder_service.pictures import Pictures
-from kvtransfer.lease import Offer
+from kvtransfer.offer import Offer
 from kvtransfer.sender import Outbox
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError

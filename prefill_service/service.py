@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 
 from kvtransfer.intake import Intake
-from kvtransfer.lease import Offer
+from kvtransfer.offer import Offer
 from kvtransfer.prefixes import Expected, Place, Prefixes
 from kvtransfer.sender import Outbox
+from prefill_service.layers import OnLayers, Stretch, announce
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
 from triptych.core.errors import (
@@ -29,6 +30,7 @@ from triptych.core.errors import (
 from triptych.core.event import Event, Failed, Finished, Token, Tokens
 from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, Handle, JobId, SessionId
+from triptych.core.plan import LanguagePlan
 from triptych.core.ports import BlockMemory
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Outcome, Reserved
@@ -49,7 +51,6 @@ class _Work:
         self.entries: list[Entry] = []
         """Embeddings held for the engine."""
         self.blocks: tuple[BlockId, ...] = ()
-        self.num_offered = 0
         self.blame = ""
         self.is_over = False
         """The engine has said its last word."""
@@ -85,6 +86,7 @@ class PrefillService:
         self._clock = clock
         self._wake = wake
         self._emit = emit
+        self._message_bytes = outbox.config.message_bytes
         self._works: dict[JobId, _Work] = {}
 
     def submit(self, job: LanguageJob) -> None:
@@ -136,6 +138,19 @@ class PrefillService:
                 self._over(work)
         return True
 
+    def watch(self, plan: LanguagePlan) -> OnLayers | None:
+        """What is to be called while ``plan`` is computed, so that the blocks that it fills are
+        offered layer by layer; None if it fills none. Called before the step."""
+        ends = {segment.job: segment for segment in plan.segments if segment.job in self._works}
+        stretches = []
+        for job, segment in ends.items():  # the last segment of each job
+            work, size = self._works[job], self._memory.layout.block_size
+            # The block behind a drawn token is not full, but nothing is written to it any more.
+            end = segment.end // size if segment.draw is None else -(-segment.end // size)
+            if work.offer is not None and end > work.offer.num_blocks:
+                stretches.append(Stretch(work.offer, work.blocks[work.offer.num_blocks : end]))
+        return announce(stretches, self._memory, self._message_bytes) if stretches else None
+
     async def cancel(self, job: JobId) -> None:
         """End a job; returns when it holds nothing. Unknown ids are fine."""
         work = self._works.get(job)
@@ -156,11 +171,10 @@ class PrefillService:
 
     def _offer(self, work: _Work, num_blocks: int) -> None:
         """Offer the first ``num_blocks`` of the sequence, which are written and will not change."""
-        if work.offer is not None and num_blocks > work.num_offered:
-            written = work.blocks[work.num_offered : num_blocks]
+        if work.offer is not None and num_blocks > work.offer.num_blocks:
+            written = work.blocks[work.offer.num_blocks : num_blocks]
             self._memory.stage(written)
             work.offer.append(written)
-            work.num_offered = num_blocks
 
     def _complete(self, work: _Work, token: Token) -> None:
         """The first token is drawn: offer the last block, full or not, and the token behind it."""

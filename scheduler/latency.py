@@ -2,7 +2,7 @@
 
 Learned online from the timings of finished jobs (an exponentially weighted mean for each place of
 the topology, so a restarted instance inherits it) and from what takers report of their links;
-priors where nothing was seen. Linear in tokens and bytes, and no more. Knows no queue and no policy.
+priors where nothing was seen. Linear in tokens and bytes, no more. Knows no queue, no policy.
 """
 
 from collections.abc import Iterable

@@ -174,4 +174,4 @@ def _feeds(encoder: InstanceView, prefill: InstanceView) -> bool:
 
 
 def _interchangeable(one: Layout | None, other: Layout | None) -> bool:
-    return one is not None and other is not None and one.fingerprint == other.fingerprint
+    return one is not None and other is not None and one.can_become(other)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from scheduler.batching import boundaries_from_prompt, decode_first
 from scheduler.latency import Latencies
-from scheduler.order import fcfs
+from scheduler.order import fcfs, longest_prefix
 from scheduler.placement import LeastLoaded, Placement, RoundRobin
 from scheduler.preemption import youngest_first
 from scheduler.prefix_aware import PrefixAware
+from triptych.core.config import EngineConfig
 from triptych.core.errors import ConfigError
-from triptych.engine.policies import Policies
+from triptych.engine.policies import Order, Policies
 
 PLACEMENTS: dict[str, Callable[[Latencies], Placement]] = {
     "prefix_aware": PrefixAware,
@@ -19,13 +20,20 @@ PLACEMENTS: dict[str, Callable[[Latencies], Placement]] = {
 """Values of ``router.placement``."""
 
 
-def policies() -> Policies:
-    """What a language engine decides by."""
+ORDERS: dict[str, Order] = {"fcfs": fcfs, "longest_prefix": longest_prefix}
+"""Values of ``engine.order``."""
+
+
+def policies(config: EngineConfig) -> Policies:
+    """What a language engine decides by. Raises ConfigError."""
+    if config.order not in ORDERS:
+        raise ConfigError(f"engine.order: {config.order!r} is not known")
     return Policies(
         boundaries=boundaries_from_prompt,
-        order=fcfs,
+        order=ORDERS[config.order],
         batching=decode_first,
         preemption=youngest_first,
+        matches=config.order == "longest_prefix",
     )
 
 

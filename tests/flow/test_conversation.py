@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from router.answer import Delta, Final
 from router.journey import Trip, journey
 from tests.flow.drawn import picture, words
 from tests.flow.harness import Flow, config, flow
@@ -18,7 +17,7 @@ from triptych.core.handoff import EncodeJob, Job, LendJob
 from triptych.core.hashing import tenant_salt
 from triptych.core.ids import InstanceId
 from triptych.core.lifecycle import RequestState
-from triptych.core.request import ImagePart, Message, Prompt, Request, TextPart
+from triptych.core.request import Prompt, Request
 from triptych.executor.models.oracle_reference import oracle_reference
 from triptych.inputs.oracle_words import PATCH_SIZE
 
@@ -80,7 +79,7 @@ async def test_oracle(topology: str) -> None:
             )
             for item, one in zip(prompt.items, pictures, strict=True)
         ]
-        num_loans = 0
+        num_loans = known = 0
         for number in range(TURNS):
             request = running.request(parts, max_tokens=rng.randint(10, 40))
             found, timing = await turn(running, request, prompt)

@@ -19,6 +19,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Abstract Unix socket of the same host, without its leading NUL: the way of shared memory."""
     machine: str = ""
     """Boot id of the machine; shared memory works only between equal ones."""
+    ways: tuple[str, ...] = ()
+    """Further transports that the outbox serves over those addresses (``nixl``, ``nccl``)."""
 
 
 class TransferRef(msgspec.Struct, frozen=True):

@@ -64,16 +64,18 @@ class EncodeJob(_message.Message):
     def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[Item, _Mapping]] = ..., data: _Optional[bytes] = ..., format: _Optional[str] = ..., handle: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("host", "port", "path", "machine")
+    __slots__ = ("host", "port", "path", "machine", "ways")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
+    WAYS_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     path: str
     machine: str
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., path: _Optional[str] = ..., machine: _Optional[str] = ...) -> None: ...
+    ways: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., path: _Optional[str] = ..., machine: _Optional[str] = ..., ways: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TransferRef(_message.Message):
     __slots__ = ("handle", "epoch", "instance", "endpoint", "layout", "num_tokens")

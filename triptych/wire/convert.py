@@ -184,13 +184,21 @@ def _decode_item(message: pb.Item) -> request.Item:
 
 def _encode_endpoint(endpoint: handoff.Endpoint) -> pb.Endpoint:
     return pb.Endpoint(
-        host=endpoint.host, port=endpoint.port, path=endpoint.path, machine=endpoint.machine
+        host=endpoint.host,
+        port=endpoint.port,
+        path=endpoint.path,
+        machine=endpoint.machine,
+        ways=endpoint.ways,
     )
 
 
 def _decode_endpoint(message: pb.Endpoint) -> handoff.Endpoint:
     return handoff.Endpoint(
-        host=message.host, port=message.port, path=message.path, machine=message.machine
+        host=message.host,
+        port=message.port,
+        path=message.path,
+        machine=message.machine,
+        ways=tuple(message.ways),
     )
 
 
