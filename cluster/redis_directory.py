@@ -87,6 +87,7 @@ class _Loop:
         self._task: asyncio.Task[None] | None = None
         self.is_connected = False
         self._is_warned = False
+        self._is_closing = False
 
     def start(self) -> None:
         """Begin. Nothing is waited for: a server may come later."""
@@ -94,13 +95,14 @@ class _Loop:
 
     async def close(self) -> None:
         """End the task and every connection."""
+        self._is_closing = True  # redis-py may swallow the cancellation
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._server.close()
 
     async def _run(self) -> None:
-        while True:
+        while not self._is_closing:
             try:
                 await self._work()
             except (RedisError, OSError) as error:
@@ -152,7 +154,7 @@ class RedisPublisher(_Loop):
 
     async def _work(self) -> None:
         server, loop = self._server, asyncio.get_running_loop()
-        while True:
+        while not self._is_closing:
             async with server.commands.pipeline(transaction=False) as pipe:
                 pipe.exists(server.snapshot(self._instance))
                 pipe.delete(server.wanted(self._instance))
@@ -207,7 +209,7 @@ class RedisFollower(_Loop):
         newest = await server.commands.xrevrange(server.changes, count=1)
         last = newest[0][0] if newest else "0-0"
         self._connected()
-        while True:
+        while not self._is_closing:
             for instance in self._members():
                 if self._catalog.sequence(instance) is None:
                     await self._load(instance)

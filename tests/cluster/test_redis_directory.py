@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from redis.exceptions import NoPermissionError
 
+from cluster import redis_directory
 from cluster.bulletin import Bulletin
 from cluster.catalog import Catalog
 from cluster.redis_directory import RedisFollower, RedisPublisher
@@ -28,12 +30,12 @@ def key(*words):
 class Shop:
     """One instance's cache and its way to the server."""
 
-    def __init__(self, url, name, secret=SECRET):
+    def __init__(self, url, name, secret=SECRET, flush_s=FLUSH_S):
         self.name = name
-        self.bulletin = Bulletin(FLUSH_S)
+        self.bulletin = Bulletin(flush_s)
         self.watchers = Watchers()
         self.bulletin.watch("kv", Tier.DEVICE, self.watchers)
-        self.publisher = RedisPublisher((url, secret), name, self.bulletin.snapshot, FLUSH_S)
+        self.publisher = RedisPublisher((url, secret), name, self.bulletin.snapshot, flush_s)
         self.bulletin.sinks.append(self.publisher.publish)
         self.publisher.start()
         self.there = []
@@ -173,3 +175,59 @@ async def test_what_others_wrote_is_passed_over(kind):
             a.store("still heard")
             await until(lambda: a.is_known(catalog))
         await a.close()
+
+
+async def test_a_stream_trimmed_under_a_slow_reader_is_begun_anew(kind, monkeypatch):
+    monkeypatch.setattr(redis_directory, "MAX_ENTRIES", 10)
+    may_take, take = asyncio.Event(), RedisFollower._take
+    may_take.set()
+
+    async def take_late(self, fields):
+        await may_take.wait()
+        await take(self, fields)
+
+    monkeypatch.setattr(RedisFollower, "_take", take_late)
+    async with redis_server(kind) as server:
+        a = Shop(server.url, "a@0", flush_s=0.001)
+        async with following(server.url, ["a@0"]) as catalog:
+            await until(lambda: catalog.sequence("a@0") is not None)
+            await asyncio.sleep(0.3)  # the follower's first wish is fulfilled
+            may_take.clear()
+            forgotten = []
+            forget = catalog.forget
+            monkeypatch.setattr(catalog, "forget", lambda one: (forgotten.append(one), forget(one)))
+            for number in range(400):
+                a.store(number)
+                await asyncio.sleep(0.003)
+            await asyncio.sleep(0.1)
+            there = await a.publisher._server.commands.xrevrange(a.publisher._server.changes)
+            assert len(there) < 200, "trimmed: the reader cannot have all of it"
+            assert not a.is_known(catalog)
+            may_take.set()
+            await until(lambda: a.is_known(catalog))
+            assert forgotten, "it was noticed by the sequence"
+        await a.close()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["EVAL|return 1|0", "SCRIPT|LOAD|return 1", "CONFIG|GET|*", "CLIENT|TRACKING|ON", "KEYS|*"],
+)
+async def test_the_user_of_these_tests_may_do_little(kind, command):
+    async with redis_server(kind) as server:
+        a = Shop(server.url, "a@0")
+        with pytest.raises(NoPermissionError):
+            await a.publisher._server.commands.execute_command(*command.split("|"))
+        with pytest.raises(NoPermissionError):
+            await a.publisher._server.commands.set("of-somebody-else", b"1")
+        await a.close()
+
+
+async def test_it_can_be_closed_at_any_moment(kind):
+    async with redis_server(kind) as server:
+        for number in range(40):
+            a = Shop(server.url, "a@0", flush_s=0.001)
+            async with asyncio.timeout(5.0), following(server.url, ["a@0"]):
+                await asyncio.sleep(number / 2000)
+                await a.close()
+            assert a.publisher._task.done()
