@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from cluster.catalog import Catalog
-from triptych.core.catalog import CacheBatch
+from triptych.core.catalog import KINDS, CacheBatch
 from triptych.core.errors import ConfigError
 from triptych.core.hashing import digest
 from triptych.core.ids import InstanceId
@@ -87,6 +87,7 @@ class _Loop:
         self._task: asyncio.Task[None] | None = None
         self.is_connected = False
         self._is_warned = False
+        self._is_closing = False
 
     def start(self) -> None:
         """Begin. Nothing is waited for: a server may come later."""
@@ -94,13 +95,14 @@ class _Loop:
 
     async def close(self) -> None:
         """End the task and every connection."""
+        self._is_closing = True  # redis-py may swallow the cancellation
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._server.close()
 
     async def _run(self) -> None:
-        while True:
+        while not self._is_closing:
             try:
                 await self._work()
             except (RedisError, OSError) as error:
@@ -152,7 +154,7 @@ class RedisPublisher(_Loop):
 
     async def _work(self) -> None:
         server, loop = self._server, asyncio.get_running_loop()
-        while True:
+        while not self._is_closing:
             async with server.commands.pipeline(transaction=False) as pipe:
                 pipe.exists(server.snapshot(self._instance))
                 pipe.delete(server.wanted(self._instance))
@@ -207,10 +209,11 @@ class RedisFollower(_Loop):
         newest = await server.commands.xrevrange(server.changes, count=1)
         last = newest[0][0] if newest else "0-0"
         self._connected()
-        while True:
+        while not self._is_closing:
             for instance in self._members():
                 if self._catalog.sequence(instance) is None:
                     await self._load(instance)
+                    await self._ask(instance)  # we passed over what it told since
             answer = await server.commands.xread({server.changes: last}, count=512, block=READ_MS)
             for _, entries in answer:
                 for last, fields in entries:  # noqa: B007
@@ -224,25 +227,27 @@ class RedisFollower(_Loop):
         if (data := fields.get(b"b")) is None:
             await self._load(instance)
         elif (batch := _decode(data)) is None or not self._catalog.apply(instance, batch):
+            self._catalog.forget(instance)
             await self._ask(instance)
 
     async def _load(self, instance: InstanceId) -> None:
-        """Take in an instance's snapshot, or wish for one."""
+        """Take in an instance's snapshot, if there is one that is new."""
         data = await self._server.commands.get(self._server.snapshot(instance))
         batch = None if data is None else _decode(data)
-        if batch is None:
-            await self._ask(instance)
-        elif batch.sequence >= (self._catalog.sequence(instance) or 0):
+        if batch is not None and batch.sequence >= (self._catalog.sequence(instance) or 0):
             self._catalog.apply(instance, batch)
 
     async def _ask(self, instance: InstanceId) -> None:
-        self._catalog.forget(instance)
+        """Wish for a snapshot; a mark in the stream says when it is there."""
         await self._server.commands.set(self._server.wanted(instance), b"1", ex=WANTED_TTL_S)
 
 
 def _decode(data: bytes) -> CacheBatch | None:
     try:
-        return _BATCHES.decode(data)
-    except msgspec.MsgspecError:
+        batch = _BATCHES.decode(data)
+    except (msgspec.MsgspecError, ValueError):
+        batch = None
+    if batch is None or not all(change.kind in KINDS for change in batch.changes):
         log.warning("the directory's server holds an entry that nobody of ours wrote")
         return None
+    return batch

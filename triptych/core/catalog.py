@@ -15,6 +15,10 @@ KEY_BYTES = 16
 holds the content compares all of it before a byte is used."""
 
 
+KINDS = ("kv", "item")
+"""What is cached: full blocks, and embeddings of pictures."""
+
+
 class Tier(Enum):
     """Where a cached thing lies, the fastest first."""
 
@@ -27,7 +31,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     """Keys of one kind that came to a tier of an instance, or left it."""
 
     kind: str
-    """``kv`` (keys of full blocks) or ``item`` (keys of pictures)."""
+    """One of ``KINDS``."""
     tier: Tier
     is_stored: bool
     keys: tuple[bytes, ...]

@@ -9,7 +9,6 @@ from triptych.core.ids import InstanceId
 from triptych.v1 import stage_pb2 as pb
 
 _SIZE = catalog.KEY_BYTES
-_KINDS = ("kv", "item")
 
 
 def encode_cache_batch(batch: catalog.CacheBatch) -> pb.CacheBatch:
@@ -34,7 +33,7 @@ def decode_cache_batch(message: pb.CacheBatch) -> catalog.CacheBatch:
 
 def _decode_change(message: pb.CacheChange) -> catalog.Change:
     keys = message.keys
-    if message.kind not in _KINDS or len(keys) % _SIZE:
+    if message.kind not in catalog.KINDS or len(keys) % _SIZE:
         raise RequestError(f"keys of {_SIZE} bytes, of kv or item", field="caches")
     try:
         tier = catalog.Tier(message.tier)
