@@ -141,10 +141,11 @@ class _Assembly:
 
     def _check_wire(self) -> None:
         """Raise ConfigError unless every store's blocks can travel in the configured format."""
-        wire, language = FORMATS[self._spec.config.transfer.wire], self._executors.language
-        for memory in (language and language.memory, self._executors.embeddings):
-            if memory is not None:
-                wire.check(memory.layout, "transfer.wire")
+        wire, executors = FORMATS[self._spec.config.transfer.wire], self._executors
+        if executors.language is not None:
+            wire.check(executors.language.memory.layout, "transfer.wire")
+        if executors.embeddings is not None:
+            wire.check(executors.embeddings.layout, "transfer.wire")
 
     def _embedding_cache(self) -> EmbeddingCache | None:
         if self._executors.embeddings is None:
