@@ -9,21 +9,27 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
+from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
+from cluster.publishing import Publishing
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
 from kvtransfer.build import build_outbox, build_receiver, build_ways
 from kvtransfer.intake import Intake
+from kvtransfer.lending import Lending
+from kvtransfer.prefixes import Lent, Prefixes
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
 from kvtransfer.transports.inproc import Neighbour
 from prefill_service.service import PrefillService
 from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
+from triptych.cache.eviction import ORDERS as EVICTION_ORDERS
 from triptych.cache.kv import KvCache
 from triptych.codec.formats import FORMATS
+from triptych.core.catalog import LinkReport, Tier
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import TriptychError
 from triptych.core.handoff import Endpoint
@@ -89,6 +95,7 @@ class _Assembly:
         self._instance: HostedInstance | None = None
         self._intake: Intake | None = None
         config = spec.config
+        self._bulletin = Bulletin(config.cluster.directory_flush_s)
         self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
         soon = asyncio.get_running_loop().call_soon_threadsafe
         ways = build_ways(spec.id, config.transfer, neighbours)
@@ -100,6 +107,7 @@ class _Assembly:
         )
         self._neighbours = neighbours
         self._services: dict[Stage, Service] = {}
+        self._lending: Lending | None = None
         self._pumps: list[Pump[Any, Any]] = []
         self._censuses: list[Callable[[], Rows]] = []
         self._checks: list[Callable[[], None]] = []
@@ -125,10 +133,13 @@ class _Assembly:
         if self._executors.language is not None:
             self._add_language(cache)
         self._censuses.append(lambda: (self._outbox.census() + self._receiver.census(), {}))
+        publishing = Publishing(self._spec, self._bulletin, self._sessions, self._links)
+        self._closing.push_async_callback(publishing.close)
         instance = HostedInstance(
             Parts(
                 description=self._describe(endpoint),
                 services=self._services,
+                lending=self._lending,
                 sessions=self._sessions,
                 pumps=tuple(pump.run() for pump in self._pumps),
                 censuses=tuple(self._censuses),
@@ -151,9 +162,14 @@ class _Assembly:
         if self._executors.embeddings is None:
             return None
         config = self._spec.config.cache
-        cache = EmbeddingCache(config.embedding_blocks, config.embedding_block_size)
+        cache = EmbeddingCache(
+            config.embedding_blocks,
+            config.embedding_block_size,
+            order=EVICTION_ORDERS[config.eviction],
+        )
         self._censuses.append(lambda: (cache.holdings(), cache.totals()))
         cache.watch_room(self._wake)
+        self._bulletin.watch("item", Tier.DEVICE, cache.watchers)
         return cache
 
     def _add_encode(self, cache: EmbeddingCache) -> None:
@@ -186,14 +202,20 @@ class _Assembly:
             config.cache.block_size,
             self._card.fingerprint,
             prefix=config.cache.prefix,
+            order=EVICTION_ORDERS[config.cache.eviction],
         )
+        self._bulletin.watch("kv", Tier.DEVICE, kv.watchers)
+        lent = Lent(self._receiver, memory, clock, config.transfer.lease_s)
+        prefixes = Prefixes((lent,))
+        self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
         can_prefill = Stage.PREFILL in spec.role
         engine = LanguageEngine(
             config.engine,
             kv,
-            registry.policies(),
+            registry.policies(config.engine),
             recomputes_items=can_prefill,
             max_tokens=self._max_tokens(),
+            elsewhere=prefixes.elsewhere,
         )
         services: list[PrefillService | DecodeService] = []
 
@@ -208,29 +230,30 @@ class _Assembly:
             return partial(executor.execute, plan)
 
         pump = Pump(engine, executor, clock, tell, begin)
-        pictures = None
+        sources = None
         if can_prefill and cache is not None and executor.embeddings is not None:
             intake = self._intake = Intake(
                 cache, executor.embeddings, self._receiver, spec.id, clock
             )
             self._closing.push_async_callback(intake.close)
             self._censuses.append(lambda: (intake.census(), {}))
-            pictures = (intake, cache)
-            prefill = PrefillService(
-                engine, memory, self._outbox, pictures, clock, self._wake, emit
-            )
+            sources = (intake, cache, prefixes)
+            prefill = PrefillService(engine, memory, self._outbox, sources, clock, self._wake, emit)
             self._services[Stage.PREFILL] = prefill
             services.append(prefill)
         if Stage.DECODE in spec.role:
-            decode = DecodeService(
-                engine, memory, self._receiver, pictures, clock, self._wake, emit
-            )
+            decode = DecodeService(engine, memory, self._receiver, sources, clock, self._wake, emit)
             self._services[Stage.DECODE] = decode
             services.append(decode)
         self._closing.push_async_callback(pump.close)
         self._pumps.append(pump)
         self._censuses.append(engine.census)
         self._checks.append(engine.check)
+
+    def _links(self) -> tuple[LinkReport, ...]:
+        """Links as the receiver measured them."""
+        measured = getattr(self._receiver, "links", None)
+        return () if measured is None else tuple(measured())
 
     def _wake(self) -> None:
         """What one engine let go of, or finished, may be what the other waits for."""

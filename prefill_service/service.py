@@ -7,18 +7,26 @@ offer's lease is over. Knows neither gRPC nor Ray nor tensors.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import msgspec
 
 from kvtransfer.intake import Intake
 from kvtransfer.offer import Offer
+from kvtransfer.prefixes import Expected, Place, Prefixes
 from kvtransfer.sender import Outbox
 from prefill_service.layers import OnLayers, Stretch, announce
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
-from triptych.core.errors import Cancelled, InvariantBroken, TransferError, TriptychError
+from triptych.core.errors import (
+    Cancelled,
+    InvariantBroken,
+    StaleCache,
+    TransferError,
+    TriptychError,
+)
 from triptych.core.event import Event, Failed, Finished, Token, Tokens
 from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, Handle, JobId, SessionId
@@ -37,7 +45,9 @@ class _Work:
         self.job = job
         self.publish = publish
         self.offer: Offer | None = None
-        self.bringing: asyncio.Task[None] | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        """Bringing pictures or a prefix: whatever writes into memory for this job."""
+        self.expected = Expected(job.items)
         self.entries: list[Entry] = []
         """Embeddings held for the engine."""
         self.blocks: tuple[BlockId, ...] = ()
@@ -62,17 +72,17 @@ class PrefillService:
         engine: LanguageEngine,
         memory: BlockMemory,
         outbox: Outbox,
-        pictures: tuple[Intake, EmbeddingCache],
+        sources: tuple[Intake, EmbeddingCache, Prefixes],
         clock: Clock,
         wake: Callable[[], None],
         emit: Callable[[Event], None],
     ) -> None:
-        """``pictures`` bring embeddings and take them back, ``wake`` tells the engine's pump that
-        there is something to do, ``emit`` tells the job's session."""
+        """``sources`` bring embeddings, take them back, and bring KV of prefixes; ``wake`` tells
+        the engine's pump that there is something to do, ``emit`` tells the job's session."""
         self._engine = engine
         self._memory = memory
         self._outbox = outbox
-        self._intake, self._embeddings = pictures
+        self._intake, self._embeddings, self._prefixes = sources
         self._clock = clock
         self._wake = wake
         self._emit = emit
@@ -95,9 +105,7 @@ class PrefillService:
             partial(self._released, work),
         )
         if job.items:
-            bringing = asyncio.create_task(self._bring(work), name=f"bring {job.header.id}")
-            bringing.add_done_callback(lambda _: self._settle(work))
-            work.bringing = bringing
+            self._start(work, self._bring(work), "bring")
         self._wake()
 
     def handle(self, outcome: Outcome) -> bool:
@@ -106,9 +114,14 @@ class PrefillService:
         if work is None or work.offer is None:
             return False
         match outcome:
-            case Reserved(_, blocks, hit_tokens, _):
+            case Reserved(_, blocks, hit_tokens, awaited_tokens):
                 work.blocks = blocks
                 self._offer(work, hit_tokens // self._memory.layout.block_size)
+                if awaited_tokens > hit_tokens:
+                    place = Place(blocks, hit_tokens, awaited_tokens)
+                    self._start(work, self._bring_prefix(work, place), "prefix")
+                else:
+                    self._has_kv(work, hit_tokens)
             case Advanced(_, computed):
                 self._offer(work, computed // self._memory.layout.block_size)
             case Drew(job_id, token):
@@ -120,8 +133,8 @@ class PrefillService:
             case Dropped(job_id, code, detail):
                 work.offer.fail(code, detail)
                 self._emit(Failed(job_id, code, detail, work.blame))
-                if work.bringing is not None:
-                    work.bringing.cancel()
+                for task in work.tasks:
+                    task.cancel()
                 self._over(work)
         return True
 
@@ -143,9 +156,10 @@ class PrefillService:
         work = self._works.get(job)
         if work is None:
             return
-        if work.bringing is not None:
-            work.bringing.cancel()
-            await asyncio.wait([work.bringing])
+        for task in work.tasks:
+            task.cancel()
+        if work.tasks:
+            await asyncio.wait(work.tasks)
         await self._outbox.withdraw(work.publish)
         self._engine.cancel(job)
         self._wake()
@@ -169,12 +183,41 @@ class PrefillService:
             first = FirstToken(token.id, token.logprob, token.top)
             work.offer.finish(msgspec.msgpack.encode(first))
 
+    def _start(self, work: _Work, coroutine: Coroutine[Any, Any, None], word: str) -> None:
+        task = asyncio.create_task(coroutine, name=f"{word} {work.job.header.id}")
+        task.add_done_callback(lambda _: self._settle(work))
+        work.tasks.append(task)
+
+    async def _bring_prefix(self, work: _Work, place: Place) -> None:
+        """Bring KV from a lower tier or another instance; what does not come is computed."""
+        job = work.job
+        deadline_s = self._clock.now() + job.header.budget_s
+        num_tokens = await self._prefixes.bring(job, place, deadline_s)
+        self._engine.prefix_arrived(job.header.id, num_tokens)
+        self._offer(work, num_tokens // self._memory.layout.block_size)
+        self._has_kv(work, num_tokens)
+        self._wake()
+
+    def _has_kv(self, work: _Work, num_tokens: int) -> None:
+        """The KV of so many tokens did not need to be computed."""
+        work.expected.is_there(num_tokens)
+        self._check_expected(work)
+
+    def _check_expected(self, work: _Work) -> None:
+        if work.expected.is_stale:
+            self._engine.fail(work.job.header.id, StaleCache.code, "a picture is not cached")
+
     async def _bring(self, work: _Work) -> None:
         """Bring the job's pictures; each is computed with as soon as it is there."""
         header = work.job.header
         deadline_s = self._clock.now() + header.budget_s
 
-        def on_ready(index: int, entry: Entry) -> None:
+        def on_ready(index: int, entry: Entry | None) -> None:
+            if entry is None:
+                work.expected.is_absent(index)
+                self._check_expected(work)
+                self._wake()
+                return
             work.entries.append(entry)
             self._engine.item_ready(header.id, index, entry.blocks)
             self._wake()
@@ -191,6 +234,9 @@ class PrefillService:
     def _over(self, work: _Work) -> None:
         """The engine computes nothing more for the job. Pictures that a prefix hit made needless
         still come: their encoder keeps them for us until we took them."""
+        if not any(one.ref for one in work.job.items):
+            for task in work.tasks:
+                task.cancel()
         work.is_over = True
         self._settle(work)
 
@@ -202,7 +248,7 @@ class PrefillService:
 
     def _settle(self, work: _Work) -> None:
         """Free what nobody needs any more: embeddings at once, blocks behind the lease."""
-        if not work.is_over or (work.bringing is not None and not work.bringing.done()):
+        if not work.is_over or not all(task.done() for task in work.tasks):
             return
         while work.entries:
             self._embeddings.release(work.entries.pop())

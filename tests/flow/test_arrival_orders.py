@@ -51,7 +51,7 @@ class Kitchen:
         )
         cache = KvCache(memory.num_blocks, memory.layout.block_size, "model", prefix=False)
         self.engine = LanguageEngine(
-            settings, cache, policies(), recomputes_items=True, max_tokens=4096
+            settings, cache, policies(settings), recomputes_items=True, max_tokens=4096
         )
         self.sequence = sequence
         self.tokens: list[Token] = []

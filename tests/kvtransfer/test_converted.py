@@ -10,8 +10,6 @@ import pytest
 from tests.kvtransfer.shapes import Numbers, as_type, kv, number, replaced, rows
 from tests.kvtransfer.stores import QUICK, pair, ref_to
 from triptych.core.clock import MonotonicClock
-from triptych.core.errors import TransferError
-from triptych.core.layout import Layout
 
 WAYS = ("inproc", "shm", "tcp")
 WIRES = ("raw", "int8", "fp8")

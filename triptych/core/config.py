@@ -51,6 +51,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sequences that one instance works on at once."""
     max_waiting: Amount = 256
     """Jobs that wait for a place behind those; more are refused."""
+    order: str = "fcfs"
+    """Who waits shortest: ``fcfs``, or ``longest_prefix`` (most of its prompt cached; nobody is
+    overtaken without bound)."""
     image_budget_tokens: Count = 2048
     """Visual tokens encoded in one step; a larger picture is encoded alone."""
     deterministic: bool = False
@@ -74,6 +77,9 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Embedding blocks of an encode or prefill instance."""
     prefix: bool = True
     """Keep KV of finished sequences for later ones with the same beginning."""
+    eviction: str = "lru"
+    """What goes first when KV or embedding blocks run out: ``lru``, ``lfu`` (with ageing) or
+    ``cost`` (uses times the work to compute it again over its bytes, with ageing)."""
 
 
 class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,6 +129,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Silence after which an instance is fenced off and replaced."""
     drain_s: Seconds = 10.0
     """How long a stop waits for work in flight."""
+    directory: str = "embedded"
+    """Who tells routers what is cached where: ``embedded`` (the instances themselves) or a Redis or
+    Valkey server, ``redis://...``, ``rediss://...`` or ``unix://...``."""
+    directory_flush_s: Seconds = 0.05
+    """Changes of caches are gathered for this long before they are told."""
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -195,8 +206,9 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Remote picture URLs. There is no fetcher yet: ``true`` is refused at start."""
     ledger: str = ""
     """File that every ledger event is appended to as a JSON line; empty keeps it in memory."""
-    placement: str = "least_loaded"
-    """Policy that picks instances: ``least_loaded`` or ``round_robin``."""
+    placement: str = "prefix_aware"
+    """Policy that picks instances: ``prefix_aware`` (soonest first token, by what is cached where),
+    ``least_loaded`` or ``round_robin``."""
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -298,6 +310,8 @@ def _check(config: Config) -> None:
         raise ConfigError("transfer.wire: engine.deterministic needs raw, the others round")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
+    if not re.match(r"embedded$|(rediss?|unix)://.", config.cluster.directory):
+        raise ConfigError("cluster.directory: embedded, or a URL of redis, rediss or unix")
     if not _is_loopback(config.router.admin) and not config.router.admin_key:
         raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
     for key, allowed in choices.items():
@@ -314,9 +328,11 @@ def _is_loopback(address: str) -> bool:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "engine.order": ("fcfs", "longest_prefix"),
+    "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp"),
     "transfer.wire": ("raw", "int8", "fp8"),
     "cluster.backend": ("ray", "process", "local"),
-    "router.placement": ("least_loaded", "round_robin"),
+    "router.placement": ("prefix_aware", "least_loaded", "round_robin"),
     "log.level": ("debug", "info", "warning", "error"),
 }

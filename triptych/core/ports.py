@@ -84,6 +84,10 @@ class Instance(Protocol):
         """The session's events; a batch at least every second. Closing it cancels its jobs."""
         ...
 
+    async def resync(self, session: SessionId) -> None:
+        """Tell the session all there is in the caches, from the beginning: some of it was lost."""
+        ...
+
     async def submit(self, job: Job) -> None:
         """Accept a job (its events follow on its session) or raise Overloaded, RequestError,
         Unavailable (draining or wrong stage). Idempotent by job id."""

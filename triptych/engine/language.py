@@ -194,9 +194,9 @@ class LanguageEngine:
             self._roster.known[work.job].segment(work.start, work.end) for work in self._batch()
         )
         jobs = frozenset(segment.job for segment in segments)
-        for job_id in jobs:
-            sequence = self._roster.known[job_id]
-            sequence.table.is_writing = True
+        for segment in segments:
+            sequence = self._roster.known[segment.job]
+            self._cache.begin_write(sequence.table, segment.start, segment.end)
             sequence.note_started(now)
         outcomes = self.poll()
         if not segments and not outcomes:
