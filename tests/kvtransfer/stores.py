@@ -108,7 +108,6 @@ class Pair:
         async with asyncio.timeout(within_s):
             while self.outbox.census() or self.receiver.census():
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0)  # what was told through the loop is heard
 
 
 @asynccontextmanager

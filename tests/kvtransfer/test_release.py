@@ -204,3 +204,15 @@ async def test_idle_or_dead_peers_do_not_pile_up():
                 await both.outbox.withdraw(Handle(f"h{number}"))
                 await both.fetch(1, [0], handle=f"h{number}")
         assert both.receiver._idle == []
+
+
+async def test_idle_means_that_the_owner_was_told():
+    """The census forgets a lease in the turn in which its owner hears of it, neither before nor
+    behind."""
+    async with pair("shm") as both:
+        both.offer().fail("data_loss", "the producer broke")
+        assert [holding.kind for holding in both.outbox.census()] == ["lease"]
+        assert both.released == {"h": []}, "the loop had no turn yet"
+        await asyncio.sleep(0)
+        assert both.outbox.census() == []
+        assert both.released == {"h": ["failed"]}

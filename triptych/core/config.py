@@ -90,8 +90,8 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wire: str = "raw"
     """``raw``, or each row quantised as ``int8`` or ``fp8`` on its way (lossy, half the bytes of
     16-bit blocks); what the giver does not know comes raw."""
-    credits: Count = 4
-    """Messages of a fetch that may be on their way."""
+    credits: Annotated[int, Meta(ge=2, le=256)] = 4
+    """Messages of one instance that may be on their way to another at once; the same everywhere."""
     message_bytes: Count = 1_048_576
     """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
     layerwise: bool = True
