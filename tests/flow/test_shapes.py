@@ -90,8 +90,9 @@ def plain() -> list[list[int]]:
 @pytest.mark.parametrize("wire", ["raw", "int8", "fp8"])
 @pytest.mark.parametrize("shape", [*SHAPES, "float32 to bfloat16"])
 async def test_the_demo_model_answers_the_same(shape, wire, transport, plain) -> None:
-    """Other shapes change nothing. Rounding may change what a model says, if it was unsure: these
-    questions it answers without doubt."""
+    """Up to the end of the answer, of which the model is sure. Of 300 such questions all were
+    answered the same; made to speak on behind the end, to 24 tokens, 289 were with int8, 262 with
+    fp8, and 288 raw with a decode instance in bfloat16: rounding shows where a model is unsure."""
     shapes = SHAPES.get(shape, {"D": ["model.dtype=bfloat16"]})
     found = await answers(
         'model.dtype="float32"', f"transfer.wire={wire}", f"transfer.transport={transport}",
