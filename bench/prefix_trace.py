@@ -186,7 +186,7 @@ def picture(rows: Sequence[Replay], unlimited: Replay, path: Path, title: str) -
     ]
     if below:
         x = "blocks of the tier below"
-        panels.append(plots.Panel("blocks hit, with a tier below (%)", x, below, most))
+        panels.append(plots.Panel("blocks hit, with a tier below (%)", x, below, most, is_log=True))
     plots.draw_lines(panels, path, title)
 
 

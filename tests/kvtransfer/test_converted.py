@@ -11,10 +11,9 @@ import pytest
 
 from kvtransfer.converted import ConvertedLanding
 from tests.kvtransfer.shapes import Numbers, as_type, kv, number, replaced, rows
-from tests.kvtransfer.stores import QUICK, pair, ref_to
+from tests.kvtransfer.stores import EVERYWHERE, QUICK, pair, ref_to
 from triptych.core.clock import MonotonicClock
 
-WAYS = ("inproc", "shm", "tcp")
 WIRES = ("raw", "int8", "fp8")
 SIZES = ((4, 16), (16, 4))
 DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32"))
@@ -100,7 +99,7 @@ def mirror(store, content):
         other.close()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_numbers_arrive_whatever_the_shapes_and_the_wire(shape, wire, way):
