@@ -126,7 +126,7 @@ async def test_numbers_arrive_whatever_the_shapes_and_the_wire(shape, wire, way)
             both.outbox.offers._verdicts.clear()  # the same handle again
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 @pytest.mark.parametrize("digest", [True, False])
 @pytest.mark.parametrize("wire", ["int8", "fp8"])
 async def test_a_slow_taker_reads_every_slot_before_it_is_used_again(
