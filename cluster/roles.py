@@ -10,6 +10,8 @@ from triptych.core.lifecycle import Role
 
 _OWN = ("cache", "engine", "model", "transfer")
 """Sections that instances may have to themselves."""
+_SHARED = ("model.path", "transfer.credits", "transfer.digest")
+"""Keys of those sections on which the instances must agree."""
 
 
 def configs_of(config: Config) -> dict[Role, Config]:
@@ -20,7 +22,7 @@ def configs_of(config: Config) -> dict[Role, Config]:
             raise ConfigError(f"cluster.roles: {name!r} is not one of {', '.join(roles)}")
         for setting in settings:
             key = setting.partition("=")[0].strip()
-            if key.partition(".")[0] not in _OWN or key == "model.path":
+            if key.partition(".")[0] not in _OWN or key in _SHARED:
                 raise ConfigError(f"cluster.roles.{name}: {key} is the same for all instances")
     return {role: _config_of(config, name) for name, role in roles.items()}
 

@@ -38,6 +38,8 @@ def test_a_role_has_its_own_settings_and_the_others_none_of_them():
         ({"D": ["cache.block_size"]}, r"cluster\.roles\.D: .*section\.key=value"),
         ({"D": ["router.http=x:1"]}, r"cluster\.roles\.D: router\.http is the same for all"),
         ({"D": ["model.path=other"]}, r"cluster\.roles\.D: model\.path is the same for all"),
+        ({"D": ["transfer.credits=8"]}, r"cluster\.roles\.D: transfer\.credits is the same for"),
+        ({"P": ["transfer.digest=false"]}, r"cluster\.roles\.P: transfer\.digest is the same for"),
         ({"D": ["cluster.roles={}"]}, r"cluster\.roles\.D: cluster\.roles is the same for all"),
         ({"P": ["engine.token_budget=1"]}, r"cluster\.roles\.P: engine\.token_budget"),
     ],

@@ -2,28 +2,43 @@
 
 import asyncio
 import random
+import time
 from contextlib import contextmanager
+from itertools import product
 
 import numpy as np
 import pytest
 
+from kvtransfer.converted import ConvertedLanding
 from tests.kvtransfer.shapes import Numbers, as_type, kv, number, replaced, rows
 from tests.kvtransfer.stores import EVERYWHERE, QUICK, pair, ref_to
 from triptych.core.clock import MonotonicClock
 
 WIRES = ("raw", "int8", "fp8")
-SHAPES = {
-    "same": (kv(), kv()),
-    "shards 1 to 2": (kv(), kv(shards=2)),
-    "shards 2 to 1": (kv(shards=2), kv()),
-    "blocks of 4 to 16": (kv(4), kv(16)),
-    "blocks of 16 to 4": (kv(16), kv(4)),
-    "blocks of 3 to 7": (kv(3), kv(7)),
-    "float32 to bfloat16": (kv(), kv(dtype="bfloat16")),
-    "bfloat16 to float32": (kv(dtype="bfloat16"), kv()),
-    "all at once": (kv(5, shards=2, heads=6), kv(3, shards=3, heads=6, dtype="bfloat16")),
-    "rows": (rows(4), rows(6, dtype="bfloat16")),
+SIZES = ((4, 16), (16, 4))
+DTYPES = (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32"))
+CROSSED = {
+    f"kv, shards {shards}, blocks {sizes}, {dtypes}": tuple(
+        kv(size, shards=count, dtype=dtype)
+        for size, count, dtype in zip(sizes, shards, dtypes, strict=True)
+    )
+    for shards, sizes, dtypes in product(((1, 1), (1, 2), (2, 1)), SIZES, DTYPES)
+} | {
+    f"rows, blocks {sizes}, {dtypes}": tuple(
+        rows(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)
+    )
+    for sizes, dtypes in product(SIZES, DTYPES)
 }
+ODD = {
+    "same": (kv(), kv()),
+    "only shards, 1 to 2": (kv(), kv(shards=2)),
+    "only shards, 2 to 1": (kv(shards=2), kv()),
+    "blocks of 3 to 7": (kv(3), kv(7)),
+    "float16 to float32": (kv(dtype="float16"), kv()),
+    "all at once": (kv(5, shards=2, heads=6), kv(3, shards=3, heads=6, dtype="bfloat16")),
+    "rows without groups": (rows(3, width=50), rows(7, width=50, dtype="float16")),
+}
+SHAPES = CROSSED | ODD
 pytestmark = pytest.mark.usefixtures("no_leak")
 
 
@@ -109,3 +124,31 @@ async def test_numbers_arrive_whatever_the_shapes_and_the_wire(shape, wire, way)
             assert seen == sorted(seen)
             await both.assert_idle()
             both.outbox.offers._verdicts.clear()  # the same handle again
+
+
+@pytest.mark.parametrize("way", EVERYWHERE)
+@pytest.mark.parametrize("digest", [True, False])
+@pytest.mark.parametrize("wire", ["int8", "fp8"])
+async def test_a_slow_taker_reads_every_slot_before_it_is_used_again(
+    wire, digest, way, monkeypatch
+) -> None:
+    """Everything is there to be sent at once, many times more pieces than there are slots."""
+    bring = ConvertedLanding.bring
+
+    def slowly(self, *piece):
+        time.sleep(0.003)
+        return bring(self, *piece)
+
+    monkeypatch.setattr(ConvertedLanding, "bring", slowly)
+    of, num_blocks = kv(), 32
+    config = replaced(QUICK, wire=wire, digest=digest, message_bytes=of.block_bytes)
+    assert num_blocks > 4 * config.credits
+    source = Numbers(num_blocks, of, 1, is_sealed=True)
+    async with pair(way, config, source=source, target=Numbers(num_blocks, of, 2)) as both:
+        everything, num_tokens = list(range(num_blocks)), num_blocks * of.block_size
+        before, offer = bytes(both.target.view), both.offer()
+        offer.append(everything, of.num_layers)
+        offer.finish(b"tail")
+        assert await fetch(both, num_tokens, everything, 0) == b"tail"
+        assert_taken(both, everything, everything, range(num_tokens), wire, before)
+        await both.assert_idle()
