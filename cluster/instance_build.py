@@ -10,17 +10,21 @@ from typing import Any
 
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
+from cluster.tiers_build import Movers, build_tiers
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
+from encoder_service.recall import Recall
 from kvtransfer.build import build_outbox, build_receiver
 from kvtransfer.inproc import Neighbour
-from kvtransfer.intake import Intake
+from kvtransfer.intake import Intake, recall_none
+from kvtransfer.intake import Recall as IntakeRecall
+from kvtransfer.prefixes import Prefixes
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
 from prefill_service.service import PrefillService
 from scheduler import registry
-from triptych.cache.embeddings import EmbeddingCache
+from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.cache.kv import KvCache
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import TriptychError
@@ -36,6 +40,8 @@ from triptych.executor.build import Executors
 from triptych.executor.build import build as build_executors
 from triptych.inputs.decode import DecoderPool
 from triptych.inputs.model_card import ModelCard, load_card
+from triptych.offload.mover import Mover
+from triptych.offload.prefixes import TierPrefixes
 from triptych.wire.sessions import Sessions
 
 
@@ -48,7 +54,12 @@ async def build_instance(
     Raises ConfigError."""
     card = load_card(spec.config.model.path)
     executors = await _load(spec, card.fingerprint)
-    assembly = _Assembly(spec, card, executors, {} if neighbours is None else neighbours)
+    try:
+        tiers = await build_tiers(spec, executors, MonotonicClock())
+    except BaseException:
+        executors.close()
+        raise
+    assembly = _Assembly(spec, card, executors, tiers, {} if neighbours is None else neighbours)
     try:
         return assembly.instance()
     except BaseException:
@@ -77,14 +88,17 @@ class _Assembly:
         spec: InstanceSpec,
         card: ModelCard,
         executors: Executors,
+        tiers: Movers,
         neighbours: MutableMapping[InstanceId, Neighbour],
     ) -> None:
         self._spec = spec
         self._card = card
         self._executors = executors
+        self._tiers = tiers
         self._clock = clock = MonotonicClock()
         self._instance: HostedInstance | None = None
         self._intake: Intake | None = None
+        self._recall: Recall | None = None
         config = spec.config
         self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
         soon = asyncio.get_running_loop().call_soon_threadsafe
@@ -100,6 +114,11 @@ class _Assembly:
         self._closing = AsyncExitStack()
         """Closes in the reverse order of building."""
         self._closing.callback(executors.close)
+        self._closing.push_async_callback(tiers.close)
+        for mover in (tiers.kv, tiers.embedding):
+            if mover is not None:
+                self._censuses.append(mover.census)
+                self._checks.append(mover.check)
         self._closing.push_async_callback(self._outbox.close)
         self._closing.push_async_callback(self._receiver.close)
 
@@ -139,6 +158,8 @@ class _Assembly:
         cache = EmbeddingCache(config.embedding_blocks, config.embedding_block_size)
         self._censuses.append(lambda: (cache.holdings(), cache.totals()))
         cache.watch_room(self._wake)
+        if self._tiers.embedding is not None:
+            cache.watchers.add(self._tiers.embedding)
         return cache
 
     def _add_encode(self, cache: EmbeddingCache) -> None:
@@ -149,9 +170,11 @@ class _Assembly:
         decoders = DecoderPool(config.limits)
         bound = config.engine.max_sequences + config.engine.max_waiting
         pictures = Pictures(decoders, self._card.image.patch_size, bound)
+        tiers = self._tiers.embedding
+        recall = self._recall = Recall(cache, tiers, self._clock, self._must_wait)
         emit = self._sessions.emit
         service, pump = build_encode(
-            engine, executor, self._outbox, pictures, self._clock, self._wake, emit
+            engine, executor, self._outbox, (pictures, recall), self._clock, self._wake, emit
         )
         self._closing.push_async_callback(pictures.close)
         asyncio.get_running_loop().call_soon(decoders.warm)
@@ -165,7 +188,7 @@ class _Assembly:
         """Prefill, decode or both over one engine."""
         spec, config, executor = self._spec, self._spec.config, self._executors.language
         assert executor is not None
-        clock, emit, memory = self._clock, self._sessions.emit, executor.memory
+        clock, emit = self._clock, self._sessions.emit
         kv = KvCache(
             config.cache.kv_blocks,
             config.cache.block_size,
@@ -173,12 +196,16 @@ class _Assembly:
             prefix=config.cache.prefix,
         )
         can_prefill = Stage.PREFILL in spec.role
+        prefixes = self._prefixes(kv)
+        blocks = (executor.memory, prefixes)
         engine = LanguageEngine(
             config.engine,
             kv,
             registry.policies(),
             recomputes_items=can_prefill,
             max_tokens=self._max_tokens(),
+            elsewhere=prefixes.elsewhere,
+            foresee=prefixes.foresee,
         )
         services: list[PrefillService | DecodeService] = []
 
@@ -190,19 +217,24 @@ class _Assembly:
         pictures = None
         if can_prefill and cache is not None and executor.embeddings is not None:
             intake = self._intake = Intake(
-                cache, executor.embeddings, self._receiver, spec.id, clock
+                cache,
+                executor.embeddings,
+                self._receiver,
+                spec.id,
+                clock,
+                _recalling(self._tiers.embedding),
             )
             self._closing.push_async_callback(intake.close)
             self._censuses.append(lambda: (intake.census(), {}))
             pictures = (intake, cache)
             prefill = PrefillService(
-                engine, memory, self._outbox, pictures, clock, self._wake, emit
+                engine, blocks, self._outbox, pictures, clock, self._wake, emit
             )
             self._services[Stage.PREFILL] = prefill
             services.append(prefill)
         if Stage.DECODE in spec.role:
             decode = DecodeService(
-                engine, memory, self._receiver, pictures, clock, self._wake, emit
+                engine, blocks, self._receiver, pictures, clock, self._wake, emit
             )
             self._services[Stage.DECODE] = decode
             services.append(decode)
@@ -211,10 +243,20 @@ class _Assembly:
         self._censuses.append(engine.census)
         self._checks.append(engine.check)
 
+    def _prefixes(self, kv: KvCache) -> Prefixes:
+        """Where KV of prompts may lie beside the tree."""
+        mover = self._tiers.kv
+        if mover is None:
+            return Prefixes((), kv.block_size)
+        kv.watchers.add(mover)
+        return Prefixes((TierPrefixes(kv, mover),), kv.block_size)
+
     def _wake(self) -> None:
         """What one engine let go of, or finished, may be what the other waits for."""
         for pump in self._pumps:
             pump.wake()
+        if self._recall is not None:
+            self._recall.wake()
         if self._instance is not None:
             self._instance.touch()
 
@@ -247,6 +289,17 @@ class _Assembly:
             pid=os.getpid(),
             memory_bytes=executors.memory_bytes,
         )
+
+
+def _recalling(tiers: Mover | None) -> IntakeRecall:
+    """How a new entry is filled from the tiers."""
+    if tiers is None:
+        return recall_none
+
+    async def recall(entry: Entry) -> bool:
+        return await tiers.fill([(entry.key, entry.blocks)]) == 1
+
+    return recall
 
 
 def _jobs(census: Rows) -> list[Any]:

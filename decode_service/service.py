@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from kvtransfer.intake import Intake
+from kvtransfer.prefixes import Prefixes
 from kvtransfer.receiver import Receiver
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
@@ -46,17 +47,18 @@ class DecodeService:
     def __init__(
         self,
         engine: LanguageEngine,
-        memory: BlockMemory,
+        kv: tuple[BlockMemory, Prefixes],
         receiver: Receiver,
         pictures: tuple[Intake, EmbeddingCache] | None,
         clock: Clock,
         wake: Callable[[], None],
         emit: Callable[[Event], None],
     ) -> None:
-        """``pictures`` bring embeddings and take them back (None where nothing is prefilled),
+        """``kv`` are the blocks and what brings KV into them that need not be computed;
+        ``pictures`` bring embeddings and take them back (None where nothing is prefilled);
         ``wake`` tells the engine's pump that there is something to do, ``emit`` the session."""
         self._engine = engine
-        self._memory = memory
+        self._memory, self._prefixes = kv
         self._receiver = receiver
         self._pictures = pictures
         self._clock = clock
@@ -81,8 +83,10 @@ class DecodeService:
         if work is None:
             return False
         match outcome:
-            case Reserved(_, blocks, hit_tokens, _):
-                if work.job.kv is not None and not work.is_fetching:
+            case Reserved(_, blocks, hit_tokens, awaited_tokens):
+                if awaited_tokens:
+                    self._start(work, self._bring_prefix(work, outcome), "prefix")
+                elif work.job.kv is not None and not work.is_fetching:
                     work.is_fetching = True
                     fetch = self._fetch(work, work.job.kv, blocks, hit_tokens)
                     self._start(work, fetch, "fetch")
@@ -147,6 +151,18 @@ class DecodeService:
         else:
             self._engine.arrived_all(job_id, token)
             self._wake()
+
+    async def _bring_prefix(self, work: _Work, reserved: Reserved) -> None:
+        """Bring KV that would have to be computed otherwise, as much as can be had."""
+        num_tokens = await self._prefixes.bring(
+            reserved.job,
+            reserved.blocks,
+            reserved.hit_tokens,
+            reserved.awaited_tokens,
+            work.deadline_s,
+        )
+        self._engine.prefix_arrived(reserved.job, num_tokens)
+        self._wake()
 
     async def _bring(self, work: _Work, intake: Intake) -> None:
         """Bring the job's pictures; each is computed with as soon as it is there."""

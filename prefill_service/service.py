@@ -7,13 +7,15 @@ offer's lease is over. Knows neither gRPC nor Ray nor tensors.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import msgspec
 
 from kvtransfer.intake import Intake
 from kvtransfer.lease import Offer
+from kvtransfer.prefixes import Prefixes
 from kvtransfer.sender import Outbox
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
@@ -31,11 +33,13 @@ log = logging.getLogger(__name__)
 class _Work:
     """One job from its acceptance until nothing of it is held."""
 
-    def __init__(self, job: LanguageJob, publish: Handle) -> None:
+    def __init__(self, job: LanguageJob, publish: Handle, deadline_s: float) -> None:
         self.job = job
+        self.deadline_s = deadline_s
         self.publish = publish
         self.offer: Offer | None = None
-        self.bringing: asyncio.Task[None] | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        """Bringing pictures, or a prefix: whatever writes into memory for this job."""
         self.entries: list[Entry] = []
         """Embeddings held for the engine."""
         self.blocks: tuple[BlockId, ...] = ()
@@ -59,17 +63,18 @@ class PrefillService:
     def __init__(
         self,
         engine: LanguageEngine,
-        memory: BlockMemory,
+        kv: tuple[BlockMemory, Prefixes],
         outbox: Outbox,
         pictures: tuple[Intake, EmbeddingCache],
         clock: Clock,
         wake: Callable[[], None],
         emit: Callable[[Event], None],
     ) -> None:
-        """``pictures`` bring embeddings and take them back, ``wake`` tells the engine's pump that
+        """``kv`` are the blocks and what brings KV into them that need not be computed;
+        ``pictures`` bring embeddings and take them back; ``wake`` tells the engine's pump that
         there is something to do, ``emit`` tells the job's session."""
         self._engine = engine
-        self._memory = memory
+        self._memory, self._prefixes = kv
         self._outbox = outbox
         self._intake, self._embeddings = pictures
         self._clock = clock
@@ -83,8 +88,9 @@ class PrefillService:
             return
         if job.publish is None:
             raise InvariantBroken("a prefill job publishes")
-        self._engine.submit(job, self._clock.now())
-        work = self._works[job.header.id] = _Work(job, job.publish)
+        now_s = self._clock.now()
+        self._engine.submit(job, now_s)
+        work = self._works[job.header.id] = _Work(job, job.publish, now_s + job.header.budget_s)
         work.offer = self._outbox.offer(
             job.publish,
             job.header.epoch,
@@ -93,9 +99,7 @@ class PrefillService:
             partial(self._released, work),
         )
         if job.items:
-            bringing = asyncio.create_task(self._bring(work), name=f"bring {job.header.id}")
-            bringing.add_done_callback(lambda _: self._settle(work))
-            work.bringing = bringing
+            self._start(work, self._bring(work), "bring")
         self._wake()
 
     def handle(self, outcome: Outcome) -> bool:
@@ -104,8 +108,10 @@ class PrefillService:
         if work is None or work.offer is None:
             return False
         match outcome:
-            case Reserved(_, blocks, hit_tokens, _):
+            case Reserved(_, blocks, hit_tokens, awaited_tokens):
                 work.blocks = blocks
+                if awaited_tokens:
+                    self._start(work, self._bring_prefix(work, outcome), "prefix")
                 self._offer(work, hit_tokens // self._memory.layout.block_size)
             case Advanced(_, computed):
                 self._offer(work, computed // self._memory.layout.block_size)
@@ -118,8 +124,8 @@ class PrefillService:
             case Dropped(job_id, code, detail):
                 work.offer.fail(code, detail)
                 self._emit(Failed(job_id, code, detail, work.blame))
-                if work.bringing is not None:
-                    work.bringing.cancel()
+                for task in work.tasks:
+                    task.cancel()
                 self._over(work)
         return True
 
@@ -128,9 +134,10 @@ class PrefillService:
         work = self._works.get(job)
         if work is None:
             return
-        if work.bringing is not None:
-            work.bringing.cancel()
-            await asyncio.wait([work.bringing])
+        for task in work.tasks:
+            task.cancel()
+        if work.tasks:
+            await asyncio.wait(work.tasks)
         await self._outbox.withdraw(work.publish)
         self._engine.cancel(job)
         self._wake()
@@ -155,10 +162,26 @@ class PrefillService:
             first = FirstToken(token.id, token.logprob, token.top)
             work.offer.finish(msgspec.msgpack.encode(first))
 
+    def _start(self, work: _Work, coroutine: Coroutine[Any, Any, None], word: str) -> None:
+        task = asyncio.create_task(coroutine, name=f"{word} {work.job.header.id}")
+        task.add_done_callback(lambda _: self._settle(work))
+        work.tasks.append(task)
+
+    async def _bring_prefix(self, work: _Work, reserved: Reserved) -> None:
+        """Bring KV that would have to be computed otherwise, as much as can be had."""
+        num_tokens = await self._prefixes.bring(
+            reserved.job,
+            reserved.blocks,
+            reserved.hit_tokens,
+            reserved.awaited_tokens,
+            work.deadline_s,
+        )
+        self._engine.prefix_arrived(reserved.job, num_tokens)
+        self._wake()
+
     async def _bring(self, work: _Work) -> None:
         """Bring the job's pictures; each is computed with as soon as it is there."""
         header = work.job.header
-        deadline_s = self._clock.now() + header.budget_s
 
         def on_ready(index: int, entry: Entry) -> None:
             work.entries.append(entry)
@@ -166,7 +189,7 @@ class PrefillService:
             self._wake()
 
         try:
-            await self._intake.bring(work.job.items, deadline_s, on_ready, header.id)
+            await self._intake.bring(work.job.items, work.deadline_s, on_ready, header.id)
         except TriptychError as error:
             work.blame = error.blame
             if isinstance(error, Cancelled):  # the encoder was told to stop, not we: a loss for us
@@ -188,7 +211,7 @@ class PrefillService:
 
     def _settle(self, work: _Work) -> None:
         """Free what nobody needs any more: embeddings at once, blocks behind the lease."""
-        if not work.is_over or (work.bringing is not None and not work.bringing.done()):
+        if not work.is_over or not all(task.done() for task in work.tasks):
             return
         while work.entries:
             self._embeddings.release(work.entries.pop())

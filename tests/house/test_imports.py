@@ -18,7 +18,7 @@ ROOMS = {
     ),
     "torch": r"triptych/executor/.*|bench/peer_transformers\.py|examples/.*",
     "transformers": r"bench/peer_transformers\.py|examples/.*",
-    "numpy": r"triptych/(executor|inputs)/.*|examples/.*",
+    "numpy": r"triptych/(executor|inputs|offload)/.*|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",

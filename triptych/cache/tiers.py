@@ -44,7 +44,8 @@ class TierIndex:
         self._host = Shelf(Tier.HOST, host_slots)
         self._disk = Shelf(Tier.DISK, disk_slots, adopted)
         self._shelves = {Tier.HOST: self._host, Tier.DISK: self._disk}
-        self._reserve = -(-host_slots // RESERVE)
+        # A disk with less room than that would be rewritten for ever, to keep it.
+        self._reserve = min(-(-host_slots // RESERVE), disk_slots // 2)
         self._on_change = on_change
         self.num_lost = 0
         """Entries that were in no other tier when they were evicted, since the start."""
@@ -147,6 +148,18 @@ class TierIndex:
             if len(held.slots) <= self._disk.num_slots and key not in self._disk.held:
                 return key
         return None
+
+    def unsaved(self) -> list[ContentHash]:
+        """What of the host would be missed after a restart, most valuable first, no more than the
+        disk takes. Pure."""
+        idle = self._host.idle
+        every = [*idle[Worth.SPARE].values(), *reversed(idle[Worth.ONLY].values())]
+        chosen, room = [], self._disk.num_slots
+        for held in every:
+            if held.key not in self._disk.held and len(held.slots) <= room:
+                chosen.append(held.key)
+                room -= len(held.slots)
+        return chosen
 
     def totals(self, name: str) -> dict[str, int]:
         """Sizes for the census, in slots; ``cached`` ones are READY and read by nobody."""

@@ -68,6 +68,15 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Embedding blocks of an encode or prefill instance."""
     prefix: bool = True
     """Keep KV of finished sequences for later ones with the same beginning."""
+    host_bytes: Amount = 0
+    """Host memory of an instance below its block stores, split by their sizes; 0: none."""
+    disk_path: str = ""
+    """Folder for the disk tier's files, one a block store; empty: no disk tier. What is in them
+    is used again after a restart if ``cluster.secret`` is set and is the same."""
+    disk_bytes: Amount = 0
+    """Size of an instance's files there, made at once, split like ``host_bytes``."""
+    at_rest: str = "raw"
+    """How blocks lie in these tiers: ``raw``."""
 
 
 class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -272,6 +281,10 @@ def _check(config: Config) -> None:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
     if not _is_loopback(config.router.admin) and not config.router.admin_key:
         raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
+    if bool(config.cache.disk_bytes) != bool(config.cache.disk_path):
+        raise ConfigError("cache.disk_bytes: goes together with cache.disk_path")
+    if config.cache.disk_bytes and not config.cache.host_bytes:
+        raise ConfigError("cache.disk_bytes: a disk tier needs cache.host_bytes above it")
     for key, allowed in choices.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(config, section), name)
@@ -286,6 +299,7 @@ def _is_loopback(address: str) -> bool:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "cache.at_rest": ("raw",),
     "transfer.transport": ("auto", "shm", "tcp"),
     "cluster.backend": ("ray", "process", "local"),
     "router.placement": ("least_loaded", "round_robin"),

@@ -1,0 +1,64 @@
+"""Wires the tiers below the block stores of one instance, where the configuration asks for any."""
+
+import asyncio
+import contextlib
+
+import msgspec
+
+from cluster.host import InstanceSpec
+from triptych.core.clock import Clock
+from triptych.core.errors import TriptychError
+from triptych.core.ports import BlockMemory
+from triptych.executor.build import Executors
+from triptych.offload.build import Below, build_mover
+from triptych.offload.mover import Mover
+
+
+class Movers(msgspec.Struct, frozen=True):
+    """The tiers of each store of an instance; None where there are none."""
+
+    kv: Mover | None = None
+    embedding: Mover | None = None
+
+    async def close(self) -> None:
+        """End their threads and give memory and files back."""
+        for mover in (self.kv, self.embedding):
+            if mover is not None:
+                await mover.close()
+
+
+async def build_tiers(spec: InstanceSpec, executors: Executors, clock: Clock) -> Movers:
+    """The tiers, in a thread: all their memory is touched. If we are cancelled, they are closed
+    first. Raises ConfigError."""
+    if not spec.config.cache.host_bytes:
+        return Movers()
+    soon = asyncio.get_running_loop().call_soon_threadsafe
+    slot = spec.id.rpartition("@")[0] or spec.id
+    below = Below(slot, spec.config.cache, spec.secret, clock, soon)
+    building = asyncio.create_task(asyncio.to_thread(_build, below, executors))
+    try:
+        return await asyncio.shield(building)
+    except asyncio.CancelledError:
+        with contextlib.suppress(TriptychError):
+            await (await building).close()
+        raise
+
+
+def _build(below: Below, executors: Executors) -> Movers:
+    """Each store gets the share of the budgets that it has of the instance's block memory."""
+    language, embeddings = executors.language, executors.embeddings
+    stores: dict[str, BlockMemory] = {}
+    if language is not None:
+        stores["kv"] = language.memory
+    if embeddings is not None:
+        stores["embedding"] = embeddings
+    sizes = {name: store.num_blocks * store.layout.block_bytes for name, store in stores.items()}
+    built: dict[str, Mover] = {}
+    try:
+        for name, store in stores.items():
+            built[name] = build_mover(below, store, sizes[name] / sum(sizes.values()))
+    except TriptychError:
+        for mover in built.values():
+            mover.end()
+        raise
+    return Movers(**built)
