@@ -9,7 +9,7 @@ Knows keys, slots and worth; not the other tiers, no bytes and no threads.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from enum import Enum, IntEnum
+from enum import Enum
 
 from triptych.core.catalog import Tier
 from triptych.core.errors import InvariantBroken
@@ -26,14 +26,14 @@ class HeldState(Enum):
     GONE = "gone"
 
 
-class Worth(IntEnum):
-    """What is lost with an entry; the least is evicted first."""
+class Worth(Enum):
+    """What is lost with an entry."""
 
-    SPARE = 0
-    """The device holds it."""
-    KEPT = 1
-    """A slower tier holds it."""
-    ONLY = 2
+    SPARE = "spare"
+    """Nothing: the device holds it."""
+    KEPT = "kept"
+    """Time: a slower tier holds it."""
+    ONLY = "only"
 
 
 class Held:
@@ -73,9 +73,11 @@ class Shelf:
         self.num_slots = num_slots
         self.held: dict[ContentHash, Held] = {}
         self.doomed: list[Held] = []
-        self.idle: dict[Worth, OrderedDict[ContentHash, Held]] = {w: OrderedDict() for w in Worth}
-        self.num_idle = dict.fromkeys(Worth, 0)
-        """Slots of the idle entries."""
+        self.spare: OrderedDict[ContentHash, Held] = OrderedDict()
+        self.idle: OrderedDict[ContentHash, Held] = OrderedDict()
+        """Idle entries, those of worth SPARE apart; unused for longest first."""
+        self.num_spare = self.num_idle = 0
+        """Slots of these."""
         for key, slots in (adopted or {}).items():
             held = self.held[key] = Held(tier, key, slots)
             held.state = HeldState.READY
@@ -86,7 +88,7 @@ class Shelf:
     @property
     def num_available(self) -> int:
         """Slots that can be had now."""
-        return len(self.free) + sum(self.num_idle.values())
+        return len(self.free) + self.num_spare + self.num_idle
 
     def add(self, key: ContentHash, count: int) -> Held:
         """``count`` free slots for ``key``, which is not here; the caller has counted."""
@@ -95,31 +97,39 @@ class Shelf:
 
     def rest(self, held: Held, *, is_cold: bool = False) -> None:
         """The entry is idle from now on: used last, or (``is_cold``) unused for longest."""
-        idle = self.idle[held.worth]
-        idle[held.key] = held
-        idle.move_to_end(held.key, last=not is_cold)
-        self.num_idle[held.worth] += len(held.slots)
+        if held.worth is Worth.SPARE:
+            self.spare[held.key] = held
+            self.num_spare += len(held.slots)
+        else:
+            self.idle[held.key] = held
+            self.idle.move_to_end(held.key, last=not is_cold)
+            self.num_idle += len(held.slots)
 
     def rouse(self, held: Held) -> None:
         """The entry is idle no longer."""
-        del self.idle[held.worth][held.key]
-        self.num_idle[held.worth] -= len(held.slots)
+        if held.worth is Worth.SPARE:
+            del self.spare[held.key]
+            self.num_spare -= len(held.slots)
+        else:
+            del self.idle[held.key]
+            self.num_idle -= len(held.slots)
 
-    def revalue(self, held: Held, worth: Worth, *, is_cold: bool = False) -> None:
-        """Another worth; an idle entry counts as used now, or as unused for longest."""
+    def use(self, held: Held, worth: Worth) -> None:
+        """Another worth, and an idle entry counts as used now."""
         if held.is_idle:
             self.rouse(held)
             held.worth = worth
-            self.rest(held, is_cold=is_cold)
+            self.rest(held)
         else:
             held.worth = worth
 
     def victim(self) -> Held:
-        """The idle entry that is missed least. Of what the device holds, the newest goes first:
-        blocks of a sequence come parents first, and a child is useless without them."""
-        worth = next(worth for worth in Worth if self.idle[worth])
-        chosen = self.idle[worth]
-        return chosen[next(reversed(chosen) if worth is Worth.SPARE else iter(chosen))]
+        """The idle entry that is missed least: the newest of what the device holds (blocks of a
+        sequence come parents first, and a child is useless without them), or else the one unused
+        for longest."""
+        if self.spare:
+            return self.spare[next(reversed(self.spare))]
+        return self.idle[next(iter(self.idle))]
 
     def forget(self, held: Held) -> None:
         """Not findable from now on; the slots are free at once or with the last reader."""
@@ -131,13 +141,13 @@ class Shelf:
             held.state = HeldState.GONE
             self.free.extend(held.slots)
 
-    def unpin(self, held: Held) -> None:
-        """Undo one pin. The entry counts as used now."""
+    def unpin(self, held: Held, *, is_cold: bool) -> None:
+        """Undo one pin."""
         if held.pins < 1:
             raise InvariantBroken("tiers: unpin without a pin")
         held.pins -= 1
         if held.is_idle:
-            self.rest(held)
+            self.rest(held, is_cold=is_cold)
         elif held.pins == 0:
             self.doomed.remove(held)
             held.state = HeldState.GONE
@@ -149,12 +159,13 @@ class Shelf:
         slots = [slot for held in every for slot in held.slots] + self.free
         if sorted(slots) != list(range(self.num_slots)):
             raise InvariantBroken("tiers: a slot has no owner, or two")
-        for worth in Worth:
-            idle = {key for key, held in self.held.items() if held.is_idle and held.worth is worth}
-            if set(self.idle[worth]) != idle:
-                raise InvariantBroken("tiers: idle entries are mixed up")
-            if self.num_idle[worth] != sum(len(self.held[key].slots) for key in idle):
-                raise InvariantBroken("tiers: idle slots are miscounted")
+        idle = {key for key, held in self.held.items() if held.is_idle}
+        spare = {key for key in idle if self.held[key].worth is Worth.SPARE}
+        if set(self.spare) != spare or set(self.idle) != idle - spare:
+            raise InvariantBroken("tiers: idle entries are mixed up")
+        sizes = [sum(len(self.held[key].slots) for key in keys) for keys in (spare, idle - spare)]
+        if [self.num_spare, self.num_idle] != sizes:
+            raise InvariantBroken("tiers: idle slots are miscounted")
         if any(held.pins and held.state is HeldState.WRITING for held in every):
             raise InvariantBroken("tiers: an entry is read while it is written")
         if any(not held.pins for held in self.doomed):

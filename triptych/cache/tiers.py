@@ -1,9 +1,8 @@
 """What lies in which slots of the tiers below a block store, host memory and disk.
 
-A host entry leaves in order of worth: what the device still holds first, then what lies on the
-disk too, last what is nowhere else; the latter is named for demotion in time. A disk entry leaves
-when it was unused for longest. Keys and integers only: no bytes, no files, and no threads; whoever
-owns an index calls it under one lock.
+Of the host, what the device still holds leaves first, then what was unused for longest; such an
+entry is named for demotion in time. Of the disk, what was unused for longest. Keys and integers
+only: no bytes, no files, and no threads; whoever owns an index calls it under one lock.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,9 @@ from triptych.core.errors import InvariantBroken
 from triptych.core.ids import ContentHash
 
 RESERVE = 8
-"""One in so many host slots is kept free, or filled with what lies elsewhere too."""
+"""One in so many host slots, those that are given out next, hold nothing that is only there."""
+MAX_RESERVE = 1024
+"""No more slots than this are kept so."""
 
 OnChange = Callable[[Tier, ContentHash, bool], None]
 """Hears ``(tier, key, is_stored)`` of what becomes findable and what is forgotten."""
@@ -45,7 +46,7 @@ class TierIndex:
         self._disk = Shelf(Tier.DISK, disk_slots, adopted)
         self._shelves = {Tier.HOST: self._host, Tier.DISK: self._disk}
         # A disk with less room than that would be rewritten for ever, to keep it.
-        self._reserve = min(-(-host_slots // RESERVE), disk_slots // 2)
+        self._reserve = min(-(-host_slots // RESERVE), disk_slots // 2, MAX_RESERVE)
         self._on_change = on_change
         self.num_lost = 0
         """Entries that were in no other tier when they were evicted, since the start."""
@@ -114,9 +115,10 @@ class TierIndex:
         held.pins += 1
         return held
 
-    def unpin(self, held: Held) -> None:
-        """Undo one ``pin``. The entry counts as used now."""
-        self._shelves[held.tier].unpin(held)
+    def unpin(self, held: Held, *, is_cold: bool = False) -> None:
+        """Undo one ``pin``. The entry counts as used now, or (``is_cold``) as unused for
+        longest: it was read to be demoted."""
+        self._shelves[held.tier].unpin(held, is_cold=is_cold)
 
     def discard(self, held: Held) -> None:
         """A READY entry's bytes are no good: forget it. Does nothing if it is forgotten."""
@@ -127,38 +129,41 @@ class TierIndex:
         """The device holds ``key`` (again)."""
         held = self._host.held.get(key)
         if held is not None:
-            self._host.revalue(held, Worth.SPARE)
+            self._host.use(held, Worth.SPARE)
 
     def sink(self, key: ContentHash) -> bool:
         """The device holds ``key`` no longer. Whether a tier does; it counts as used now."""
         above, below = self._host.held.get(key), self._disk.held.get(key)
         if above is not None:
-            self._host.revalue(above, self._worth(key))
+            self._host.use(above, self._worth(key))
         if below is not None:
-            self._disk.revalue(below, Worth.ONLY)
+            self._disk.use(below, Worth.ONLY)
         return above is not None or below is not None
 
     def next_demotion(self) -> ContentHash | None:
         """The host entry to copy to the disk next, so that room can be made without loss; None
         while there is enough of such room, or no disk to take it. Pure."""
-        idle = self._host.num_idle
-        if len(self._host.free) + idle[Worth.SPARE] + idle[Worth.KEPT] >= self._reserve:
-            return None
-        for key, held in self._host.idle[Worth.ONLY].items():
-            if len(held.slots) <= self._disk.num_slots and key not in self._disk.held:
+        easy = len(self._host.free) + self._host.num_spare
+        for key, held in self._host.idle.items():
+            if easy >= self._reserve:
+                break
+            is_only = held.worth is Worth.ONLY and key not in self._disk.held
+            if is_only and len(held.slots) <= self._disk.num_slots:
                 return key
+            easy += len(held.slots)
         return None
 
     def unsaved(self) -> list[ContentHash]:
         """What of the host would be missed after a restart, most valuable first, no more than the
         disk takes. Pure."""
-        idle = self._host.idle
-        every = [*idle[Worth.SPARE].values(), *reversed(idle[Worth.ONLY].values())]
+        every = [*self._host.spare.values(), *reversed(self._host.idle.values())]
         chosen, room = [], self._disk.num_slots
         for held in every:
-            if held.key not in self._disk.held and len(held.slots) <= room:
+            room -= len(held.slots)
+            if room < 0:
+                break
+            if held.key not in self._disk.held:
                 chosen.append(held.key)
-                room -= len(held.slots)
         return chosen
 
     def totals(self, name: str) -> dict[str, int]:
@@ -169,7 +174,7 @@ class TierIndex:
                 pool = f"{name}_{tier.value}_slot"
                 sizes[f"{pool}.total"] = shelf.num_slots
                 sizes[f"{pool}.free"] = len(shelf.free)
-                sizes[f"{pool}.cached"] = sum(shelf.num_idle.values())
+                sizes[f"{pool}.cached"] = shelf.num_idle + shelf.num_spare
         return sizes
 
     def check(self) -> None:
@@ -191,7 +196,7 @@ class TierIndex:
         """What the disk holds, or lost, decides what the host's entry of that key is worth."""
         above = self._host.held.get(below.key)
         if below.tier is Tier.DISK and above is not None and above.worth is not Worth.SPARE:
-            self._host.revalue(above, self._worth(below.key), is_cold=not below.is_ready)
+            above.worth = self._worth(below.key)
 
     def _evict(self, victim: Held) -> None:
         is_kept = victim.worth is not Worth.ONLY or (

@@ -88,7 +88,7 @@ class Tiers:
             key = self.index.next_demotion() if key is None else key
         if key is None or self._disk is None or self._is_failing:
             return False
-        with self._reading(Tier.HOST, key) as above:
+        with self._reading(Tier.HOST, key, is_cold=True) as above:
             if above is None:
                 return False
             with self.lock:
@@ -145,8 +145,11 @@ class Tiers:
             self.index.discard(held)
 
     @contextmanager
-    def _reading(self, tier: Tier, key: ContentHash) -> Iterator[Held | None]:
-        """A READY entry whose slots stay as they are meanwhile; None if there is none."""
+    def _reading(
+        self, tier: Tier, key: ContentHash, *, is_cold: bool = False
+    ) -> Iterator[Held | None]:
+        """A READY entry whose slots stay as they are meanwhile; None if there is none. Behind it
+        the entry counts as used, or (``is_cold``) as unused for longest."""
         with self.lock:
             held = self.index.pin(tier, key)
         try:
@@ -154,7 +157,7 @@ class Tiers:
         finally:
             if held is not None:
                 with self.lock:
-                    self.index.unpin(held)
+                    self.index.unpin(held, is_cold=is_cold)
                     self.lock.notify_all()
 
     @contextmanager
