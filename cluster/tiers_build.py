@@ -8,6 +8,7 @@ import msgspec
 from cluster.host import InstanceSpec
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
+from triptych.core.lifecycle import Stage
 from triptych.core.ports import BlockMemory
 from triptych.executor.build import Executors
 from triptych.offload.build import Below, build_mover
@@ -35,7 +36,9 @@ async def build_tiers(spec: InstanceSpec, executors: Executors, clock: Clock) ->
     soon = asyncio.get_running_loop().call_soon_threadsafe
     slot = spec.id.rpartition("@")[0] or spec.id
     below = Below(slot, spec.config.cache, spec.secret, clock, soon)
-    building = asyncio.create_task(asyncio.to_thread(_build, below, executors))
+    can_prefill = Stage.PREFILL in spec.role
+    work = asyncio.to_thread(_build, below, executors, can_prefill=can_prefill)
+    building = asyncio.create_task(work)
     try:
         return await asyncio.shield(building)
     except asyncio.CancelledError:
@@ -44,11 +47,12 @@ async def build_tiers(spec: InstanceSpec, executors: Executors, clock: Clock) ->
         raise
 
 
-def _build(below: Below, executors: Executors) -> Movers:
-    """Each store gets the share of the budgets that it has of the instance's block memory."""
+def _build(below: Below, executors: Executors, *, can_prefill: bool) -> Movers:
+    """Each store gets the share of the budgets that it has of the instance's block memory. Where
+    no prompt is computed, KV comes from those who did: nobody would ask for what lies below."""
     language, embeddings = executors.language, executors.embeddings
     stores: dict[str, BlockMemory] = {}
-    if language is not None:
+    if language is not None and can_prefill:
         stores["kv"] = language.memory
     if embeddings is not None:
         stores["embedding"] = embeddings

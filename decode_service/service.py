@@ -86,7 +86,9 @@ class DecodeService:
             case Reserved(_, blocks, hit_tokens, awaited_tokens):
                 if awaited_tokens:
                     self._start(work, self._bring_prefix(work, outcome), "prefix")
-                elif work.job.kv is not None and not work.is_fetching:
+                else:
+                    self._prefixes.forget(outcome.job)
+                if work.job.kv is not None and not work.is_fetching:
                     work.is_fetching = True
                     fetch = self._fetch(work, work.job.kv, blocks, hit_tokens)
                     self._start(work, fetch, "fetch")

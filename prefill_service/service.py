@@ -112,6 +112,8 @@ class PrefillService:
                 work.blocks = blocks
                 if awaited_tokens:
                     self._start(work, self._bring_prefix(work, outcome), "prefix")
+                else:
+                    self._prefixes.forget(outcome.job)
                 self._offer(work, hit_tokens // self._memory.layout.block_size)
             case Advanced(_, computed):
                 self._offer(work, computed // self._memory.layout.block_size)
