@@ -1,4 +1,7 @@
-"""``make bench``: compare topologies and plain Transformers; a table, a JSON file and a plot."""
+"""``make bench``: compare topologies and plain Transformers; a table, a JSON file and a plot.
+
+``python -m bench prefix`` measures the prefix cache on a trace of prompts.
+"""
 
 import argparse
 import asyncio
@@ -6,14 +9,18 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
-from bench import plots, report
+from bench import plots, prefix_trace, report
 from bench.compare import Plan, compare
 from bench.systems import PlainTransformers, System, SystemFailed, TriptychServer, has_cuda
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prefix": prefix_trace.main}
+"""What the first word may be; without one of these, the comparison runs."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the comparison; 0 also when there is nothing to run it on."""
-    words = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in COMMANDS:
+        return COMMANDS[given[0]](given[1:])
+    words = parser().parse_args(given)
     if words.device.startswith("cuda") and not has_cuda():
         print("skipped: this machine has no CUDA device")
         return 0

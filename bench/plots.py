@@ -1,9 +1,12 @@
 """A picture of a comparison: bars with their spread. matplotlib comes with the extra ``bench``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.report import FIGURES, Row
+
+Points = Sequence[tuple[float, float]]
 
 _SHOWN = ("TTFT p50", "TPOT p50", "requests")
 
@@ -41,5 +44,42 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     figure.suptitle(title, fontsize="medium")
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncol=len(systems))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+class Panel(NamedTuple):
+    """Lines in one pair of axes; ``ceiling`` is what no line can exceed."""
+
+    title: str
+    x: str
+    lines: Mapping[str, Points]
+    ceiling: float | None = None
+    is_log: bool = False
+
+
+def draw_lines(panels: Sequence[Panel], path: Path, title: str) -> None:
+    """Write a PNG: panels side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for name, points in panel.lines.items():
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+        if panel.ceiling is not None:
+            label = f"unlimited: {panel.ceiling:.1f}"
+            axis.axhline(panel.ceiling, color="grey", linestyle="--", linewidth=1, label=label)
+        if panel.is_log:
+            axis.set_xscale("log")
+        axis.set_ylim(bottom=0)
+        axis.set_title(panel.title, fontsize="medium")
+        axis.set_xlabel(panel.x)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small", loc="lower right")
+    figure.suptitle(title, fontsize="medium")
+    figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Protocol
 
-from cli import ask, census, doctor, serve
+from cli import ask, batch, census, doctor, serve
 from triptych import __version__
 from triptych.core.errors import TriptychError
 
@@ -24,6 +24,7 @@ class Command(Protocol):
 COMMANDS: dict[str, tuple[Command, str]] = {
     "serve": (serve, "start the pools and both doors"),
     "ask": (ask, "ask a running server about pictures"),
+    "batch": (batch, "answer a file of requests, as many at once as memory takes"),
     "doctor": (doctor, "what of this machine is usable, and what the server will do"),
     "census": (census, "who holds which block, lease and task of a running server"),
 }

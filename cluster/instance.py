@@ -21,7 +21,7 @@ from triptych.core.errors import (
     Unavailable,
 )
 from triptych.core.event import EventBatch
-from triptych.core.handoff import EncodeJob, Job
+from triptych.core.handoff import EncodeJob, Job, LanguageJob, LendJob
 from triptych.core.ids import JobId, SessionId
 from triptych.core.lifecycle import Stage
 from triptych.core.view import Description
@@ -55,6 +55,8 @@ class Parts(msgspec.Struct, frozen=True):
 
     description: Description
     services: dict[Stage, Service]
+    lending: Service | None
+    """Lends cached prefixes, where there is KV."""
     sessions: Sessions
     pumps: tuple[Coroutine[Any, Any, None], ...]
     """Run for the life of the instance; one that ends or raises breaks it."""
@@ -71,7 +73,9 @@ class HostedInstance:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._sessions = parts.sessions
-        self._services = parts.services
+        self._services = tuple(parts.services.values())
+        if parts.lending is not None:
+            self._services += (parts.lending,)
         self._tasks: set[asyncio.Task[None]] = set()
         self._epochs = Epochs()
         self._is_draining = False
@@ -95,9 +99,7 @@ class HostedInstance:
         """See ``core.ports.Instance.submit``."""
         if self._is_draining:
             raise Unavailable("the instance is draining")
-        service = self._services.get(_stage(job))
-        if service is None:
-            raise RequestError(f"this instance does not {_stage(job).value}", field="job")
+        service = self._service_of(job)
         self._epochs.check(job.header)
         if not self._sessions.join(job.header.session, job.header.id):
             return
@@ -106,6 +108,10 @@ class HostedInstance:
         except TriptychError:
             self._sessions.leave(job.header.id)
             raise
+
+    async def resync(self, session: SessionId) -> None:
+        """See ``core.ports.Instance.resync``."""
+        self._sessions.resync(session)
 
     async def cancel(self, jobs: Sequence[JobId]) -> None:
         """See ``core.ports.Instance.cancel``."""
@@ -155,7 +161,7 @@ class HostedInstance:
         """A session broke: cancel, in the background, whatever was done for it."""
         lost = [
             job
-            for service in self._services.values()
+            for service in self._services
             for job, owner in service.jobs().items()
             if owner == session
         ]
@@ -184,14 +190,24 @@ class HostedInstance:
 
     @property
     def _is_busy(self) -> bool:
-        return any(service.jobs() for service in self._services.values())
+        return any(service.jobs() for service in self._services)
+
+    def _service_of(self, job: Job) -> Service:
+        if isinstance(job, LendJob):
+            service, what = self._parts.lending, "lend"
+        else:
+            stage = _stage(job)
+            service, what = self._parts.services.get(stage), stage.value
+        if service is None:
+            raise RequestError(f"this instance does not {what}", field="job")
+        return service
 
     async def _end(self, jobs: Sequence[JobId]) -> None:
         """Cancel jobs at every service; return when they hold nothing."""
         for job in jobs:
             self._sessions.leave(job)
-        services = self._services.values()
-        await asyncio.gather(*(service.cancel(job) for job in jobs for service in services))
+        ends = (service.cancel(job) for job in jobs for service in self._services)
+        await asyncio.gather(*ends)
 
     def _break(self, reason: str) -> None:
         """Something that cannot be, was: answer nobody any more."""
@@ -213,7 +229,7 @@ class HostedInstance:
         self._sessions.close()
         if not self._broken.done():
             self._broken.set_result("it was closed")
-            await self._end([job for one in self._services.values() for job in one.jobs()])
+            await self._end([job for one in self._services for job in one.jobs()])
         if self._checking is not None:
             self._checking.cancel()
         await self._parts.close()
@@ -222,7 +238,7 @@ class HostedInstance:
         await asyncio.gather(*self._pumps, *self._tasks, return_exceptions=True)
 
 
-def _stage(job: Job) -> Stage:
+def _stage(job: EncodeJob | LanguageJob) -> Stage:
     """The stage that a job is for."""
     if isinstance(job, EncodeJob):
         return Stage.ENCODE

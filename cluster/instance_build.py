@@ -6,31 +6,38 @@ import contextlib
 import os
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
+from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
-from cluster.tiers_build import Movers, build_tiers
+from cluster.publishing import Publishing
+from cluster.tiers_build import Movers, build_tiers, prefixes_of, recalling
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
 from encoder_service.recall import Recall
-from kvtransfer.build import build_outbox, build_receiver
-from kvtransfer.inproc import Neighbour
-from kvtransfer.intake import Intake, recall_none
-from kvtransfer.intake import Recall as IntakeRecall
-from kvtransfer.prefixes import Prefixes
+from kvtransfer.build import build_outbox, build_receiver, build_ways
+from kvtransfer.intake import Intake
+from kvtransfer.lending import Lending
+from kvtransfer.prefixes import Lent
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
+from kvtransfer.transports.inproc import Neighbour
 from prefill_service.service import PrefillService
 from scheduler import registry
-from triptych.cache.embeddings import EmbeddingCache, Entry
+from triptych.cache.embeddings import EmbeddingCache
+from triptych.cache.eviction import ORDERS as EVICTION_ORDERS
 from triptych.cache.kv import KvCache
+from triptych.codec.formats import FORMATS
+from triptych.core.catalog import LinkReport, Tier
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import TriptychError
 from triptych.core.handoff import Endpoint
 from triptych.core.ids import InstanceId, SessionId
 from triptych.core.lifecycle import Stage
+from triptych.core.plan import LanguagePlan, LanguageResult
 from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Outcome
@@ -40,8 +47,6 @@ from triptych.executor.build import Executors
 from triptych.executor.build import build as build_executors
 from triptych.inputs.decode import DecoderPool
 from triptych.inputs.model_card import ModelCard, load_card
-from triptych.offload.mover import Mover
-from triptych.offload.prefixes import TierPrefixes
 from triptych.wire.sessions import Sessions
 
 
@@ -100,14 +105,19 @@ class _Assembly:
         self._intake: Intake | None = None
         self._recall: Recall | None = None
         config = spec.config
+        self._bulletin = Bulletin(config.cluster.directory_flush_s)
         self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
         soon = asyncio.get_running_loop().call_soon_threadsafe
-        self._outbox: Outbox = build_outbox(spec.id, config.transfer, spec.secret, clock, soon)
+        ways = build_ways(spec.id, config.transfer, neighbours)
+        self._outbox: Outbox = build_outbox(
+            spec.id, config.transfer, spec.secret, clock, soon, ways
+        )
         self._receiver: Receiver = build_receiver(
-            spec.id, config.transfer, spec.secret, clock, neighbours
+            spec.id, config.transfer, spec.secret, clock, ways
         )
         self._neighbours = neighbours
         self._services: dict[Stage, Service] = {}
+        self._lending: Lending | None = None
         self._pumps: list[Pump[Any, Any]] = []
         self._censuses: list[Callable[[], Rows]] = []
         self._checks: list[Callable[[], None]] = []
@@ -128,6 +138,7 @@ class _Assembly:
 
     def instance(self) -> HostedInstance:
         """The running instance."""
+        self._check_wire()
         endpoint = self._outbox.start()
         self._neighbours[self._spec.id] = self._outbox
         self._closing.callback(self._neighbours.pop, self._spec.id, None)
@@ -137,10 +148,13 @@ class _Assembly:
         if self._executors.language is not None:
             self._add_language(cache)
         self._censuses.append(lambda: (self._outbox.census() + self._receiver.census(), {}))
+        publishing = Publishing(self._spec, self._bulletin, self._sessions, self._links)
+        self._closing.push_async_callback(publishing.close)
         instance = HostedInstance(
             Parts(
                 description=self._describe(endpoint),
                 services=self._services,
+                lending=self._lending,
                 sessions=self._sessions,
                 pumps=tuple(pump.run() for pump in self._pumps),
                 censuses=tuple(self._censuses),
@@ -151,13 +165,26 @@ class _Assembly:
         self._instance = instance
         return instance
 
+    def _check_wire(self) -> None:
+        """Raise ConfigError unless every store's blocks can travel in the configured format."""
+        wire, executors = FORMATS[self._spec.config.transfer.wire], self._executors
+        if executors.language is not None:
+            wire.check(executors.language.memory.layout, "transfer.wire")
+        if executors.embeddings is not None:
+            wire.check(executors.embeddings.layout, "transfer.wire")
+
     def _embedding_cache(self) -> EmbeddingCache | None:
         if self._executors.embeddings is None:
             return None
         config = self._spec.config.cache
-        cache = EmbeddingCache(config.embedding_blocks, config.embedding_block_size)
+        cache = EmbeddingCache(
+            config.embedding_blocks,
+            config.embedding_block_size,
+            order=EVICTION_ORDERS[config.eviction],
+        )
         self._censuses.append(lambda: (cache.holdings(), cache.totals()))
         cache.watch_room(self._wake)
+        self._bulletin.watch("item", Tier.DEVICE, cache.watchers)
         if self._tiers.embedding is not None:
             cache.watchers.add(self._tiers.embedding)
         return cache
@@ -184,24 +211,32 @@ class _Assembly:
         self._censuses.append(lambda: (_jobs(engine.census()), {}))
         self._checks.append(engine.check)
 
+    def _kv_cache(self) -> KvCache:
+        config = self._spec.config.cache
+        cache = KvCache(
+            config.kv_blocks,
+            config.block_size,
+            self._card.fingerprint,
+            prefix=config.prefix,
+            order=EVICTION_ORDERS[config.eviction],
+        )
+        self._bulletin.watch("kv", Tier.DEVICE, cache.watchers)
+        return cache
+
     def _add_language(self, cache: EmbeddingCache | None) -> None:
         """Prefill, decode or both over one engine."""
         spec, config, executor = self._spec, self._spec.config, self._executors.language
         assert executor is not None
-        clock, emit = self._clock, self._sessions.emit
-        kv = KvCache(
-            config.cache.kv_blocks,
-            config.cache.block_size,
-            self._card.fingerprint,
-            prefix=config.cache.prefix,
-        )
+        clock, emit, memory = self._clock, self._sessions.emit, executor.memory
+        kv = self._kv_cache()
+        lent = Lent(self._receiver, memory, clock, config.transfer.lease_s)
+        prefixes = prefixes_of(kv, self._tiers.kv, lent, self._bulletin)
+        self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
         can_prefill = Stage.PREFILL in spec.role
-        prefixes = self._prefixes(kv)
-        blocks = (executor.memory, prefixes)
         engine = LanguageEngine(
             config.engine,
             kv,
-            registry.policies(),
+            registry.policies(config.engine),
             recomputes_items=can_prefill,
             max_tokens=self._max_tokens(),
             elsewhere=prefixes.elsewhere,
@@ -213,8 +248,14 @@ class _Assembly:
             for outcome in outcomes:
                 any(service.handle(outcome) for service in services)
 
-        pump = Pump(engine, executor, clock, tell)
-        pictures = None
+        def begin(plan: LanguagePlan) -> Callable[[], LanguageResult]:
+            prefill = self._services.get(Stage.PREFILL)
+            if isinstance(prefill, PrefillService) and config.transfer.layerwise:
+                return partial(executor.execute, plan, prefill.watch(plan))
+            return partial(executor.execute, plan)
+
+        pump = Pump(engine, executor, clock, tell, begin)
+        sources = None
         if can_prefill and cache is not None and executor.embeddings is not None:
             intake = self._intake = Intake(
                 cache,
@@ -222,20 +263,16 @@ class _Assembly:
                 self._receiver,
                 spec.id,
                 clock,
-                _recalling(self._tiers.embedding),
+                recalling(self._tiers.embedding),
             )
             self._closing.push_async_callback(intake.close)
             self._censuses.append(lambda: (intake.census(), {}))
-            pictures = (intake, cache)
-            prefill = PrefillService(
-                engine, blocks, self._outbox, pictures, clock, self._wake, emit
-            )
+            sources = (intake, cache, prefixes)
+            prefill = PrefillService(engine, memory, self._outbox, sources, clock, self._wake, emit)
             self._services[Stage.PREFILL] = prefill
             services.append(prefill)
         if Stage.DECODE in spec.role:
-            decode = DecodeService(
-                engine, blocks, self._receiver, pictures, clock, self._wake, emit
-            )
+            decode = DecodeService(engine, memory, self._receiver, sources, clock, self._wake, emit)
             self._services[Stage.DECODE] = decode
             services.append(decode)
         self._closing.push_async_callback(pump.close)
@@ -243,13 +280,10 @@ class _Assembly:
         self._censuses.append(engine.census)
         self._checks.append(engine.check)
 
-    def _prefixes(self, kv: KvCache) -> Prefixes:
-        """Where KV of prompts may lie beside the tree."""
-        mover = self._tiers.kv
-        if mover is None:
-            return Prefixes((), kv.block_size)
-        kv.watchers.add(mover)
-        return Prefixes((TierPrefixes(kv, mover),), kv.block_size)
+    def _links(self) -> tuple[LinkReport, ...]:
+        """Links as the receiver measured them."""
+        measured = getattr(self._receiver, "links", None)
+        return () if measured is None else tuple(measured())
 
     def _wake(self) -> None:
         """What one engine let go of, or finished, may be what the other waits for."""
@@ -289,17 +323,6 @@ class _Assembly:
             pid=os.getpid(),
             memory_bytes=executors.memory_bytes,
         )
-
-
-def _recalling(tiers: Mover | None) -> IntakeRecall:
-    """How a new entry is filled from the tiers."""
-    if tiers is None:
-        return recall_none
-
-    async def recall(entry: Entry) -> bool:
-        return await tiers.fill([(entry.key, entry.blocks)]) == 1
-
-    return recall
 
 
 def _jobs(census: Rows) -> list[Any]:

@@ -8,7 +8,7 @@ import os
 from cluster.host import Hosted, InstanceSpec
 from cluster.instance import HostedInstance
 from cluster.instance_build import build_instance
-from kvtransfer.inproc import Neighbour
+from kvtransfer.transports.inproc import Neighbour
 from triptych.core.ids import InstanceId
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from cluster.directory import Directory
 from cluster.host import Host, Hosted, InstanceSpec
+from cluster.roles import configs_of
 from triptych.core import topology
 from triptych.core.config import Config
 from triptych.core.errors import InstanceLost, TriptychError, Unavailable
@@ -28,10 +29,11 @@ _MAX_BACKOFF_S = 10.0
 class Slot:
     """One place in the topology, filled by one incarnation after the other."""
 
-    def __init__(self, role: Role, index: int) -> None:
+    def __init__(self, role: Role, index: int, config: Config) -> None:
         self.role = tuple(stage for stage in Stage if stage in role)
         word = self.role[0].value if len(self.role) == 1 else topology.name(role).lower()
         self.name = f"{word}-{index}"
+        self.config = config
         self.incarnation = -1
         self.hosted: Hosted | None = None
         self.started = asyncio.Event()
@@ -62,8 +64,9 @@ class Supervisor:
         self._secret = secret
         self._directory = directory
         self._on_progress = on_progress
+        configs = configs_of(config)
         self._slots = [
-            Slot(role, index)
+            Slot(role, index, configs[role])
             for role, count in topology.parse(config.cluster.topology)
             for index in range(count)
         ]
@@ -152,7 +155,7 @@ class Supervisor:
         """Start an incarnation and enter it into the directory."""
         self._on_progress(f"{slot.id}: starting")
         begun_s = asyncio.get_running_loop().time()
-        spec = InstanceSpec(slot.id, slot.role, self._config, self._secret)
+        spec = InstanceSpec(slot.id, slot.role, slot.config, self._secret)
         limit_s = self._config.cluster.start_timeout_s
         try:
             async with asyncio.timeout(limit_s):

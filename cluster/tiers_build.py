@@ -5,7 +5,13 @@ import contextlib
 
 import msgspec
 
+from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
+from kvtransfer.intake import Recall, recall_none
+from kvtransfer.prefixes import Lent, Prefixes
+from triptych.cache.embeddings import Entry
+from triptych.cache.kv import KvCache
+from triptych.core.catalog import Tier
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
 from triptych.core.lifecycle import Stage
@@ -13,6 +19,7 @@ from triptych.core.ports import BlockMemory
 from triptych.executor.build import Executors
 from triptych.offload.build import Below, build_mover
 from triptych.offload.mover import Mover
+from triptych.offload.prefixes import TierPrefixes
 
 
 class Movers(msgspec.Struct, frozen=True):
@@ -66,3 +73,25 @@ def _build(below: Below, executors: Executors, *, can_prefill: bool) -> Movers:
             mover.end()
         raise
     return Movers(**built)
+
+
+def prefixes_of(kv: KvCache, mover: Mover | None, lent: Lent, bulletin: Bulletin) -> Prefixes:
+    """Where KV of prompts may lie beside the tree, the nearest first: the tiers, which take note of
+    what the tree holds and are told of, and other instances."""
+    if mover is None:
+        return Prefixes((lent,))
+    kv.watchers.add(mover)
+    there = {tier: mover.keys(tier) for tier in (Tier.HOST, Tier.DISK)}
+    bulletin.watch_tiers("kv", mover.watchers, there)
+    return Prefixes((TierPrefixes(kv, mover), lent))
+
+
+def recalling(tiers: Mover | None) -> Recall:
+    """How a new entry of the embedding cache is filled from the tiers."""
+    if tiers is None:
+        return recall_none
+
+    async def recall(entry: Entry) -> bool:
+        return await tiers.fill([(entry.key, entry.blocks)]) == 1
+
+    return recall

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from kvtransfer.intake import Intake
-from kvtransfer.prefixes import Prefixes
+from kvtransfer.prefixes import Expected, Place, Prefixes
 from kvtransfer.receiver import Receiver
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
-from triptych.core.errors import Cancelled, TransferError, TriptychError
+from triptych.core.errors import Cancelled, StaleCache, TransferError, TriptychError
 from triptych.core.event import Event, Failed, Finished, Tokens
 from triptych.core.handoff import FirstToken, LanguageJob, TransferRef
 from triptych.core.ids import BlockId, JobId, SessionId
@@ -31,8 +31,9 @@ class _Work:
         self.job = job
         self.deadline_s = deadline_s
         self.tasks: list[asyncio.Task[None]] = []
-        """Fetching KV, or bringing pictures: whatever writes into memory for this job."""
+        """Fetching KV, or bringing pictures or a prefix: whatever writes into memory for it."""
         self.is_fetching = False
+        self.expected = Expected(job.items)
         self.entries: list[Entry] = []
         """Embeddings held for the engine."""
         self.blame = ""
@@ -47,20 +48,20 @@ class DecodeService:
     def __init__(
         self,
         engine: LanguageEngine,
-        kv: tuple[BlockMemory, Prefixes],
+        memory: BlockMemory,
         receiver: Receiver,
-        pictures: tuple[Intake, EmbeddingCache] | None,
+        sources: tuple[Intake, EmbeddingCache, Prefixes] | None,
         clock: Clock,
         wake: Callable[[], None],
         emit: Callable[[Event], None],
     ) -> None:
-        """``kv`` are the blocks and what brings KV into them that need not be computed;
-        ``pictures`` bring embeddings and take them back (None where nothing is prefilled);
-        ``wake`` tells the engine's pump that there is something to do, ``emit`` the session."""
+        """``sources`` bring embeddings, take them back, and bring KV of prefixes (None where
+        nothing is prefilled); ``wake`` tells the engine's pump that there is something to do,
+        ``emit`` the session."""
         self._engine = engine
-        self._memory, self._prefixes = kv
+        self._memory = memory
         self._receiver = receiver
-        self._pictures = pictures
+        self._sources = sources
         self._clock = clock
         self._wake = wake
         self._emit = emit
@@ -73,8 +74,8 @@ class DecodeService:
         now_s = self._clock.now()
         self._engine.submit(job, now_s)
         work = self._works[job.header.id] = _Work(job, now_s + job.header.budget_s)
-        if job.items and self._pictures is not None:
-            self._start(work, self._bring(work, self._pictures[0]), "bring")
+        if job.items and self._sources is not None:
+            self._start(work, self._bring(work, self._sources[0]), "bring")
         self._wake()
 
     def handle(self, outcome: Outcome) -> bool:
@@ -83,15 +84,8 @@ class DecodeService:
         if work is None:
             return False
         match outcome:
-            case Reserved(_, blocks, hit_tokens, awaited_tokens):
-                if awaited_tokens:
-                    self._start(work, self._bring_prefix(work, outcome), "prefix")
-                else:
-                    self._prefixes.forget(outcome.job)
-                if work.job.kv is not None and not work.is_fetching:
-                    work.is_fetching = True
-                    fetch = self._fetch(work, work.job.kv, blocks, hit_tokens)
-                    self._start(work, fetch, "fetch")
+            case Reserved():
+                self._reserved(work, outcome)
             case Drew(job_id, token):
                 self._emit(Tokens(job_id, (token,)))
             case Ended(job_id, reason, timing):
@@ -122,6 +116,36 @@ class DecodeService:
     def jobs(self) -> dict[JobId, SessionId]:
         """Jobs that hold something and their sessions."""
         return {job: work.job.header.session for job, work in self._works.items()}
+
+    def _reserved(self, work: _Work, reserved: Reserved) -> None:
+        """The job has its blocks: have filled what is not to be computed here."""
+        blocks, hit_tokens = reserved.blocks, reserved.hit_tokens
+        if work.job.kv is not None:
+            if not work.is_fetching:
+                work.is_fetching = True
+                fetch = self._fetch(work, work.job.kv, blocks, hit_tokens)
+                self._start(work, fetch, "fetch")
+        elif self._sources is not None and reserved.awaited_tokens > hit_tokens:
+            place = Place(blocks, hit_tokens, reserved.awaited_tokens)
+            self._start(work, self._bring_prefix(work, self._sources[2], place), "prefix")
+        else:
+            self._has_kv(work, hit_tokens)
+
+    async def _bring_prefix(self, work: _Work, prefixes: Prefixes, place: Place) -> None:
+        """Bring KV from a lower tier or another instance; what does not come is computed."""
+        num_tokens = await prefixes.bring(work.job, place, work.deadline_s)
+        self._engine.prefix_arrived(work.job.header.id, num_tokens)
+        self._has_kv(work, num_tokens)
+        self._wake()
+
+    def _has_kv(self, work: _Work, num_tokens: int) -> None:
+        """The KV of so many tokens need not be computed."""
+        work.expected.is_there(num_tokens)
+        self._check_expected(work)
+
+    def _check_expected(self, work: _Work) -> None:
+        if work.expected.is_stale:
+            self._engine.fail(work.job.header.id, StaleCache.code, "a picture is not cached")
 
     def _start(self, work: _Work, coroutine: Coroutine[Any, Any, None], word: str) -> None:
         task = asyncio.create_task(coroutine, name=f"{word} {work.job.header.id}")
@@ -154,23 +178,16 @@ class DecodeService:
             self._engine.arrived_all(job_id, token)
             self._wake()
 
-    async def _bring_prefix(self, work: _Work, reserved: Reserved) -> None:
-        """Bring KV that would have to be computed otherwise, as much as can be had."""
-        num_tokens = await self._prefixes.bring(
-            reserved.job,
-            reserved.blocks,
-            reserved.hit_tokens,
-            reserved.awaited_tokens,
-            work.deadline_s,
-        )
-        self._engine.prefix_arrived(reserved.job, num_tokens)
-        self._wake()
-
     async def _bring(self, work: _Work, intake: Intake) -> None:
         """Bring the job's pictures; each is computed with as soon as it is there."""
         job_id = work.job.header.id
 
-        def on_ready(index: int, entry: Entry) -> None:
+        def on_ready(index: int, entry: Entry | None) -> None:
+            if entry is None:
+                work.expected.is_absent(index)
+                self._check_expected(work)
+                self._wake()
+                return
             work.entries.append(entry)
             self._engine.item_ready(job_id, index, entry.blocks)
             self._wake()
@@ -192,6 +209,9 @@ class DecodeService:
     def _over(self, work: _Work) -> None:
         """The engine computes nothing more for the job. Pictures that a prefix hit made needless
         still come: their encoder keeps them for us until we took them."""
+        if not any(one.ref for one in work.job.items):
+            for task in work.tasks:
+                task.cancel()
         work.is_over = True
         self._settle(work)
 
@@ -199,10 +219,10 @@ class DecodeService:
         """Free everything once nobody writes into memory for this job any more."""
         if not work.is_over or not all(task.done() for task in work.tasks):
             return
-        if self._pictures is not None:
-            _, embeddings = self._pictures
+        if self._sources is not None:
             while work.entries:
-                embeddings.release(work.entries.pop())
+                self._sources[1].release(work.entries.pop())
+            self._sources[2].forget(work.job.header.id)
         if self._works.pop(work.job.header.id, None) is not None:
             self._engine.release(work.job.header.id)
             work.gone.set()

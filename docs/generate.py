@@ -28,6 +28,7 @@ _FLOORS = (
     ("triptych/executor", "Computes it. The only room of tensors."),
     ("triptych/cache", "Who holds which block. Integers only."),
     ("triptych/inputs", "Tokenizer, chat template, pictures."),
+    ("triptych/codec", "Numbers of blocks as other bytes: dtypes, INT8, FP8."),
     ("triptych/wire", "gRPC."),
     ("triptych/core", "Words that floors share."),
     ("triptych", "The shared engine."),
@@ -46,6 +47,7 @@ _TYPES = {
     "str": "text",
     "bool": "true or false",
     "dict[str, str]": "table of text",
+    "dict[str, tuple[str, ...]]": "table of arrays of text",
     "Annotated[float, Meta(ge=1)]": "number >= 1",
 }
 

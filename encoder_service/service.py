@@ -13,7 +13,7 @@ import msgspec
 
 from encoder_service.pictures import Pictures
 from encoder_service.recall import Recall
-from kvtransfer.lease import Offer
+from kvtransfer.offer import Offer
 from kvtransfer.sender import Outbox
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError

@@ -1,16 +1,39 @@
 """Wires the outbox and the receiver of one instance with the transports that exist."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kvtransfer.inproc import Inproc, Neighbour
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
-from kvtransfer.shm import Shm
-from kvtransfer.tcp import Tcp
+from kvtransfer.transports.inproc import Inproc, Neighbour
+from kvtransfer.transports.shm import Shm
+from kvtransfer.transports.tcp import Tcp
+from kvtransfer.transports.transport import Transport
 from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
 from triptych.core.ids import InstanceId
+
+Maker = Callable[[InstanceId, TransferConfig], Transport | None]
+"""Makes a way for an instance; None where this machine lacks what the way needs."""
+
+WAYS: dict[str, Maker] = {}
+"""Ways beside those of every instance, by the name that ``transfer.transport`` may have."""
+
+
+def build_ways(
+    instance: InstanceId,
+    config: TransferConfig,
+    neighbours: Mapping[InstanceId, Neighbour] | None = None,
+) -> tuple[Transport, ...]:
+    """The ways of an instance, nearest first; its outbox and its receiver share them.
+    ``neighbours`` are the outboxes of the same process by instance, which may change."""
+    made = [make(instance, config) for make in WAYS.values()]
+    return (
+        Inproc({} if neighbours is None else neighbours),
+        Shm(),
+        *(way for way in made if way is not None),
+        Tcp(config.timeout_s),
+    )
 
 
 def build_outbox(
@@ -19,9 +42,12 @@ def build_outbox(
     secret: bytes,
     clock: Clock,
     call_soon: Callable[..., Any],
+    ways: Sequence[Transport] | None = None,
 ) -> Outbox:
-    """The outbox of an instance; ``call_soon`` is its event loop's ``call_soon_threadsafe``."""
-    return Outbox(instance, config, secret, clock, call_soon)
+    """The outbox of an instance; ``call_soon`` is its event loop's ``call_soon_threadsafe``. It
+    closes the ways, so close the receiver first."""
+    given = build_ways(instance, config) if ways is None else ways
+    return Outbox(instance, config, secret, clock, call_soon, given)
 
 
 def build_receiver(
@@ -29,13 +55,8 @@ def build_receiver(
     config: TransferConfig,
     secret: bytes,
     clock: Clock,
-    neighbours: Mapping[InstanceId, Neighbour] | None = None,
+    ways: Sequence[Transport] | None = None,
 ) -> Receiver:
-    """The receiver of an instance. ``neighbours`` are the outboxes of the same process by
-    instance, a mapping that may change while the receiver lives."""
-    transports = (
-        Inproc({} if neighbours is None else neighbours),
-        Shm(),
-        Tcp(config.timeout_s),
-    )
-    return Receiver(instance, config, secret, clock, transports)
+    """The receiver of an instance, by ``ways`` that somebody else closes."""
+    given = build_ways(instance, config) if ways is None else ways
+    return Receiver(instance, config, secret, clock, given)

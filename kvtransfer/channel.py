@@ -2,8 +2,8 @@
 
 Used by one thread, which another may ``wake``. Both sides prove the cluster's secret (HMAC-SHA256
 over two nonces), and every later frame carries a MAC over its number, header and body, so no frame
-can be forged, changed, replayed, dropped or reordered unseen. A payload's bytes are covered by the
-digest in its frame. Nothing is encrypted. Knows frames and time-outs, not what a transfer is.
+can be forged, changed, replayed, dropped or reordered unseen. A payload is covered by the tag that
+announced it (``seal``). Nothing is encrypted. Knows frames and time-outs, not what a transfer is.
 """
 
 import errno
@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from kvtransfer import manifest
-from kvtransfer.manifest import HEADER_BYTES, MAC_BYTES, PREFIX_BYTES, Hello, Message, Welcome
+from kvtransfer.manifest import HEADER_BYTES, PREFIX_BYTES, Hello, Message, Welcome
+from kvtransfer.seal import derive, frame_mac, payload_tag
 from triptych.core.clock import Clock
 from triptych.core.errors import DeadlineExceeded, InstanceLost, TransferError
 
@@ -52,8 +53,11 @@ class Channel:
         self._closing = threading.Lock()
         self._is_closed = False
         self._keys: tuple[bytes, bytes] | None = None
-        self._sent = 0
-        self._received = 0
+        self._payload_key = b""
+        self._enclosed: list[int] = []
+        self.num_sent = 0
+        """Frames sent under the present key."""
+        self.num_received = 0
         self.deadline_s = math.inf
         """Point of the clock at which waiting ends with DeadlineExceeded."""
         self.on_wake: Callable[[], None] = _nothing
@@ -113,18 +117,30 @@ class Channel:
 
     # -- sending
 
-    def send(
-        self, message: Message, payload: Sequence[memoryview] = (), descriptors: Sequence[int] = ()
-    ) -> None:
+    @property
+    def is_unix(self) -> bool:
+        """Whether the peer is on this machine and may be passed descriptors."""
+        return self._sock.family == socket.AF_UNIX
+
+    def enclose(self, descriptor: int) -> None:
+        """Pass a file descriptor with the next frame. It stays the caller's."""
+        self._enclosed.append(descriptor)
+
+    def tag(self, number: int, parts: Sequence[memoryview]) -> bytes:
+        """Tag of bytes that the ``number``-th frame of this session's giver announces."""
+        return payload_tag(self._payload_key, number, parts)
+
+    def send(self, message: Message, payload: Sequence[memoryview] = ()) -> None:
         """Send one frame and the payload behind it; returns when the kernel has all of it."""
         prefix, body = manifest.encode(message, sum(len(part) for part in payload))
-        mac = self._mac(0, self._sent, prefix, body)
-        self._sent += 1
-        self._write([memoryview(prefix + mac + body), *payload], descriptors)
+        mac = self._mac(0, self.num_sent, prefix, body)
+        self.num_sent += 1
+        self._write([memoryview(prefix + mac + body), *payload])
 
-    def _write(self, parts: list[memoryview], descriptors: Sequence[int]) -> None:
+    def _write(self, parts: list[memoryview]) -> None:
         self.is_between_frames = False
-        ancillary = [_rights(descriptors)] if descriptors else []
+        ancillary = [_rights(self._enclosed)] if self._enclosed else []
+        self._enclosed = []
         at, until_s = 0, self._clock.now() + self._timeout_s
         while at < len(parts):
             try:
@@ -232,23 +248,24 @@ class Channel:
     def greet(self, secret: bytes, own: str) -> str:
         """The taker's side of the handshake; the peer's name. Raises TransferError."""
         nonce = secrets.token_bytes(32)
-        hello_key = _key(secret, b"hello")
+        hello_key = derive(secret, b"hello")
         self._keys = (hello_key, hello_key)
         self.send(Hello(own, nonce))
         prefix, header, body = self._receive_frame(None, manifest.MAX_GREETING_BYTES)
         message = manifest.decode(prefix.kind, body)
         if not isinstance(message, Welcome):
             raise TransferError("handshake: the peer did not welcome us")
-        session = _key(secret, b"session", nonce, message.nonce, own, message.instance)
-        self._keys = (_key(session, b"take"), _key(session, b"give"))
-        self._sent = 0
+        session = derive(secret, b"session", nonce, message.nonce, own, message.instance)
+        self._keys = (derive(session, b"take"), derive(session, b"give"))
+        self._payload_key = derive(session, b"payload")
+        self.num_sent = 0
         self._verify(header, body)
         return message.instance
 
     def welcome(self, secret: bytes, own: str) -> str:
         """The giver's side; the name that the peer claims. Its knowledge of the secret is fresh
         only once its next frame is received. Raises TransferError."""
-        hello_key = _key(secret, b"hello")
+        hello_key = derive(secret, b"hello")
         self._keys = (hello_key, hello_key)
         prefix, header, body = self._receive_frame(None, manifest.MAX_GREETING_BYTES)
         self._verify(header, body)
@@ -256,36 +273,27 @@ class Channel:
         if not isinstance(message, Hello):
             raise TransferError("handshake: the peer did not greet")
         nonce = secrets.token_bytes(32)
-        session = _key(secret, b"session", message.nonce, nonce, message.instance, own)
-        self._keys = (_key(session, b"give"), _key(session, b"take"))
-        self._received = 0
+        session = derive(secret, b"session", message.nonce, nonce, message.instance, own)
+        self._keys = (derive(session, b"give"), derive(session, b"take"))
+        self._payload_key = derive(session, b"payload")
+        self.num_received = 0
         self.send(Welcome(own, nonce))
         return message.instance
 
     def _mac(self, direction: int, number: int, prefix: bytes, body: bytes) -> bytes:
         if self._keys is None:
             raise TransferError("channel: a frame before the handshake")
-        data = number.to_bytes(8, "little") + prefix + body
-        return hmac.digest(self._keys[direction], data, "sha256")[:MAC_BYTES]
+        return frame_mac(self._keys[direction], number, prefix, body)
 
     def _verify(self, header: bytes, body: bytes) -> None:
-        expected = self._mac(1, self._received, header[:PREFIX_BYTES], body)
+        expected = self._mac(1, self.num_received, header[:PREFIX_BYTES], body)
         if not hmac.compare_digest(expected, header[PREFIX_BYTES:]):
             raise TransferError("frame: wrong MAC")
-        self._received += 1
+        self.num_received += 1
 
 
 def _nothing() -> None:
     """The default of ``on_wake``."""
-
-
-def _key(secret: bytes, label: bytes, *fields: bytes | str) -> bytes:
-    """A key for one purpose; fields are length-prefixed, so no two purposes collide."""
-    data = b"triptych-kvtransfer-1 " + label
-    for field in fields:
-        raw = field.encode() if isinstance(field, str) else field
-        data += len(raw).to_bytes(4, "little") + raw
-    return hmac.digest(secret, data, "sha256")
 
 
 def _rights(descriptors: Sequence[int]) -> tuple[int, int, bytes]:

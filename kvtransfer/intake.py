@@ -1,6 +1,7 @@
 """Embeddings on their way in: places for all items of a request first, then the missing ones.
 
-    entry READY                   use it; the promise is consumed in the background
+    entry READY                   use it; the promise, if any, is consumed in the background
+    no promise and not READY      said to be absent: its KV may be cached instead
     entry new, or without writer  fill it from a lower tier, or fetch the promise into it
     entry PENDING                 somebody fetches or encodes the same picture: wait for that, and
                                   fetch our own promise if it gives up
@@ -19,13 +20,14 @@ from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
 from triptych.core.census import Holding
 from triptych.core.clock import Clock
 from triptych.core.errors import DeadlineExceeded, RequestError, TransferError, TriptychError
-from triptych.core.handoff import PromisedItem
+from triptych.core.handoff import PromisedItem, TransferRef
 from triptych.core.ids import InstanceId
 from triptych.core.ports import BlockMemory
 
 log = logging.getLogger(__name__)
 
-Ready = Callable[[int, Entry], None]
+Ready = Callable[[int, Entry | None], None]
+"""Index of an item, and its entry; None: nothing was promised and nothing is cached."""
 
 Recall = Callable[[Entry], Awaitable[bool]]
 """Fills a new entry from a lower tier. Whether it did; the entry's rows are anything otherwise."""
@@ -65,8 +67,8 @@ class Intake:
     async def bring(
         self, items: Sequence[PromisedItem], deadline_s: float, on_ready: Ready, owner: str
     ) -> None:
-        """Return when every item's entry is READY, having called ``on_ready(index, entry)`` for
-        each as it became so.
+        """Return when every item's entry is READY or said to be absent, having called
+        ``on_ready(index, entry)`` for each as it became so.
 
         The hold on an entry passes to the caller with ``on_ready``: it must ``release`` it, also
         if this raises afterwards. Holds that were not passed on are released here. ``deadline_s``
@@ -75,17 +77,23 @@ class Intake:
         """
         if not items:
             return
-        if not self._cache.fits(*{one.item.key: one.item.num_tokens for one in items}.values()):
+        wanted = {one.item.key: one.item.num_tokens for one in items if one.ref is not None}
+        if not self._cache.fits(*wanted.values()):
             raise RequestError("the pictures do not fit into the embedding cache together")
         entries = await self._reserve(items, deadline_s, owner)
-        for entry, promised in zip(entries, items, strict=True):
-            if promised.ref.instance == self._instance and entry.is_new:
+        for index, entry in entries.items():
+            if self._is_own(items[index].ref) and entry.is_new:
                 self._cache.entrust(entry)  # to the own encoder, which may be there before us
-        kept = dict(enumerate(entries))
+        kept = dict(entries)
 
         async def bring_one(index: int) -> None:
-            await self._make_ready(items[index], kept[index], deadline_s)
+            if (ref := items[index].ref) is not None:
+                await self._make_ready(ref, kept[index], deadline_s)
             on_ready(index, kept.pop(index))
+
+        for index in range(len(items)):
+            if index not in entries:
+                on_ready(index, None)
 
         tasks = [asyncio.create_task(bring_one(index)) for index in kept]
         try:
@@ -114,44 +122,50 @@ class Intake:
 
     async def _reserve(
         self, items: Sequence[PromisedItem], deadline_s: float, owner: str
-    ) -> list[Entry]:
-        wanted = [(one.item.key, one.item.num_tokens) for one in items]
+    ) -> dict[int, Entry]:
+        """Entries by index of the items that are promised or cached, all at once. Nothing is held
+        while room is waited for, not even what is cached."""
         self.num_waiting += 1
         try:
             async with _until(deadline_s, self._clock), self._turn:
                 while True:
                     self._room.clear()
-                    entries = self._cache.reserve_all(wanted, owner)
+                    wanted = {
+                        index: (one.item.key, one.item.num_tokens)
+                        for index, one in enumerate(items)
+                        if one.ref is not None or self._cache.has(one.item.key)
+                    }
+                    entries = self._cache.reserve_all(list(wanted.values()), owner)
                     if entries is not None:
-                        return entries
+                        return dict(zip(wanted, entries, strict=True))
                     await self._room.wait()
         except TimeoutError:
             raise DeadlineExceeded("no room for the pictures in time") from None
         finally:
             self.num_waiting -= 1
 
-    async def _make_ready(self, promised: PromisedItem, entry: Entry, deadline_s: float) -> None:
-        if promised.ref.instance == self._instance and not entry.is_ready:
-            await self._fetch(promised, (), deadline_s)
+    def _is_own(self, ref: TransferRef | None) -> bool:
+        return ref is not None and ref.instance == self._instance
+
+    async def _make_ready(self, ref: TransferRef, entry: Entry, deadline_s: float) -> None:
+        if self._is_own(ref) and not entry.is_ready:
+            await self._fetch(ref, (), deadline_s)
         else:
             while not entry.is_ready and not self._cache.claim(entry):
                 await self._watch(entry, deadline_s)
             if entry.is_new and await self._recall(entry):
                 self._cache.commit(entry)
-                self._consume(promised, deadline_s)
+                self._consume(ref, deadline_s)
             elif entry.is_new:
-                await self._fetch(promised, entry.blocks, deadline_s)
+                await self._fetch(ref, entry.blocks, deadline_s)
                 self._memory.absorb(entry.blocks)
                 self._cache.commit(entry)
             else:
-                self._consume(promised, deadline_s)
+                self._consume(ref, deadline_s)
         if not entry.is_ready:
             raise TransferError("a promised embedding was not made")
 
-    async def _fetch(
-        self, promised: PromisedItem, blocks: Sequence[int], deadline_s: float
-    ) -> None:
-        ref = promised.ref
+    async def _fetch(self, ref: TransferRef, blocks: Sequence[int], deadline_s: float) -> None:
         await self._receiver.fetch(ref, self._memory, blocks, 0, _ignore, deadline_s)
 
     async def _watch(self, entry: Entry, deadline_s: float) -> None:
@@ -166,9 +180,9 @@ class Intake:
         if entry.state is EntryState.FAILED:
             raise TransferError("the same picture was not encoded for another request")
 
-    def _consume(self, promised: PromisedItem, deadline_s: float) -> None:
+    def _consume(self, ref: TransferRef, deadline_s: float) -> None:
         """Take a promise whose bytes are not needed, so that its producer need not keep them."""
-        task = asyncio.create_task(_quietly(self._fetch(promised, (), deadline_s)))
+        task = asyncio.create_task(_quietly(self._fetch(ref, (), deadline_s)))
         self._consuming.add(task)
         task.add_done_callback(self._consuming.discard)
 

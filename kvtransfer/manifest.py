@@ -6,13 +6,15 @@
     Fetch(handle, ...)         ->                              once per transfer
                                <-  Wait ...                    while nothing is there to send
                                <-  Manifest(layout, ...)       the handle is offered
-                               <-  Chunk(...) + payload        as blocks are appended
+                               <-  Chunk(...)                  as pieces are appended
+                               <-  Data + payload              behind a chunk, if in the stream
                                <-  Finish(num_blocks, tail)
     Ack                        ->                              every byte has arrived
                                <-  Acked                       only now it counts
                                <-  Abort(code, detail)         in place of anything of the giver
 
-Knows bytes and limits. Does not know sockets, keys or memory.
+A fetch counts tokens, because the two sides may have blocks of different sizes; what the giver says
+counts its own blocks. Knows bytes and limits. Does not know sockets, keys or memory.
 """
 
 import struct
@@ -21,16 +23,20 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from kvtransfer.seal import MAC_BYTES
 from triptych.core.errors import TransferError
+from triptych.core.layout import Layout
 
 MAGIC = b"TPTX"
-VERSION = 1
-MAC_BYTES = 16
+VERSION = 2
 MAX_BODY_BYTES = 131_072
 MAX_GREETING_BYTES = 1_024
 """Limit of a body from a peer that has not proved to know the secret."""
 MAX_TAIL_BYTES = 65_536
+MAX_ATTACH_BYTES = 65_536
 MAX_CHUNK_BLOCKS = 512
+RAW = "raw"
+"""The wire format of bytes as they lie in blocks."""
 
 _PREFIX = struct.Struct("<4sBBHIQ")
 PREFIX_BYTES = _PREFIX.size
@@ -40,8 +46,9 @@ _Name = Annotated[str, Meta(max_length=256)]
 _Text = Annotated[str, Meta(max_length=2_048)]
 _Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 _Index = Annotated[int, Meta(ge=0, le=2**40)]
-_Digest = Annotated[bytes, Meta(max_length=32)]
-_Blocks = Annotated[tuple[_Index, ...], Meta(max_length=MAX_CHUNK_BLOCKS)]
+_Tag = Annotated[bytes, Meta(max_length=16)]
+_Attach = Annotated[bytes, Meta(max_length=MAX_ATTACH_BYTES)]
+_Places = Annotated[tuple[_Index, ...], Meta(min_length=1, max_length=MAX_CHUNK_BLOCKS)]
 
 
 class _Body(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -63,36 +70,52 @@ class Welcome(_Body, frozen=True):
 
 
 class Fetch(_Body, frozen=True):
-    """Give blocks ``[first_block, first_block + num_blocks)`` of what the handle promises."""
+    """Give the KV or rows of tokens ``[first_token, end_token)`` of what the handle promises; with
+    none wanted, only the tail. Blocks that hold other tokens too come whole."""
 
     handle: _Name
     epoch: _Index
     layout: _Name
-    first_block: _Index
-    num_blocks: _Index
+    """Fingerprint of the layout that was promised."""
+    first_token: _Index
+    end_token: _Index
+    via: _Name
+    """Transport that is to carry the bytes."""
+    wire: _Name = RAW
+    """Format of the bytes that the taker would like best."""
 
 
 class Manifest(_Body, frozen=True):
-    """The handle is offered out of this store."""
+    """The handle is offered, and in which store of the giver its bytes lie."""
 
-    layout: _Name
-    memory: _Index
-    """Number of the store at this giver; its file descriptor came or comes with the first one."""
-    store_blocks: _Index
-    """Blocks of the whole store."""
-    is_mapped: bool
-    """Whether the taker reads the store itself; otherwise the payload follows each chunk."""
+    layout: Layout
+    """Of the giver's blocks."""
+    wire: _Name
+    """Format of the bytes."""
+    store: _Index
+    """Number of the store at this giver."""
+    store_bytes: _Index
+    """Size of the whole store."""
+    attach: _Attach
+    """What the taker's side of the transport must know to reach the store; maybe a secret."""
 
 
 class Chunk(_Body, frozen=True):
-    """Blocks ``[first_block, first_block + num_blocks)`` of the transfer."""
+    """Layers ``[first_layer, first_layer + num_layers)`` of blocks ``[first_block, first_block +
+    num_blocks)`` of the transfer."""
 
     first_block: _Index
     num_blocks: Annotated[int, Meta(ge=1, le=MAX_CHUNK_BLOCKS)]
-    blocks: _Blocks
-    """Their places in the giver's store; empty if the payload follows."""
-    digest: _Digest
-    """SHA-256 of the bytes in order; empty if digests are off."""
+    first_layer: _Index
+    num_layers: Annotated[int, Meta(ge=1, le=2**16)]
+    places: _Places
+    """Where they are: a block of the giver's store each."""
+    tag: _Tag
+    """AES-GMAC of the bytes in order; empty if digests are off."""
+
+
+class Data(_Body, frozen=True):
+    """The bytes of the chunk before, behind this frame."""
 
 
 class Wait(_Body, frozen=True):
@@ -100,7 +123,8 @@ class Wait(_Body, frozen=True):
 
 
 class Finish(_Body, frozen=True):
-    """Nothing follows. ``num_blocks`` counts the whole transfer, not only what was fetched."""
+    """Nothing follows. ``num_blocks`` counts the giver's blocks of the whole transfer, fetched or
+    not."""
 
     num_blocks: _Index
     tail: Annotated[bytes, Meta(max_length=MAX_TAIL_BYTES)]
@@ -121,9 +145,9 @@ class Acked(_Body, frozen=True):
     """The giver had not taken the memory back before the ack came: the bytes are valid."""
 
 
-Message = Hello | Welcome | Fetch | Manifest | Chunk | Wait | Finish | Abort | Ack | Acked
+Message = Hello | Welcome | Fetch | Manifest | Chunk | Data | Wait | Finish | Abort | Ack | Acked
 _TYPES: tuple[type[Message], ...] = (
-    Hello, Welcome, Fetch, Manifest, Chunk, Wait, Finish, Abort, Ack, Acked,
+    Hello, Welcome, Fetch, Manifest, Chunk, Data, Wait, Finish, Abort, Ack, Acked,
 )  # fmt: skip
 """In the order of their numbers on the wire, from 1: never reorder."""
 
@@ -158,7 +182,7 @@ def parse_prefix(data: bytes, max_body_bytes: int) -> Prefix:
         raise TransferError(f"frame: unknown kind {kind}")
     if body_bytes > max_body_bytes:
         raise TransferError(f"frame: body of {body_bytes} bytes, limit {max_body_bytes}")
-    if payload_bytes and _TYPES[kind - 1] is not Chunk:
+    if payload_bytes and _TYPES[kind - 1] is not Data:
         raise TransferError("frame: payload where none belongs")
     return Prefix(kind, body_bytes, payload_bytes)
 

@@ -1,92 +1,148 @@
-"""KV of prompts that need not be computed: where it could come from, and how it is brought.
+"""KV of a prompt's beginning from elsewhere: who could bring how much, and bringing it.
 
-A sequence is asked about when it is given its blocks (``LanguageEngine(elsewhere=...)``), every
-source in turn; who has the longest prefix brings it. Whatever goes wrong on the way costs the
-prefix and never the answer. Runs on one event loop. Does not know tiers or instances.
+Sources stand nearest first, and each goes on where the one before it ended. What none of them
+brings is computed, so no failure here is anybody's error. Knows no engine.
 """
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from kvtransfer.receiver import Receiver
 from triptych.cache.kv import KvTable
+from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
-from triptych.core.handoff import LanguageJob
+from triptych.core.handoff import LanguageJob, PromisedItem
 from triptych.core.ids import BlockId, JobId
+from triptych.core.ports import BlockMemory
 
 log = logging.getLogger(__name__)
 
 
-class Found(Protocol):
-    """A prefix that a source could bring for one sequence."""
+class Place(NamedTuple):
+    """Where a prefix belongs: blocks of the sequence, and its tokens ``[start, end)``, full blocks
+    of it, that are awaited."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Leading tokens, full blocks."""
-        ...
-
-    async def bring(self, blocks: Sequence[BlockId], first: int, deadline_s: float) -> int:
-        """Fill ``blocks[first:]``, the blocks of the leading tokens; those before are there.
-
-        How many of ``blocks`` are right afterwards, verified, at least ``first``. When it has
-        returned or raised, by whatever cause, nobody writes to them any more. ``deadline_s`` is a
-        point of the clock."""
-        ...
+    blocks: Sequence[BlockId]
+    start: int
+    end: int
 
 
-class Source(Protocol):
-    """Something that may hold KV of prompts."""
+class PrefixSource(Protocol):
+    """A lower tier, or another instance."""
 
-    def find(self, job: LanguageJob, table: KvTable) -> Found | None:
-        """What it could bring of a sequence beyond ``table.hit_tokens``. Quick and pure; what was
-        found may be gone when it is to be brought."""
+    def num_tokens(self, job: LanguageJob, table: KvTable) -> int:
+        """Leading tokens that could be brought, full blocks. Called on the loop; must not block."""
         ...
 
     def foresee(self, job: LanguageJob, table: KvTable) -> None:
-        """A sequence waits for its turn: what ``find`` will be asked for may be made ready."""
+        """The sequence waits for its turn: what ``num_tokens`` will be asked about may be made
+        ready."""
+        ...
+
+    def forget(self, job: JobId) -> None:
+        """The job is over: nothing will be brought for it any more."""
+        ...
+
+    async def bring(self, job: LanguageJob, place: Place, deadline_s: float) -> int:
+        """Fill blocks behind ``place.start``; up to which token all KV is there and verified, at
+        least ``place.start``. When this has returned or raised, nobody writes to the blocks."""
         ...
 
 
 class Prefixes:
-    """The sources of one instance, the nearest first: of equal prefixes it is preferred."""
+    """All sources of an instance, the nearest first."""
 
-    def __init__(self, sources: Sequence[Source], block_size: int) -> None:
+    def __init__(self, sources: Sequence[PrefixSource]) -> None:
         self._sources = sources
-        self._block_size = block_size
-        self._found: dict[JobId, Found] = {}
 
     def elsewhere(self, job: LanguageJob, table: KvTable) -> int:
-        """``engine.room.Elsewhere``: how many leading tokens could be brought."""
-        self._found.pop(job.header.id, None)
-        every = [source.find(job, table) for source in self._sources]
-        found = [one for one in every if one is not None and one.num_tokens > table.hit_tokens]
-        if not found:
-            return 0
-        best = self._found[job.header.id] = max(found, key=lambda one: one.num_tokens)
-        return best.num_tokens
+        """See ``engine.room.Elsewhere``."""
+        return max((source.num_tokens(job, table) for source in self._sources), default=0)
 
     def foresee(self, job: LanguageJob, table: KvTable) -> None:
-        """The sequence waits for its turn."""
+        """See ``engine.room.Foresee``."""
         for source in self._sources:
             source.foresee(job, table)
 
     def forget(self, job: JobId) -> None:
-        """Nothing is awaited for the job after all."""
-        self._found.pop(job, None)
+        """The job is over."""
+        for source in self._sources:
+            source.forget(job)
 
-    async def bring(
-        self, job: JobId, blocks: Sequence[BlockId], hit: int, awaited: int, deadline_s: float
-    ) -> int:
-        """Bring tokens ``[hit, awaited)`` of a job into its ``blocks``; how many leading tokens
-        are there now, at least ``hit``. When it has returned or was cancelled, nobody writes to
-        the blocks any more."""
-        found = self._found.pop(job, None)
-        if found is None:
-            return hit
-        size = self._block_size
+    async def bring(self, job: LanguageJob, place: Place, deadline_s: float) -> int:
+        """Fill as much of ``place`` as can be had; up to which token it is."""
+        for source in self._sources:
+            if place.start < place.end:
+                place = place._replace(start=await source.bring(job, place, deadline_s))
+        return place.start
+
+
+class Lent:
+    """The source of prefixes that other instances lend, as jobs say."""
+
+    def __init__(
+        self, receiver: Receiver, memory: BlockMemory, clock: Clock, patience_s: float
+    ) -> None:
+        """``patience_s`` bounds a fetch: recomputing is the other way."""
+        self._receiver = receiver
+        self._memory = memory
+        self._clock = clock
+        self._patience_s = patience_s
+
+    def num_tokens(self, job: LanguageJob, _table: KvTable) -> int:
+        """See ``PrefixSource``."""
+        return 0 if job.prefix is None else job.prefix.num_tokens
+
+    def foresee(self, _job: LanguageJob, _table: KvTable) -> None:
+        """Nothing is made ready: what is lent is fetched when its blocks are there."""
+
+    def forget(self, _job: JobId) -> None:
+        """Nothing was noted."""
+
+    async def bring(self, job: LanguageJob, place: Place, deadline_s: float) -> int:
+        """See ``PrefixSource``."""
+        ref, size = job.prefix, self._memory.layout.block_size
+        if ref is None:
+            return place.start
+        end = min(place.end, ref.num_tokens) // size * size
+        if end <= place.start:
+            return place.start
+        first = place.start // size
+        wanted = place.blocks[first : end // size]
+        until_s = min(deadline_s, self._clock.now() + self._patience_s)
         try:
-            count = await found.bring(blocks[: awaited // size], hit // size, deadline_s)
+            await self._receiver.fetch(ref, self._memory, wanted, first, _ignore, until_s)
         except TriptychError as error:
-            log.info("%s: a prefix was not brought: %s", job, error)
-            return hit
-        return count * size
+            log.info("%s: the prefix is computed instead: %s", job.header.id, error)
+            return place.start
+        self._memory.absorb(wanted)
+        return end
+
+
+class Expected:
+    """Items that nobody encodes for a job, and whether its cached KV or embeddings make up for
+    that."""
+
+    def __init__(self, items: Sequence[PromisedItem]) -> None:
+        self._ends = {index: one.item.end for index, one in enumerate(items) if one.ref is None}
+        self._absent: set[int] = set()
+        self._sure = 0
+        self._is_sure = False
+
+    def is_absent(self, index: int) -> None:
+        """The embedding of an item is not cached."""
+        self._absent.add(index)
+
+    def is_there(self, num_tokens: int) -> None:
+        """The KV of the first ``num_tokens`` is there and nothing more is awaited."""
+        self._sure, self._is_sure = num_tokens, True
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether an item will never come that has to be computed."""
+        return self._is_sure and any(self._ends[index] > self._sure for index in self._absent)
+
+
+def _ignore(_: int) -> None:
+    """How far a prefix is interests nobody: all of it counts, or nothing."""

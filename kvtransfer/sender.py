@@ -1,50 +1,37 @@
-"""The giving side: an outbox, and a thread per connection that serves fetches from it.
+"""The giving side: an outbox, and the listeners through which takers come.
 
-Blocking threads, because they were measured 3 to 5 times as fast as asyncio streams. Engine state
-is touched only through ``call_soon``. Does not know what the blocks mean.
+Engine state is touched only through ``call_soon``. Does not know what the blocks mean.
 """
 
 import asyncio
-import hashlib
 import logging
-import math
 import os
 import select
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import Any
 
-from kvtransfer import shm, tcp
 from kvtransfer.channel import Channel
-from kvtransfer.lease import Ended, Lease, Offer, Offers, Release, Verdict
-from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Fetch, Finish, Manifest, Wait
-from kvtransfer.transport import machine_id, slices
+from kvtransfer.giver import Conversation
+from kvtransfer.lease import Lease, Release, Verdict
+from kvtransfer.offer import Offer, Offers
+from kvtransfer.staging import Staging
+from kvtransfer.transports import shm, tcp
+from kvtransfer.transports.transport import Carrier, Transport, machine_id
 from triptych.core.census import Holding
 from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
-from triptych.core.errors import InstanceLost, TransferError, TriptychError
+from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import Endpoint
 from triptych.core.ids import Handle, InstanceId
 from triptych.core.ports import BlockMemory
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
-"""Blocks gather up to this size into one chunk; a block is never split."""
 MAX_CONNECTIONS = 1024
-
-
-class Reach(Enum):
-    """What a taker can read of a store by itself."""
-
-    STREAM = "stream"
-    """Nothing: the bytes follow in the stream."""
-    FILE = "file"
-    """A memfd passed to it, if the store has one."""
-    DIRECT = "direct"
-    """The store, being in the same process."""
+ADDRESSED = ("inproc", "shm", "tcp")
+"""Ways that an endpoint offers by its addresses; the others it names."""
 
 
 class Outbox:
@@ -57,16 +44,19 @@ class Outbox:
         secret: bytes,
         clock: Clock,
         call_soon: Callable[..., Any],
+        ways: Sequence[Transport],
     ) -> None:
         self.instance = instance
         self.config = config
         self.secret = secret
         self.clock = clock
         self.offers = Offers(config.lease_s, clock, call_soon)
+        self.staging = Staging()
         self._lock = threading.Lock()
-        self._conversations: set[_Conversation] = set()
-        self._stores: list[tuple[BlockMemory, int]] = []
-        """Every store ever offered and a read-only descriptor of it, or -1."""
+        self._ways = {way.name: way for way in ways}
+        self._conversations: set[Conversation] = set()
+        self._stores: list[BlockMemory] = []
+        """Every store ever offered; its index is its number in manifests."""
         self._listeners: list[socket.socket] = []
         self._listening: threading.Thread | None = None
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -84,7 +74,8 @@ class Outbox:
         )
         self._listening.start()
         port: int = over_tcp.getsockname()[1]
-        return Endpoint(host=self.config.host, port=port, path=path, machine=machine_id())
+        ways = tuple(name for name in self._ways if name not in ADDRESSED)
+        return Endpoint(self.config.host, port, path, machine_id(), ways)
 
     def offer(
         self,
@@ -142,12 +133,12 @@ class Outbox:
         await asyncio.to_thread(self._join, talks)
         for listener in self._listeners:
             listener.close()
-        for _, fd in self._stores:
-            if fd >= 0:
-                os.close(fd)
+        for way in self._ways.values():
+            way.close()
+        self.staging.close()
         os.close(self._wake_fd)
 
-    def _join(self, talks: "list[_Conversation]") -> None:
+    def _join(self, talks: list[Conversation]) -> None:
         if self._listening is not None:
             self._listening.join()
         for talk in talks:
@@ -158,7 +149,7 @@ class Outbox:
     def connect(self) -> socket.socket:
         """A connected socket to this outbox for the same process. Raises InstanceLost."""
         ours, theirs = socket.socketpair()
-        if not self._admit(ours, reach=Reach.DIRECT):
+        if not self._admit(ours):
             theirs.close()
             raise InstanceLost("the instance stops or has too many connections")
         return theirs
@@ -167,23 +158,26 @@ class Outbox:
         """A store by its number. Raises TransferError."""
         if number >= len(self._stores):
             raise TransferError("manifest: names no store of the instance")
-        return self._stores[number][0]
+        return self._stores[number]
 
-    def store(self, memory: BlockMemory) -> tuple[int, int]:
-        """Number and read-only descriptor (or -1) of a store."""
+    # -- the side of conversations
+
+    def number(self, memory: BlockMemory) -> int:
+        """Number of a store."""
         with self._lock:
-            for number, (known, fd) in enumerate(self._stores):
+            for number, known in enumerate(self._stores):
                 if known is memory:
-                    return number, fd
-            try:
-                fd = shm.readonly(memory.fd) if memory.fd >= 0 else -1
-            except OSError as error:
-                log.warning("a store cannot be shared, its blocks are sent: %s", error.strerror)
-                fd = -1
-            self._stores.append((memory, fd))
-            return len(self._stores) - 1, fd
+                    return number
+            self._stores.append(memory)
+            return len(self._stores) - 1
 
-    def forget(self, talk: "_Conversation") -> None:
+    def carrier(self, via: str, channel: Channel) -> Carrier:
+        """What carries bytes to the taker at the other end of ``channel``. Raises TransferError."""
+        if via not in self._ways:
+            raise TransferError(f"fetch: no transport {via} here")
+        return self._ways[via].carrier(channel)
+
+    def forget(self, talk: Conversation) -> None:
         """A connection is over."""
         with self._lock:
             self._conversations.discard(talk)
@@ -214,171 +208,14 @@ class Outbox:
             return
         if not is_unix:
             tcp.tune(sock, self.config.timeout_s)
-        self._admit(sock, reach=Reach.FILE if is_unix else Reach.STREAM)
+        self._admit(sock)
 
-    def _admit(self, sock: socket.socket, *, reach: Reach) -> bool:
+    def _admit(self, sock: socket.socket) -> bool:
         with self._lock:
             if self.is_closing or len(self._conversations) >= MAX_CONNECTIONS:
                 sock.close()
                 return False
-            talk = _Conversation(self, sock, reach=reach)
+            talk = Conversation(self, sock)
             self._conversations.add(talk)
             talk.thread.start()
             return True
-
-
-class _Conversation:
-    """One connection: fetches one after the other, on its own thread."""
-
-    def __init__(self, outbox: Outbox, sock: socket.socket, *, reach: Reach) -> None:
-        self._outbox = outbox
-        self._offers = outbox.offers
-        self._clock = outbox.clock
-        self._heartbeat_s = outbox.config.heartbeat_s
-        self._reach = reach
-        self._passed: set[int] = set()
-        """Stores whose descriptor the taker has."""
-        self._spoke_s = 0.0
-        self._heard_s = 0.0
-        self.channel = Channel(sock, outbox.clock, outbox.config.timeout_s)
-        self.channel.on_wake = self._check
-        self.peer = "?"
-        self.is_serving = False
-        self._offer: Offer | None = None
-        self.thread = threading.Thread(
-            target=self._run, name=f"{outbox.instance} giver", daemon=True
-        )
-
-    def _run(self) -> None:
-        try:
-            self.peer = self.channel.welcome(self._outbox.secret, self._outbox.instance)
-            while True:
-                message, _ = self.channel.receive(math.inf)
-                if not isinstance(message, Fetch):
-                    raise TransferError("a taker begins with Fetch")
-                self._serve(message)
-        except Ended as ended:
-            self._abort(ended.verdict)
-        except TriptychError as error:
-            log.debug("connection with %s: %s", self.peer, error)
-        finally:
-            self.channel.close()
-            self._outbox.forget(self)
-
-    def _check(self) -> None:
-        """Whether to go on; called when woken."""
-        verdict = self._offer.verdict if self._offer is not None else None
-        if verdict is not None:
-            raise Ended(verdict)
-        if self._outbox.is_closing:
-            raise Ended(Verdict(Release.WITHDRAWN, "unavailable", "the instance stops"))
-
-    def _serve(self, fetch: Fetch) -> None:
-        """Give what ``fetch`` asks for. Whatever is raised, the lease is released first."""
-        self._heard_s = self._clock.now()
-        self.is_serving = True
-        offer = self._offer = self._claim(fetch)
-        verdict = Verdict(Release.TAKER_LOST, detail="its taker was lost")
-        try:
-            self._give(offer, fetch)
-            self._offers.take(offer)
-            verdict = Verdict(Release.TAKEN, detail="it was taken already")
-        except Ended as ended:
-            verdict = ended.verdict
-            raise
-        finally:
-            self._offer = None
-            self.is_serving = False
-            self._offers.settle(offer, verdict)
-        self.channel.send(Acked())
-
-    def _claim(self, fetch: Fetch) -> Offer:
-        until_s = self._clock.now() + self._outbox.config.lease_s
-        try:
-            while (offer := self._offers.claim(fetch, self.peer, self.channel.wake)) is None:
-                self._pause()
-                if self._clock.now() >= until_s:
-                    raise Ended(Verdict(Release.EXPIRED, detail="nothing was offered in time"))
-        finally:
-            self._offers.give_up(fetch, self.channel.wake)
-        return offer
-
-    def _give(self, offer: Offer, fetch: Fetch) -> None:
-        number, fd = self._outbox.store(offer.memory)
-        is_file = self._reach is Reach.FILE and fd >= 0
-        is_mapped = is_file or self._reach is Reach.DIRECT
-        passes = [fd] if is_file and number not in self._passed else []
-        self._passed.add(number)
-        layout = offer.memory.layout.fingerprint
-        self._say(Manifest(layout, number, offer.memory.num_blocks, is_mapped), descriptors=passes)
-        at, end = fetch.first_block, fetch.first_block + fetch.num_blocks
-        while True:
-            blocks, total = self._offers.look(offer, at, end, CHUNK_BYTES)
-            if blocks:
-                self._give_chunk(offer.memory, at, blocks, is_mapped=is_mapped)
-                at += len(blocks)
-            elif total is None:
-                self._pause()
-            elif total < end:
-                raise Ended(Verdict(Release.FAILED, detail=f"{end} blocks wanted, {total} made"))
-            else:
-                break
-        self._say(Finish(total, offer.tail or b""))
-        while isinstance(self._hear(), Wait):
-            continue  # it still reads
-
-    def _give_chunk(
-        self, memory: BlockMemory, first: int, blocks: Sequence[int], *, is_mapped: bool
-    ) -> None:
-        parts = slices(memory, blocks)
-        digest = hashlib.sha256()
-        if self._outbox.config.digest:
-            for part in parts:
-                digest.update(part)
-        sealed = digest.digest() if self._outbox.config.digest else b""
-        places = tuple(blocks) if is_mapped else ()
-        self._say(Chunk(first, len(blocks), places, sealed), () if is_mapped else parts)
-
-    def _say(
-        self,
-        message: Manifest | Chunk | Wait | Finish,
-        payload: Sequence[memoryview] = (),
-        descriptors: Sequence[int] = (),
-    ) -> None:
-        self.channel.send(message, payload, descriptors)
-        self._spoke_s = self._clock.now()
-
-    def _pause(self) -> None:
-        """Wait to be woken, with heartbeats, which the taker answers."""
-        until_s = self._spoke_s + self._heartbeat_s
-        if self._clock.now() >= until_s:
-            self._say(Wait())
-        elif self.channel.wait(select.POLLIN, until_s, patient=True):
-            if not isinstance(self._hear(), Wait):
-                raise TransferError("a taker has nothing to say but that it lives")
-        elif self._clock.now() >= self._heard_s + self._outbox.config.timeout_s:
-            raise InstanceLost("the taker is silent")
-
-    def _hear(self) -> Wait | Ack:
-        message, _ = self.channel.receive()
-        if not isinstance(message, Wait | Ack):
-            raise TransferError("a taker answers with Wait or Ack")
-        self._heard_s = self._clock.now()
-        if self._offer is not None:
-            self._offer.lease.heard_s = self._heard_s
-        return message
-
-    def _abort(self, verdict: Verdict) -> None:
-        """Tell the taker, if the stream is at a place where it can be told. The connection ends."""
-        self.is_serving = False
-        self.channel.on_wake = _nothing
-        try:
-            if self.channel.is_between_frames:
-                self.channel.send(Abort(verdict.code, verdict.detail[:2000]))
-                self.channel.linger()
-        except TriptychError as error:
-            log.debug("connection with %s: %s", self.peer, error)
-
-
-def _nothing() -> None:
-    """Nothing is to be checked any more."""

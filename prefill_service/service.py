@@ -14,15 +14,23 @@ from typing import Any
 import msgspec
 
 from kvtransfer.intake import Intake
-from kvtransfer.lease import Offer
-from kvtransfer.prefixes import Prefixes
+from kvtransfer.offer import Offer
+from kvtransfer.prefixes import Expected, Place, Prefixes
 from kvtransfer.sender import Outbox
+from prefill_service.layers import OnLayers, Stretch, announce
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
-from triptych.core.errors import Cancelled, InvariantBroken, TransferError, TriptychError
+from triptych.core.errors import (
+    Cancelled,
+    InvariantBroken,
+    StaleCache,
+    TransferError,
+    TriptychError,
+)
 from triptych.core.event import Event, Failed, Finished, Token, Tokens
 from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, Handle, JobId, SessionId
+from triptych.core.plan import LanguagePlan
 from triptych.core.ports import BlockMemory
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Outcome, Reserved
@@ -33,17 +41,16 @@ log = logging.getLogger(__name__)
 class _Work:
     """One job from its acceptance until nothing of it is held."""
 
-    def __init__(self, job: LanguageJob, publish: Handle, deadline_s: float) -> None:
+    def __init__(self, job: LanguageJob, publish: Handle) -> None:
         self.job = job
-        self.deadline_s = deadline_s
         self.publish = publish
         self.offer: Offer | None = None
         self.tasks: list[asyncio.Task[None]] = []
-        """Bringing pictures, or a prefix: whatever writes into memory for this job."""
+        """Bringing pictures or a prefix: whatever writes into memory for this job."""
+        self.expected = Expected(job.items)
         self.entries: list[Entry] = []
         """Embeddings held for the engine."""
         self.blocks: tuple[BlockId, ...] = ()
-        self.num_offered = 0
         self.blame = ""
         self.is_over = False
         """The engine has said its last word."""
@@ -63,23 +70,23 @@ class PrefillService:
     def __init__(
         self,
         engine: LanguageEngine,
-        kv: tuple[BlockMemory, Prefixes],
+        memory: BlockMemory,
         outbox: Outbox,
-        pictures: tuple[Intake, EmbeddingCache],
+        sources: tuple[Intake, EmbeddingCache, Prefixes],
         clock: Clock,
         wake: Callable[[], None],
         emit: Callable[[Event], None],
     ) -> None:
-        """``kv`` are the blocks and what brings KV into them that need not be computed;
-        ``pictures`` bring embeddings and take them back; ``wake`` tells the engine's pump that
-        there is something to do, ``emit`` tells the job's session."""
+        """``sources`` bring embeddings, take them back, and bring KV of prefixes; ``wake`` tells
+        the engine's pump that there is something to do, ``emit`` tells the job's session."""
         self._engine = engine
-        self._memory, self._prefixes = kv
+        self._memory = memory
         self._outbox = outbox
-        self._intake, self._embeddings = pictures
+        self._intake, self._embeddings, self._prefixes = sources
         self._clock = clock
         self._wake = wake
         self._emit = emit
+        self._message_bytes = outbox.config.message_bytes
         self._works: dict[JobId, _Work] = {}
 
     def submit(self, job: LanguageJob) -> None:
@@ -88,9 +95,8 @@ class PrefillService:
             return
         if job.publish is None:
             raise InvariantBroken("a prefill job publishes")
-        now_s = self._clock.now()
-        self._engine.submit(job, now_s)
-        work = self._works[job.header.id] = _Work(job, job.publish, now_s + job.header.budget_s)
+        self._engine.submit(job, self._clock.now())
+        work = self._works[job.header.id] = _Work(job, job.publish)
         work.offer = self._outbox.offer(
             job.publish,
             job.header.epoch,
@@ -110,11 +116,12 @@ class PrefillService:
         match outcome:
             case Reserved(_, blocks, hit_tokens, awaited_tokens):
                 work.blocks = blocks
-                if awaited_tokens:
-                    self._start(work, self._bring_prefix(work, outcome), "prefix")
-                else:
-                    self._prefixes.forget(outcome.job)
                 self._offer(work, hit_tokens // self._memory.layout.block_size)
+                if awaited_tokens > hit_tokens:
+                    place = Place(blocks, hit_tokens, awaited_tokens)
+                    self._start(work, self._bring_prefix(work, place), "prefix")
+                else:
+                    self._has_kv(work, hit_tokens)
             case Advanced(_, computed):
                 self._offer(work, computed // self._memory.layout.block_size)
             case Drew(job_id, token):
@@ -130,6 +137,19 @@ class PrefillService:
                     task.cancel()
                 self._over(work)
         return True
+
+    def watch(self, plan: LanguagePlan) -> OnLayers | None:
+        """What is to be called while ``plan`` is computed, so that the blocks that it fills are
+        offered layer by layer; None if it fills none. Called before the step."""
+        ends = {segment.job: segment for segment in plan.segments if segment.job in self._works}
+        stretches = []
+        for job, segment in ends.items():  # the last segment of each job
+            work, size = self._works[job], self._memory.layout.block_size
+            # The block behind a drawn token is not full, but nothing is written to it any more.
+            end = segment.end // size if segment.draw is None else -(-segment.end // size)
+            if work.offer is not None and end > work.offer.num_blocks:
+                stretches.append(Stretch(work.offer, work.blocks[work.offer.num_blocks : end]))
+        return announce(stretches, self._memory, self._message_bytes) if stretches else None
 
     async def cancel(self, job: JobId) -> None:
         """End a job; returns when it holds nothing. Unknown ids are fine."""
@@ -151,11 +171,10 @@ class PrefillService:
 
     def _offer(self, work: _Work, num_blocks: int) -> None:
         """Offer the first ``num_blocks`` of the sequence, which are written and will not change."""
-        if work.offer is not None and num_blocks > work.num_offered:
-            written = work.blocks[work.num_offered : num_blocks]
+        if work.offer is not None and num_blocks > work.offer.num_blocks:
+            written = work.blocks[work.offer.num_blocks : num_blocks]
             self._memory.stage(written)
             work.offer.append(written)
-            work.num_offered = num_blocks
 
     def _complete(self, work: _Work, token: Token) -> None:
         """The first token is drawn: offer the last block, full or not, and the token behind it."""
@@ -169,29 +188,42 @@ class PrefillService:
         task.add_done_callback(lambda _: self._settle(work))
         work.tasks.append(task)
 
-    async def _bring_prefix(self, work: _Work, reserved: Reserved) -> None:
-        """Bring KV that would have to be computed otherwise, as much as can be had."""
-        num_tokens = await self._prefixes.bring(
-            reserved.job,
-            reserved.blocks,
-            reserved.hit_tokens,
-            reserved.awaited_tokens,
-            work.deadline_s,
-        )
-        self._engine.prefix_arrived(reserved.job, num_tokens)
+    async def _bring_prefix(self, work: _Work, place: Place) -> None:
+        """Bring KV from a lower tier or another instance; what does not come is computed."""
+        job = work.job
+        deadline_s = self._clock.now() + job.header.budget_s
+        num_tokens = await self._prefixes.bring(job, place, deadline_s)
+        self._engine.prefix_arrived(job.header.id, num_tokens)
+        self._offer(work, num_tokens // self._memory.layout.block_size)
+        self._has_kv(work, num_tokens)
         self._wake()
+
+    def _has_kv(self, work: _Work, num_tokens: int) -> None:
+        """The KV of so many tokens did not need to be computed."""
+        work.expected.is_there(num_tokens)
+        self._check_expected(work)
+
+    def _check_expected(self, work: _Work) -> None:
+        if work.expected.is_stale:
+            self._engine.fail(work.job.header.id, StaleCache.code, "a picture is not cached")
 
     async def _bring(self, work: _Work) -> None:
         """Bring the job's pictures; each is computed with as soon as it is there."""
         header = work.job.header
+        deadline_s = self._clock.now() + header.budget_s
 
-        def on_ready(index: int, entry: Entry) -> None:
+        def on_ready(index: int, entry: Entry | None) -> None:
+            if entry is None:
+                work.expected.is_absent(index)
+                self._check_expected(work)
+                self._wake()
+                return
             work.entries.append(entry)
             self._engine.item_ready(header.id, index, entry.blocks)
             self._wake()
 
         try:
-            await self._intake.bring(work.job.items, work.deadline_s, on_ready, header.id)
+            await self._intake.bring(work.job.items, deadline_s, on_ready, header.id)
         except TriptychError as error:
             work.blame = error.blame
             if isinstance(error, Cancelled):  # the encoder was told to stop, not we: a loss for us
@@ -202,6 +234,9 @@ class PrefillService:
     def _over(self, work: _Work) -> None:
         """The engine computes nothing more for the job. Pictures that a prefix hit made needless
         still come: their encoder keeps them for us until we took them."""
+        if not any(one.ref for one in work.job.items):
+            for task in work.tasks:
+                task.cancel()
         work.is_over = True
         self._settle(work)
 
@@ -218,6 +253,7 @@ class PrefillService:
         while work.entries:
             self._embeddings.release(work.entries.pop())
         if work.is_released and self._works.pop(work.job.header.id, None) is not None:
+            self._prefixes.forget(work.job.header.id)
             self._engine.release(work.job.header.id)
             work.gone.set()
         self._wake()

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.build import Cluster
+from cluster.catalog import Catalog
+from cluster.publishing import Follower, follow
 from router.dispatch import Dispatcher
 from router.doors.admin_door import create_app as admin_app
 from router.doors.auth import ApiKeys
@@ -14,11 +16,13 @@ from router.doors.http_door import create_app
 from router.doors.intake import Intake
 from router.doors.servers import HttpServer
 from router.journey import Stages
+from router.knowledge import Knowledge
 from router.ledger import Ledger
 from router.service import RequestService
 from scheduler.admission import Admission
+from scheduler.latency import Latencies
 from scheduler.registry import placement
-from triptych.core.clock import Clock, MonotonicClock
+from triptych.core.clock import MonotonicClock
 from triptych.core.config import Config
 from triptych.core.errors import Unavailable
 from triptych.core.ids import SessionId
@@ -30,18 +34,22 @@ from triptych.inputs.prompts import PromptBuilder
 class Core:
     """The router without doors: everything between a request and the instances."""
 
-    def __init__(self, dispatcher: Dispatcher, service: RequestService, ledger: Ledger,
-                 clock: Clock, secret: bytes) -> None:  # fmt: skip
-        self.dispatcher = dispatcher
+    def __init__(self, stages: Stages, service: RequestService, secret: bytes,
+                 follower: Follower | None) -> None:  # fmt: skip
+        self.stages = stages
+        self.dispatcher = stages.dispatcher
         self.service = service
-        self.ledger = ledger
-        self.clock = clock
+        self.ledger = stages.ledger
+        self.clock = stages.clock
         self.secret = secret
+        self._follower = follower
 
     async def close(self) -> None:
         """End what runs and every session."""
         await self.service.drain(0.0)
         await self.dispatcher.close()
+        if self._follower is not None:
+            await self._follower.close()
         self.service.close()
 
 
@@ -49,17 +57,21 @@ async def start_core(config: Config, cluster: Cluster) -> Core:
     """Open a session to every instance and wait until every stage serves."""
     clock = MonotonicClock()
     secret = cluster.secret
-    dispatcher = Dispatcher(cluster, SessionId(f"router-{secrets.token_hex(4)}"))
+    align = config.engine.chunk_tokens if config.engine.deterministic else 1
+    knowledge = Knowledge(Catalog(), Latencies(), align)
+    dispatcher = Dispatcher(cluster, SessionId(f"router-{secrets.token_hex(4)}"), knowledge)
     cluster.on_change(dispatcher.refresh)
     dispatcher.refresh()
     ledger = Ledger(clock, Path(config.router.ledger) if config.router.ledger else None)
-    stages = Stages(dispatcher, placement(config.router.placement), ledger, config.router, clock)
+    policy = placement(config.router.placement, knowledge.latencies)
+    stages = Stages(dispatcher, (policy, knowledge), ledger, config.router, clock)
     card = load_card(config.model.path)
     prompts = PromptBuilder(card, config.model.path)
     await _until_ready(dispatcher, config.cluster.start_timeout_s)
     admission = Admission(config.limits.max_requests, config.limits.max_requests_per_tenant)
     service = RequestService(config, card, prompts, stages, admission, secret)
-    return Core(dispatcher, service, ledger, clock, secret)
+    follower = follow(config, secret, knowledge.catalog, lambda: dispatcher.live)
+    return Core(stages, service, secret, follower)
 
 
 async def _until_ready(dispatcher: Dispatcher, timeout_s: float) -> None:

@@ -12,9 +12,15 @@ from typing import Protocol, Self
 
 import msgspec
 
-from triptych.core.errors import DeadlineExceeded, InstanceLost, TriptychError, Unavailable
-from triptych.core.event import Encoded, Event, Failed, Finished
-from triptych.core.handoff import EncodeJob, Job
+from triptych.core.errors import (
+    DeadlineExceeded,
+    InstanceLost,
+    StaleCache,
+    TriptychError,
+    Unavailable,
+)
+from triptych.core.event import Encoded, Event, EventBatch, Failed, Finished
+from triptych.core.handoff import EncodeJob, Job, LanguageJob, LendJob
 from triptych.core.ids import InstanceId, JobId, SessionId
 from triptych.core.lifecycle import InstanceState, Stage
 from triptych.core.ports import Instance
@@ -36,6 +42,18 @@ class Members(Protocol):
 
     def suspect(self, instance: InstanceId) -> None:
         """Its session broke: fence it off and replace it."""
+        ...
+
+
+class Listener(Protocol):
+    """Who wants to hear what instances tell beside the events of jobs."""
+
+    def heard(self, instance: InstanceId, batch: EventBatch) -> bool:
+        """A batch came. False if something before it was lost: all is to be told again."""
+        ...
+
+    def lost(self, instance: InstanceId) -> None:
+        """The instance is gone."""
         ...
 
 
@@ -84,6 +102,8 @@ class Scope:
         except TriptychError as error:
             del self._sent[job.header.id]
             self._open.pop(job.header.id, None)
+            if isinstance(job, LendJob):  # nobody needs a loan: what was to be lent is computed
+                raise StaleCache(f"{instance} lends nothing: {error}") from error
             error.blame = instance
             raise
 
@@ -113,6 +133,8 @@ class _Load:
         self.num_tokens = {stage.value: 0 for stage in Stage}
 
     def add(self, job: Job, sign: int) -> None:
+        if isinstance(job, LendJob):
+            return  # computes nothing
         stage, tokens = _weight(job)
         self.num_jobs[stage.value] += sign
         self.num_tokens[stage.value] += sign * tokens
@@ -121,8 +143,11 @@ class _Load:
 class Dispatcher:
     """Sessions to all instances, and the jobs in flight on each."""
 
-    def __init__(self, members: Members, session: SessionId) -> None:
+    def __init__(
+        self, members: Members, session: SessionId, listener: Listener | None = None
+    ) -> None:
         self._members = members
+        self._listener = listener
         self._session = session
         self._sessions: dict[InstanceId, asyncio.Task[None]] = {}
         self._live: set[InstanceId] = set()
@@ -139,6 +164,11 @@ class Dispatcher:
     def session(self) -> SessionId:
         """The name under which instances know this router."""
         return self._session
+
+    @property
+    def live(self) -> frozenset[InstanceId]:
+        """Instances whose session is open."""
+        return frozenset(self._live)
 
     @property
     def num_jobs(self) -> int:
@@ -232,6 +262,7 @@ class Dispatcher:
                     self.changed.set()
                 for event in batch.events:
                     self._deliver(instance, event)
+                self._hear(instance, batch)
             reason = "the session ended"
         except KeyError:
             reason = "it left the cluster"
@@ -240,9 +271,22 @@ class Dispatcher:
         finally:
             self._live.discard(instance)
             self._draining.discard(instance)
+            if self._listener is not None:
+                self._listener.lost(instance)
         log.warning("%s is lost: %s", instance, reason)
         self._drop(instance, reason)
         self._members.suspect(instance)
+
+    def _hear(self, instance: InstanceId, batch: EventBatch) -> None:
+        """Pass on what is told of caches and links; if some was lost, have it told again."""
+        if self._listener is not None and not self._listener.heard(instance, batch):
+            self._chore(self._resync(instance))
+
+    async def _resync(self, instance: InstanceId) -> None:
+        try:
+            await self._members.instance(instance).resync(self._session)
+        except (KeyError, TriptychError) as error:
+            log.info("resync of %s: %s", instance, error)
 
     def _deliver(self, instance: InstanceId, event: Event) -> None:
         entry = self._jobs.get(event.job)
@@ -280,7 +324,7 @@ class Dispatcher:
         task.add_done_callback(self._chores.discard)
 
 
-def _weight(job: Job) -> tuple[Stage, int]:
+def _weight(job: EncodeJob | LanguageJob) -> tuple[Stage, int]:
     """The stage a job loads, and by how many tokens."""
     if isinstance(job, EncodeJob):
         return Stage.ENCODE, job.item.num_tokens

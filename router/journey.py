@@ -7,14 +7,16 @@ client sees one gap-free stream. Knows no door, no wire and no text: tokens only
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
 
 from router.dispatch import Dispatcher
+from router.knowledge import Knowledge, PromptKeys
 from router.ledger import Ledger
-from scheduler.placement import Placement
+from scheduler.placement import NOTHING, Placement
 from triptych.core.clock import Clock
 from triptych.core.config import RouterConfig
 from triptych.core.errors import (
@@ -22,22 +24,25 @@ from triptych.core.errors import (
     InvariantBroken,
     Overloaded,
     Preempted,
+    StaleCache,
     TriptychError,
     Unavailable,
     from_code,
 )
-from triptych.core.event import Encoded, Failed, Finished, Timing, Token, Tokens
+from triptych.core.event import Encoded, Event, Failed, Finished, Timing, Token, Tokens
 from triptych.core.handoff import (
     EncodeJob,
+    Job,
     JobHeader,
     LanguageJob,
+    LendJob,
     PromisedItem,
     TransferRef,
 )
 from triptych.core.ids import Handle, InstanceId, JobId
-from triptych.core.lifecycle import RequestState
+from triptych.core.lifecycle import RequestState, Stage
 from triptych.core.request import ImagePart, Prompt, Request
-from triptych.core.view import ClusterView, Description, Route
+from triptych.core.view import ClusterView, Coverage, Description, Route
 
 MAX_PREEMPTIONS = 32
 """Preemptions are load, not faults: they do not count as failed attempts, but end somewhere."""
@@ -51,12 +56,13 @@ class Stages:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        placement: Placement,
+        placing: tuple[Placement, Knowledge],
         ledger: Ledger,
         config: RouterConfig,
         clock: Clock,
     ) -> None:
         self.dispatcher = dispatcher
+        placement, self.knowledge = placing
         self.place = placement.choose
         self.ledger = ledger
         self.config = config
@@ -80,12 +86,15 @@ class Trip:
         )
         """In the order of the prompt's items."""
         self.sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + choice) % 2**63)
+        self.keys = PromptKeys(prompt, salt)
         self.tokens: list[int] = []
         self.reason = ""
         self.attempts = 0
         self.route: Route | None = None
         self.timings: dict[str, Timing] = {}
         """Of the last attempt: ``encode`` (the slowest item), ``prefill``, ``decode``."""
+        self.tally: Counter[str] = Counter()
+        """What the directory was good for, over all attempts; names of ``router.metrics``."""
 
 
 async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
@@ -95,10 +104,11 @@ async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
     """
     avoid: set[InstanceId] = set()
     num_faults = num_preemptions = 0
+    trusts = True
     while not _is_over(trip):
         trip.attempts += 1
         try:
-            async with aclosing(_attempt(trip, stages, frozenset(avoid))) as tokens:
+            async with aclosing(_attempt(trip, stages, frozenset(avoid), trusts)) as tokens:
                 async for token in tokens:
                     trip.tokens.append(token.id)
                     yield token
@@ -106,6 +116,11 @@ async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
             num_preemptions += 1
             if num_preemptions > MAX_PREEMPTIONS:
                 raise
+        except StaleCache:
+            if not trusts:
+                raise
+            trusts = False
+            trip.tally["stale"] += 1
         except TriptychError as error:
             num_faults += 1
             may_retry = error.is_retryable or isinstance(error, Overloaded)
@@ -127,20 +142,27 @@ def _is_over(trip: Trip) -> bool:
 
 
 async def _attempt(
-    trip: Trip, stages: Stages, avoid: frozenset[InstanceId]
+    trip: Trip, stages: Stages, avoid: frozenset[InstanceId], trusts: bool
 ) -> AsyncGenerator[Token, None]:
-    """Send every job of one attempt at once, then stream what the last stage draws."""
+    """Send every job of one attempt at once, then stream what the last stage draws. ``trusts``:
+    whether to rely on what is said to be cached."""
     view = stages.dispatcher.view()
-    route = trip.route = stages.place(view, trip.prompt, avoid)
+    known = stages.knowledge.coverage(trip.prompt, trip.keys, view) if trusts else NOTHING
+    route = trip.route = stages.place(view, trip.prompt, avoid, known)
     jobs = _jobs(trip, route, view, stages)
+    lesson = _Lesson(trip, stages, jobs)
+    lesson.routed(view, known)
     order = Order(len(trip.tokens))
     decode, reason = jobs[-1][1].header.id, ""
-    progress = _Progress(trip, stages, len(route.encode))
+    progress = _Progress(trip, stages, sum(instance is not None for instance in route.encode))
     async with stages.dispatcher.scope() as scope:
         await scope.start(jobs, trip.request.deadline_s)
         async with aclosing(scope.events(trip.request.deadline_s)) as events:
             async for instance, event in events:
+                lesson.learn(instance, event)
                 match event:
+                    case _ if event.job == lesson.loan:
+                        pass  # what is not lent is computed
                     case Tokens():
                         progress.reach(RequestState.DECODING)
                         for token in order.put(event.tokens):
@@ -190,10 +212,13 @@ class Order:
 
 def _jobs(
     trip: Trip, route: Route, view: ClusterView, stages: Stages
-) -> list[tuple[InstanceId, EncodeJob | LanguageJob]]:
+) -> list[tuple[InstanceId, Job]]:
     """The attempt's jobs, the producing ones first, the decode job last."""
     about = {instance.description.id: instance.description for instance in view.instances}
-    epoch, jobs, promised = trip.attempts - 1, [], []
+    epoch = trip.attempts - 1
+    jobs: list[tuple[InstanceId, Job]] = []
+    promised: list[PromisedItem] = []
+    prefix: TransferRef | None = None
     stem = f"{trip.request.id}/{trip.choice}/{epoch}"
 
     def header(stage: str) -> JobHeader:
@@ -202,7 +227,15 @@ def _jobs(
             JobId(f"{stem}/{stage}"), stages.dispatcher.session, epoch, left_s, trip.salt
         )
 
+    if route.prefix is not None:
+        lender, num_tokens = route.prefix.instance, route.prefix.num_tokens
+        prefix = _promise(about[lender], "kv", epoch, num_tokens)
+        beginning = _beginning(trip.prompt, num_tokens)
+        jobs.append((lender, LendJob(header("lend"), beginning, prefix.handle)))
     for index, (item, instance) in enumerate(zip(trip.prompt.items, route.encode, strict=True)):
+        if instance is None:
+            promised.append(PromisedItem(item, None))
+            continue
         embedding = _promise(about[instance], "embedding", epoch, item.num_tokens)
         picture = trip.pictures[index]
         jobs.append(
@@ -222,14 +255,20 @@ def _jobs(
         generated=tuple(trip.tokens),
     )
     if route.prefill == route.decode:
-        one = msgspec.structs.replace(work, items=tuple(promised))
+        one = msgspec.structs.replace(work, items=tuple(promised), prefix=prefix)
         return [*jobs, (route.decode, one)]
     kv = _promise(about[route.prefill], "kv", epoch, len(trip.prompt) + len(trip.tokens))
     prefill = msgspec.structs.replace(
-        work, header=header("prefill"), items=tuple(promised), publish=kv.handle
+        work, header=header("prefill"), items=tuple(promised), publish=kv.handle, prefix=prefix
     )
     decode = msgspec.structs.replace(work, kv=kv)
     return [*jobs, (route.prefill, prefill), (route.decode, decode)]
+
+
+def _beginning(prompt: Prompt, num_tokens: int) -> Prompt:
+    """The first tokens of a prompt, with the pictures that are at least begun in them."""
+    items = tuple(item for item in prompt.items if item.offset < num_tokens)
+    return Prompt(prompt.token_ids[:num_tokens], items)
 
 
 def _promise(producer: Description, kind: str, epoch: int, num_tokens: int) -> TransferRef:
@@ -244,6 +283,47 @@ def _promise(producer: Description, kind: str, epoch: int, num_tokens: int) -> T
         layout=layout.fingerprint,
         num_tokens=num_tokens,
     )
+
+
+class _Lesson:
+    """What one attempt teaches: how fast its stages were, what the directory was good for."""
+
+    def __init__(self, trip: Trip, stages: Stages, jobs: list[tuple[InstanceId, Job]]) -> None:
+        self._trip = trip
+        self._latencies = stages.knowledge.latencies
+        self._jobs = {job.header.id: job for _, job in jobs}
+        self.loan = next((job.header.id for _, job in jobs if isinstance(job, LendJob)), None)
+
+    def routed(self, view: ClusterView, known: Coverage) -> None:
+        """The route of the attempt was chosen by what was known."""
+        route, tally = self._trip.route, self._trip.tally
+        assert route is not None, "the attempt has one"
+        held = known.of(route.prefill)
+        tally["kv_hits"] += held.kv_tokens[-1] > 0
+        tally["item_hits"] += len(held.items)
+        tally["encodes_skipped"] += sum(instance is None for instance in route.encode)
+        if route.prefix is not None:
+            tally["prefix_fetches"] += 1
+            tally["prefix_bytes"] += sum(
+                (route.prefix.num_tokens - held.kv_tokens[-1])
+                // about.kv.block_size
+                * about.kv.block_bytes
+                for about in (each.description for each in view.instances)
+                if about.id == route.prefill and about.kv is not None
+            )
+
+    def learn(self, instance: InstanceId, event: Event) -> None:
+        """An event of a job of the attempt came."""
+        job = self._jobs.get(event.job)
+        match event, job:
+            case Encoded(timing=timing), EncodeJob():
+                tokens = job.item.num_tokens - timing.cached_tokens
+                self._latencies.learn(Stage.ENCODE, instance, tokens, timing.compute_s)
+            case Finished(timing=timing), LanguageJob() if job.kv is None:
+                tokens = len(job.prompt) + len(job.generated) - timing.cached_tokens
+                self._latencies.learn(Stage.PREFILL, instance, tokens, timing.prefill_s)
+            case _:
+                pass
 
 
 class _Progress:
@@ -294,7 +374,7 @@ async def _pause(trip: Trip, stages: Stages, avoid: set[InstanceId], cause: Trip
         except Unavailable:
             wait_until_s = end_s
         else:
-            if avoid.isdisjoint((*route.encode, route.prefill, route.decode)):
+            if avoid.isdisjoint(route.instances):
                 return
             if isinstance(cause, Overloaded) and not trip.tokens:
                 raise cause

@@ -15,6 +15,23 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3, 1.0)
 
 
+_COUNTS = {
+    "stale": (
+        "router_directory_stale",
+        "Attempts repeated because something was not cached where the directory said",
+    ),
+    "encodes_skipped": (
+        "router_encodes_skipped",
+        "Pictures not encoded, because their KV or embedding was cached where it was needed",
+    ),
+    "prefix_fetches": (
+        "prefill_prefix_fetches",
+        "Beginnings of prompts that a prefill instance was told to fetch from another one",
+    ),
+    "prefix_bytes": ("prefill_prefix_bytes", "KV of those beginnings that it lacked"),
+}
+
+
 class RouterMetrics:
     """One registry per router, so that several may live in one process."""
 
@@ -55,6 +72,22 @@ class RouterMetrics:
             registry=registry,
         )  # fmt: skip
 
+        self._directory_hits = Counter(
+            "triptych_router_directory_hits",
+            "Attempts placed where a beginning (kv) was said to be cached, and pictures (item)",
+            ["kind"],
+            registry=registry,
+        )
+        self._counts = {
+            name: Counter(f"triptych_{metric}", text, registry=registry)
+            for name, (metric, text) in _COUNTS.items()
+        }
+        self._failovers = Gauge(
+            "triptych_cluster_link_failovers",
+            "Times that another transport had to be used on a link of an instance that lives",
+            registry=registry,
+        )
+
     def ended(self, outcome: str) -> None:
         """A request reached its terminal state, or was rejected (``rejected:<code>``)."""
         self._requests.labels(outcome).inc()
@@ -76,8 +109,18 @@ class RouterMetrics:
         """A request needed ``count`` more attempts than one."""
         self._retries.inc(count)
 
-    def exposition(self, num_open: int, instances: Mapping[str, int]) -> bytes:
+    def directory(self, tally: Mapping[str, int]) -> None:
+        """What the directory was good for in one choice of a request."""
+        self._directory_hits.labels("kv").inc(tally.get("kv_hits", 0))
+        self._directory_hits.labels("item").inc(tally.get("item_hits", 0))
+        for name, counter in self._counts.items():
+            counter.inc(tally.get(name, 0))
+
+    def exposition(
+        self, num_open: int, instances: Mapping[str, int], num_failovers: int = 0
+    ) -> bytes:
         """Everything in Prometheus' text format."""
+        self._failovers.set(num_failovers)
         self._open.set(num_open)
         self._instances.clear()
         for role, count in instances.items():

@@ -110,7 +110,8 @@ class RequestService:
             role_name(frozenset(view.description.role))
             for view in self._stages.dispatcher.view().instances
         )
-        return self._metrics.exposition(self._stages.ledger.num_open, roles)
+        num_failovers = self._stages.knowledge.latencies.num_failovers
+        return self._metrics.exposition(self._stages.ledger.num_open, roles, num_failovers)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until every admitted request is answered; end what is left. Whether nothing had to
@@ -217,6 +218,8 @@ class RequestService:
         self._stages.ledger.close(request, state, code, num_tokens)
         self._metrics.ended(f"{state.value}:{code}" if code else state.value)
         self._metrics.retried(sum(max(0, trip.attempts - 1) for trip in trips))
+        for trip in trips:
+            self._metrics.directory(trip.tally)
 
     def _trips(self, request: Request, prompt: Prompt) -> list[Trip]:
         """One trip per choice; output cut to what fits behind the prompt."""
@@ -307,4 +310,4 @@ def _route(trip: Trip) -> tuple[str, ...]:
     if trip.route is None:
         return ()
     stages = (*trip.route.encode, trip.route.prefill, trip.route.decode)
-    return tuple(dict.fromkeys(stages))
+    return tuple(dict.fromkeys(stage for stage in stages if stage is not None))

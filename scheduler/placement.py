@@ -13,11 +13,14 @@ from triptych.core.ids import InstanceId
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import Stage
 from triptych.core.request import Item, Prompt
-from triptych.core.view import ClusterView, InstanceView, Route
+from triptych.core.view import ClusterView, Coverage, InstanceView, Route
 
 ENCODE_SLACK = 512
 """Visual tokens by which an encoder may be busier than the idlest and still be preferred for a
 picture that it has probably encoded before."""
+
+NOTHING = Coverage()
+"""Nothing is known to be cached anywhere."""
 
 Pair = tuple[InstanceView, InstanceView]
 
@@ -26,10 +29,15 @@ class Placement(Protocol):
     """Chooses instances for one attempt of a request."""
 
     def choose(
-        self, view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId] = frozenset()
+        self,
+        view: ClusterView,
+        prompt: Prompt,
+        avoid: frozenset[InstanceId] = frozenset(),
+        coverage: Coverage = NOTHING,
     ) -> Route:
         """A route of ready instances whose layouts match. Those in ``avoid`` are taken only where
-        there is no other. Raises Unavailable, naming the stage, if there is none."""
+        there is no other. ``coverage`` may save work. Raises Unavailable, naming the stage, if
+        there is no route."""
         ...
 
 
@@ -39,18 +47,22 @@ class LeastLoaded:
     itself; other encoders are chosen by content, within a load slack."""
 
     def choose(
-        self, view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId] = frozenset()
+        self,
+        view: ClusterView,
+        prompt: Prompt,
+        avoid: frozenset[InstanceId] = frozenset(),
+        coverage: Coverage = NOTHING,  # noqa: ARG002
     ) -> Route:
         """See ``Placement``."""
 
         def cost(pair: Pair) -> int:
             prefill, decode = pair
             if prefill is decode:
-                return _load(prefill)
-            return _load(prefill) + _load(decode) + len(prompt)
+                return load(prefill)
+            return load(prefill) + load(decode) + len(prompt)
 
-        prefill, decode = min(_pairs(view, prompt, avoid), key=cost)
-        encoders = _encoders(view, prefill, prompt, avoid)
+        prefill, decode = min(pairs_of(view, prompt, avoid), key=cost)
+        encoders = encoders_for(view, prefill, prompt, avoid)
         encode = _spread(prompt.items, encoders) if prompt.items else ()
         return Route(encode, prefill.description.id, decode.description.id)
 
@@ -64,20 +76,24 @@ class RoundRobin:
         self._encode_turn = count()
 
     def choose(
-        self, view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId] = frozenset()
+        self,
+        view: ClusterView,
+        prompt: Prompt,
+        avoid: frozenset[InstanceId] = frozenset(),
+        coverage: Coverage = NOTHING,  # noqa: ARG002
     ) -> Route:
         """See ``Placement``."""
-        pairs = _pairs(view, prompt, avoid)
+        pairs = pairs_of(view, prompt, avoid)
         alone = [pair for pair in pairs if pair[0] is pair[1]]
         prefill, decode = (alone or pairs)[next(self._turn) % len(alone or pairs)]
-        encoders = _encoders(view, prefill, prompt, avoid)
+        encoders = encoders_for(view, prefill, prompt, avoid)
         encode = tuple(
             encoders[next(self._encode_turn) % len(encoders)].description.id for _ in prompt.items
         )
         return Route(encode, prefill.description.id, decode.description.id)
 
 
-def _pairs(view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId]) -> list[Pair]:
+def pairs_of(view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId]) -> list[Pair]:
     """Prefill and decode instances that can hand KV over, and some encoder embeddings to the
     first; of these pairs, those with the fewest instances to avoid."""
     stages = (Stage.PREFILL, Stage.DECODE, *((Stage.ENCODE,) if prompt.items else ()))
@@ -87,7 +103,7 @@ def _pairs(view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId]) -> l
     pairs = [
         pair
         for pair in product(view.serving(Stage.PREFILL), view.serving(Stage.DECODE))
-        if pair[0] is pair[1] or _match(*pair)
+        if pair[0] is pair[1] or match(*pair)
     ]
     if not pairs:
         raise Unavailable("decode: no ready instance takes the KV of a ready prefill instance")
@@ -101,7 +117,7 @@ def _pairs(view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId]) -> l
     return [pair for pair, number in zip(pairs, num_avoided, strict=True) if number == fewest]
 
 
-def _encoders(
+def encoders_for(
     view: ClusterView, prefill: InstanceView, prompt: Prompt, avoid: frozenset[InstanceId]
 ) -> Sequence[InstanceView]:
     """Encoders whose embeddings ``prefill`` takes, or ``prefill`` alone if it is one of them; none
@@ -119,8 +135,8 @@ def _spread(items: Sequence[Item], encoders: Sequence[InstanceView]) -> tuple[In
     """An encoder for each item: of those not much busier than the idlest, one with the fewest
     pictures of this request; among these the one that the content's hash ranks first. Equal
     pictures go to one encoder."""
-    idlest = min(map(_load, encoders))
-    eligible = [each for each in encoders if _load(each) <= idlest + ENCODE_SLACK]
+    idlest = min(map(load, encoders))
+    eligible = [each for each in encoders if load(each) <= idlest + ENCODE_SLACK]
     num_given = {each.description.id: 0 for each in eligible}
     chosen: dict[bytes, InstanceId] = {}
     for item in items:
@@ -128,25 +144,26 @@ def _spread(items: Sequence[Item], encoders: Sequence[InstanceView]) -> tuple[In
             continue
         fewest = min(num_given.values())
         candidates = [each for each in eligible if num_given[each.description.id] == fewest]
-        best = max(candidates, key=lambda each: _affinity(item.key, each))
+        best = max(candidates, key=lambda each: affinity(item.key, each))
         chosen[item.key] = best.description.id
         num_given[best.description.id] += 1
     return tuple(chosen[item.key] for item in items)
 
 
-def _affinity(key: bytes, view: InstanceView) -> bytes:
+def affinity(key: bytes, view: InstanceView) -> bytes:
     """Rendezvous hashing (Thaler and Ravishankar, 1998): an instance that comes or goes moves only
     its own share of the keys. An instance keeps its share when it restarts."""
     name = view.description.id.partition("@")[0]
     return hashlib.sha256(key + name.encode()).digest()
 
 
-def _load(view: InstanceView) -> int:
+def load(view: InstanceView) -> int:
     """Tokens pending at an instance, over all its stages: they share one machine."""
     return sum(view.num_tokens.values())
 
 
-def _match(prefill: InstanceView, decode: InstanceView) -> bool:
+def match(prefill: InstanceView, decode: InstanceView) -> bool:
+    """Whether KV of the one can be used by the other."""
     same_model = prefill.description.model == decode.description.model
     return same_model and _interchangeable(prefill.description.kv, decode.description.kv)
 
@@ -157,4 +174,4 @@ def _feeds(encoder: InstanceView, prefill: InstanceView) -> bool:
 
 
 def _interchangeable(one: Layout | None, other: Layout | None) -> bool:
-    return one is not None and other is not None and one.fingerprint == other.fingerprint
+    return one is not None and other is not None and one.can_become(other)

@@ -23,13 +23,16 @@ DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo_model"
 KINDS = ("qwen2_vl", "qwen2_5_vl", "odd")
 """Qwen2-VL as Transformers writes it; Qwen2.5-VL as it was published, flat; Qwen2.5-VL with other
 head counts, windows and sections, untied and in shards."""
+WIDE = "wide"
+"""Qwen2.5-VL with four KV heads, for more tensor-parallel ranks than the others can have."""
 
 _TEXT: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2_5_vl": {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 2},
     "odd": {"hidden_size": 140, "num_attention_heads": 7, "num_key_value_heads": 1},
+    WIDE: {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4},
 }
-_SECTIONS = {"qwen2_vl": [2, 3, 3], "qwen2_5_vl": [2, 3, 3], "odd": [4, 3, 3]}
+_SECTIONS = {"qwen2_vl": [2, 3, 3], "qwen2_5_vl": [2, 3, 3], "odd": [4, 3, 3], WIDE: [2, 3, 3]}
 _VISION: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"embed_dim": 48, "num_heads": 3, "mlp_ratio": 2, "depth": 2, "hidden_size": 64},
     "qwen2_5_vl": {
@@ -49,6 +52,15 @@ _VISION: dict[str, dict[str, Any]] = {
         "out_hidden_size": 140,
         "window_size": 60,
         "fullatt_block_indexes": [0, 3],
+    },
+    WIDE: {
+        "hidden_size": 32,
+        "num_heads": 2,
+        "depth": 2,
+        "intermediate_size": 40,
+        "out_hidden_size": 128,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
     },
 }
 
@@ -116,7 +128,7 @@ def judge(folder: Path) -> Any:
 
 
 def _model(kind: str, flat: dict[str, Any]) -> Any:
-    torch.manual_seed(KINDS.index(kind) + 1)
+    torch.manual_seed(list(_TEXT).index(kind) + 1)
     if kind == "qwen2_vl":
         model: Any = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**flat))
     else:

@@ -1,9 +1,10 @@
-import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from typing import NamedTuple
 
+import pytest
+
+from tests.machines import Counted, run
 from triptych.cache.embeddings import EmbeddingCache, EntryState
+from triptych.cache.eviction import ORDERS, Recompute
 from triptych.core.errors import InvariantBroken
 from triptych.core.hashing import digest
 
@@ -11,38 +12,79 @@ SIZE = 4
 NUM_BLOCKS = 9
 LENGTHS = {"a": 1, "b": 4, "c": 7, "d": 9, "e": 17}
 KEYS = {name: digest("item", name.encode()) for name in LENGTHS}
-NAMES = st.sampled_from(sorted(LENGTHS))
+NAME_OF = {key: name for name, key in KEYS.items()}
+NAMES = sorted(LENGTHS)
 
 
 def item(name: str):
     return KEYS[name], LENGTHS[name]
 
 
-class EmbeddingMachine(RuleBasedStateMachine):
-    """A cache beside the rows of its store, by block. Every hold is kept with its name."""
+class Idle(NamedTuple):
+    """How the model knows a READY entry."""
+
+    num_uses: int
+    rank: float
+    tick: int
+
+
+class EmbeddingMachine(Counted):
+    """A cache beside the rows of its store, by block, and beside a dict of its READY entries from
+    which victims are picked by looking at all. Every hold is kept with its name."""
+
+    operations = ("acquire", "reserve_all", "reserve_all", "commit", "commit", "abort", "hand_over",
+                  "release", "release", "release")  # fmt: skip
+    order = "lru"
 
     def __init__(self):
         super().__init__()
-        self.cache = EmbeddingCache(NUM_BLOCKS, SIZE)
+        self.cache = EmbeddingCache(NUM_BLOCKS, SIZE, order=ORDERS[self.order])
+        self.cache.watchers.add(self)
         self.store: dict[int, str] = {}
         self.holds = []
+        self.ready: dict[str, Idle] = {}
+        self.floor = 0.0
+        self.tick = 0
 
-    def pick(self, data, condition):
+    def stored(self, key, blocks):
+        self.ready[NAME_OF[key]] = Idle(0, 0.0, 0)
+
+    def evicted(self, key, blocks):
+        """The victim is the one of least rank, of equals the one unused for longest."""
+        held = {name for name, entry in self.holds if entry.is_ready} | self.wanted
+        idle = [name for name in self.ready if name not in held]
+        victim = min(idle, key=lambda name: self.ready[name][1:])
+        assert victim == NAME_OF[key]
+        self.floor = max(self.floor, self.ready.pop(victim).rank)
+        assert {self.store[block] for block in blocks} == {victim}
+
+    def use(self, name):
+        uses = self.ready[name].num_uses + 1
+        num_tokens = LENGTHS[name]
+        capacity = -(-num_tokens // SIZE) * SIZE
+        cost = Recompute().of_embedding(num_tokens, capacity)
+        ranks = {"lru": 0.0, "lfu": self.floor + uses, "cost": self.floor + uses * cost}
+        self.tick += 1
+        self.ready[name] = Idle(uses, ranks[self.order], self.tick)
+
+    def pick(self, choices, condition):
         picked = [index for index, (_, entry) in enumerate(self.holds) if condition(entry)]
-        return data.draw(st.sampled_from(picked)) if picked else None
+        return choices.of(picked) if picked else None
 
-    @rule(name=NAMES)
-    def acquire(self, name):
+    def acquire(self, choices):
+        name = choices.of(NAMES)
         entry = self.cache.acquire(KEYS[name])
         if entry is None:
             assert not any(n == name and e.state is not EntryState.FAILED for n, e in self.holds)
+            assert name not in self.ready
             return
         assert not entry.is_new
         self.holds.append((name, entry))
 
-    @rule(names=st.lists(NAMES, min_size=1, max_size=4))
-    def reserve_all(self, names):
+    def reserve_all(self, choices):
+        names = [choices.of(NAMES) for _ in range(1 + choices.below(4))]
         before = self.cache.totals()
+        self.wanted = set(names)
         entries = self.cache.reserve_all([item(name) for name in names], "owner")
         if entries is None:
             assert self.cache.totals() == before
@@ -52,24 +94,21 @@ class EmbeddingMachine(RuleBasedStateMachine):
         assert len(set(new)) == len(new)
         self.holds += zip(names, entries, strict=True)
 
-    @rule(data=st.data())
-    def commit(self, data):
-        if (index := self.pick(data, lambda entry: entry.is_new)) is not None:
+    def commit(self, choices):
+        if (index := self.pick(choices, lambda entry: entry.is_new)) is not None:
             name, entry = self.holds[index]
             self.store.update(dict.fromkeys(entry.blocks, name))
             self.cache.commit(entry)
             assert all(e.is_ready for n, e in self.holds if n == name and e.blocks == entry.blocks)
 
-    @rule(data=st.data())
-    def abort(self, data):
-        if (index := self.pick(data, lambda entry: entry.is_new)) is not None:
+    def abort(self, choices):
+        if (index := self.pick(choices, lambda entry: entry.is_new)) is not None:
             self.cache.abort(self.holds[index][1])
             assert self.holds[index][1].state is EntryState.FAILED
 
-    @rule(data=st.data())
-    def hand_over(self, data):
+    def hand_over(self, choices):
         """The writer entrusts its part; somebody else takes it."""
-        index = self.pick(data, lambda entry: entry.is_new)
+        index = self.pick(choices, lambda entry: entry.is_new)
         if index is None:
             return
         entry = self.holds[index][1]
@@ -80,28 +119,27 @@ class EmbeddingMachine(RuleBasedStateMachine):
         assert self.cache.claim(other)
         assert not self.cache.claim(entry)
 
-    @precondition(lambda self: self.holds)
-    @rule(data=st.data())
-    def release(self, data):
-        index = data.draw(st.integers(0, len(self.holds) - 1))
-        _, entry = self.holds.pop(index)
+    def release(self, choices):
+        if not self.holds:
+            return
+        name, entry = self.holds.pop(choices.below(len(self.holds)))
+        is_ready = entry.is_ready
         self.cache.release(entry)
         with pytest.raises(InvariantBroken):
             self.cache.release(entry)
+        if is_ready and not any(n == name and e.is_ready for n, e in self.holds):
+            self.use(name)
 
-    @invariant()
-    def is_consistent(self):
+    def agree(self):
         self.cache.check()
         totals = self.cache.totals()
         used = {block for _, entry in self.holds for block in entry.blocks}
         assert totals["embedding_block.total"] == NUM_BLOCKS
         assert sum(totals.values()) - NUM_BLOCKS + len(used) == NUM_BLOCKS
-
-    @invariant()
-    def ready_rows_are_the_right_ones(self):
         for name, entry in self.holds:
             if entry.is_ready:
                 assert {self.store[block] for block in entry.blocks} == {name}
+                assert name in self.ready
 
     def teardown(self):
         for _, entry in self.holds:
@@ -112,10 +150,17 @@ class EmbeddingMachine(RuleBasedStateMachine):
         assert self.cache.holdings() == []
 
 
-EmbeddingMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None
-)
-TestEmbeddings = EmbeddingMachine.TestCase
+class LfuEmbeddingMachine(EmbeddingMachine):
+    order = "lfu"
+
+
+class CostEmbeddingMachine(EmbeddingMachine):
+    order = "cost"
+
+
+def test_embeddings_against_a_store_of_rows():
+    machines = EmbeddingMachine, LfuEmbeddingMachine, CostEmbeddingMachine
+    run("embeddings", *machines, examples=25)
 
 
 def ready(cache, name):

@@ -1,8 +1,6 @@
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.machines import Counted, run
 from triptych.cache.pool import BlockPool
 from triptych.core.errors import InvariantBroken
 from triptych.core.ids import BlockId
@@ -10,16 +8,18 @@ from triptych.core.ids import BlockId
 NUM_BLOCKS = 7
 
 
-class PoolMachine(RuleBasedStateMachine):
+class PoolMachine(Counted):
     """A pool beside a dict from block to number of references."""
+
+    operations = ("take", "take", "share", "drop", "drop", "misuse_a_free_block")
 
     def __init__(self):
         super().__init__()
         self.pool = BlockPool(NUM_BLOCKS)
         self.model: dict[int, int] = {}
 
-    @rule(count=st.integers(0, NUM_BLOCKS + 1))
-    def take(self, count):
+    def take(self, choices):
+        count = choices.below(NUM_BLOCKS + 2)
         if count > NUM_BLOCKS - len(self.model):
             with pytest.raises(InvariantBroken):
                 self.pool.take(count)
@@ -29,40 +29,37 @@ class PoolMachine(RuleBasedStateMachine):
         assert not set(taken) & self.model.keys()
         self.model.update(dict.fromkeys(taken, 1))
 
-    @precondition(lambda self: self.model)
-    @rule(data=st.data())
-    def share(self, data):
-        block = data.draw(st.sampled_from(sorted(self.model)))
-        self.pool.share((block,))
-        self.model[block] += 1
+    def share(self, choices):
+        if self.model:
+            block = choices.of(sorted(self.model))
+            self.pool.share((block,))
+            self.model[block] += 1
 
-    @precondition(lambda self: self.model)
-    @rule(data=st.data())
-    def drop(self, data):
-        block = data.draw(st.sampled_from(sorted(self.model)))
-        self.pool.drop((block,))
-        self.model[block] -= 1
-        if not self.model[block]:
-            del self.model[block]
+    def drop(self, choices):
+        if self.model:
+            block = choices.of(sorted(self.model))
+            self.pool.drop((block,))
+            self.model[block] -= 1
+            if not self.model[block]:
+                del self.model[block]
 
-    @precondition(lambda self: len(self.model) < NUM_BLOCKS)
-    @rule(data=st.data())
-    def misuse_a_free_block(self, data):
-        free = data.draw(st.sampled_from(sorted(set(range(NUM_BLOCKS)) - self.model.keys())))
-        for misuse in (self.pool.share, self.pool.drop):
-            with pytest.raises(InvariantBroken):
-                misuse((BlockId(free),))
+    def misuse_a_free_block(self, choices):
+        free = sorted(set(range(NUM_BLOCKS)) - self.model.keys())
+        if free:
+            block = BlockId(choices.of(free))
+            for misuse in (self.pool.share, self.pool.drop):
+                with pytest.raises(InvariantBroken):
+                    misuse((block,))
 
-    @invariant()
-    def agrees(self):
+    def agree(self):
         self.pool.check()
         assert self.pool.num_free == NUM_BLOCKS - len(self.model)
         counts = [self.pool.count(BlockId(block)) for block in range(NUM_BLOCKS)]
         assert counts == [self.model.get(block, 0) for block in range(NUM_BLOCKS)]
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestPool = PoolMachine.TestCase
+def test_pool_against_a_dict():
+    run("pool", PoolMachine, examples=40)
 
 
 def test_block_freed_last_is_given_first():

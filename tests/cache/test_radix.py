@@ -21,9 +21,7 @@ def grow(tree, *links, salt=b""):
     node = tree.root(salt)
     tree.lock(node)
     for each in links:
-        child = tree.add(node, each, BlockId(tree.num_blocks))
-        tree.descend(child)
-        node = child
+        node = tree.extend(node, each, BlockId(tree.num_blocks))
     return node
 
 
@@ -32,8 +30,8 @@ def test_equal_key_with_another_text_is_a_miss(tree):
     root = tree.root(b"")
     assert tree.find(root, link(1, 5, 6)) is node
     assert tree.find(root, link(1, 5, 7)) is None
-    assert tree.add(root, link(1, 5, 7), BlockId(9)) is None
-    assert tree.add(root, link(1, 5, 6), BlockId(9)) is node
+    assert tree.extend(root, link(1, 5, 7), BlockId(9)) is None
+    assert tree.extend(root, link(1, 5, 6), BlockId(9)) is node
     assert tree.num_blocks == 1
 
 

@@ -18,10 +18,11 @@ class Bench:
                  elsewhere=nowhere, **config):  # fmt: skip
         options = {"token_budget": 16, "chunk_tokens": 8, "max_sequences": 8, **config}
         self.cache = KvCache(num_blocks, size, "model", prefix=prefix)
+        settings = EngineConfig(**options)
         self.engine = LanguageEngine(
-            EngineConfig(**options),
+            settings,
             self.cache,
-            policies(),
+            policies(settings),
             recomputes_items=recomputes_items,
             max_tokens=1000,
             elsewhere=elsewhere,

@@ -115,6 +115,43 @@ def test_items_gate_only_their_own_chunks():
     assert bench.of(Ended)[0].timing.transfer_s == 2.0
 
 
+def test_without_overlap_nothing_is_computed_before_all_items_are_here():
+    bench = Bench(overlap=False)
+    items = (picture("p", 5, 3), picture("q", 11, 4))
+    job = make_job("a", range(18), items=items, max_tokens=3)
+    bench.engine.submit(job, 0.0)
+    for index, blocks in enumerate([(4, 5), (8, 9)]):
+        bench.run()
+        assert bench.spans("a") == []
+        bench.now += 2.0
+        bench.executor.write_rows(items[index], blocks)
+        bench.engine.item_ready("a", index, blocks)
+    bench.run()
+    spans = [(0, 5), (5, 8), (8, 11), (11, 15), (15, 16), (16, 18), (18, 19), (19, 20)]
+    assert bench.spans("a") == spans
+    assert bench.tokens("a") == expected(job)
+    assert bench.of(Ended)[0].timing.transfer_s == 4.0
+
+
+def test_without_overlap_items_that_a_hit_covers_are_not_waited_for():
+    bench = Bench(overlap=False)
+    items = (picture("p", 2, 3), picture("q", 11, 4))
+    first = make_job("a", range(8), items=items[:1], max_tokens=1)
+    job = make_job("b", range(18), items=items, max_tokens=1)
+    bench.engine.submit(first, 0.0)
+    bench.executor.write_rows(items[0], (4, 5))
+    bench.engine.item_ready("a", 0, (4, 5))
+    bench.run()
+    bench.engine.submit(job, 0.0)
+    bench.run()
+    assert bench.spans("b") == []
+    bench.executor.write_rows(items[1], (8, 9))
+    bench.engine.item_ready("b", 1, (8, 9))
+    bench.run()
+    assert bench.spans("b")[0][0] == 8
+    assert bench.tokens("b") == expected(job)
+
+
 def test_publishing_job_tells_its_progress_and_keeps_its_blocks():
     bench = Bench()
     job = publishing("a", range(18), max_tokens=4)

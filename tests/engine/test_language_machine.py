@@ -14,6 +14,7 @@ from tests.engine.scripted import (
     next_token,
     picture,
 )
+from triptych.cache.eviction import ORDERS
 from triptych.cache.kv import KvCache
 from triptych.core.config import EngineConfig
 from triptych.core.errors import RequestError
@@ -56,6 +57,7 @@ class Client:
         self.end = None
         self.blocks = None
         self.fetched = 0
+        self.awaited = 0
         self.has_arrived = False
         self.items_missing = set() if job.kv else set(range(len(job.prompt.items)))
         self.excuses = {}
@@ -69,6 +71,8 @@ class Client:
 class LanguageMachine(RuleBasedStateMachine):
     num_blocks = 14
     deterministic = False
+    order = "fcfs"
+    eviction = "lru"
 
     def __init__(self):
         super().__init__()
@@ -78,10 +82,16 @@ class LanguageMachine(RuleBasedStateMachine):
             max_sequences=5,
             max_waiting=100,
             deterministic=self.deterministic,
+            order=self.order,
         )
-        cache = KvCache(self.num_blocks, SIZE, "model")
+        cache = KvCache(self.num_blocks, SIZE, "model", order=ORDERS[self.eviction])
         self.engine = LanguageEngine(
-            config, cache, policies(), recomputes_items=True, max_tokens=10_000
+            config,
+            cache,
+            policies(config),
+            recomputes_items=True,
+            max_tokens=10_000,
+            elsewhere=self.elsewhere,
         )
         self.executor = ScriptedExecutor(SIZE)
         self.clients = {}
@@ -157,6 +167,29 @@ class LanguageMachine(RuleBasedStateMachine):
             self.engine.arrived_all(job_id, FirstToken(token))
             client.has_arrived = True
             client.tokens.append(token)
+
+    def elsewhere(self, job, table):
+        """Tokens of a job that a lower tier is said to hold."""
+        return 0
+
+    @rule(data=st.data(), missing=st.sampled_from([0, 0, 2, 100]))
+    def prefix_arrives(self, data, missing):
+        names = [name for name, client in self.clients.items() if self.is_awaiting(client)]
+        if names:
+            self.bring_prefix(data.draw(st.sampled_from(names)), missing)
+
+    @staticmethod
+    def is_awaiting(client):
+        return client.awaited > 0 and client.end is None
+
+    def bring_prefix(self, name, missing=0):
+        """All that was said to be elsewhere, or less of it."""
+        client = self.clients[name]
+        known = [*client.job.prompt.token_ids, *client.tokens]
+        end = max(client.awaited - missing, self.hits[name])
+        self.executor.write_kv(client.job, known, client.blocks, self.hits[name], end)
+        client.awaited, self.hits[name] = 0, end
+        self.engine.prefix_arrived(name, end)
 
     @precondition(lambda self: self.step is None)
     @rule(seconds=st.sampled_from([0.0, 0.0, 1.0]))
@@ -236,8 +269,10 @@ class LanguageMachine(RuleBasedStateMachine):
             client = self.clients[outcome.job]
             assert client.end is None, "something was said after the end"
             match outcome:
-                case Reserved(job, blocks, hit_tokens, _):
+                case Reserved(job, blocks, hit_tokens, awaited):
                     assert len(set(blocks)) == len(blocks)
+                    assert awaited == 0 or awaited > hit_tokens
+                    client.awaited = awaited
                     client.blocks, client.fetched = blocks, hit_tokens
                     self.hits[job] = hit_tokens
                     self.check_kv(client, hit_tokens)
@@ -294,6 +329,8 @@ class LanguageMachine(RuleBasedStateMachine):
                     self.bring_item(name, index)
                 if self.is_arriving(client):
                     self.bring_kv(name)
+                if self.is_awaiting(client):
+                    self.bring_prefix(name)
                 if client.end is not None:
                     self.engine.release(name)
             if self.engine.is_idle:
@@ -319,7 +356,28 @@ class RoomyMachine(LanguageMachine):
     num_blocks = 200
 
 
-for machine, examples in ((LanguageMachine, 150), (DeterministicMachine, 60), (RoomyMachine, 60)):
+class TieredMachine(LanguageMachine):
+    """Some of what is not in the tree is brought from a lower tier."""
+
+    num_blocks = 17
+
+    def elsewhere(self, job, table):
+        return sum(table.tokens) % (len(table.tokens) + 5)
+
+
+class PrefixFirstMachine(LanguageMachine):
+    order = "longest_prefix"
+    eviction = "cost"
+    num_blocks = 17
+
+
+for machine, examples in (
+    (LanguageMachine, 150),
+    (DeterministicMachine, 60),
+    (RoomyMachine, 60),
+    (TieredMachine, 100),
+    (PrefixFirstMachine, 100),
+):
     machine.TestCase.settings = settings(
         max_examples=examples,
         stateful_step_count=50,
@@ -330,3 +388,5 @@ for machine, examples in ((LanguageMachine, 150), (DeterministicMachine, 60), (R
 TestTightPool = LanguageMachine.TestCase
 TestDeterministic = DeterministicMachine.TestCase
 TestRoomyPool = RoomyMachine.TestCase
+TestPrefixesFromElsewhere = TieredMachine.TestCase
+TestLongestPrefixFirst = PrefixFirstMachine.TestCase

@@ -22,7 +22,11 @@ class Hall:
         self.clock = clock or MonotonicClock()
         config = EngineConfig(token_budget=16, chunk_tokens=8, max_sequences=8)
         self.engine = LanguageEngine(
-            config, KvCache(64, 4, "model"), policies(), recomputes_items=True, max_tokens=1000
+            config,
+            KvCache(64, 4, "model"),
+            policies(config),
+            recomputes_items=True,
+            max_tokens=1000,
         )
         self.executor = ScriptedExecutor(4)
         self.said = []

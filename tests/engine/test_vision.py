@@ -72,6 +72,15 @@ class Bench:
         return [said for said in self.said if isinstance(said, kind)]
 
 
+def test_in_deterministic_mode_every_picture_is_encoded_alone():
+    """The shape of a step decides the last bits of what it computes."""
+    bench = Bench(deterministic=True)
+    for name, content in (("1", "a"), ("2", "a"), ("3", "b"), ("4", "d")):
+        bench.submit(name, content)
+    assert bench.run() == [["1"], ["3"], ["4"]]
+    assert {said.job for said in bench.of(Embedded)} == {"1", "2", "3", "4"}
+
+
 def test_pictures_share_a_step_up_to_the_budget():
     bench = Bench()
     for name, content in (("1", "b"), ("2", "a"), ("3", "c"), ("4", "d"), ("5", "e")):

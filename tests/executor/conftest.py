@@ -14,7 +14,8 @@ from triptych.executor.build import Executors
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of all tiny checkpoints and of the demo model, by kind."""
     root = tmp_path_factory.mktemp("checkpoints")
-    made = {kind: checkpoints.write(kind, root / kind) for kind in checkpoints.KINDS}
+    kinds = (*checkpoints.KINDS, checkpoints.WIDE)
+    made = {kind: checkpoints.write(kind, root / kind) for kind in kinds}
     return {**made, "demo": checkpoints.DEMO}
 
 

@@ -32,13 +32,12 @@ EPD: Role = frozenset(Stage)
 
 
 def executors(
-    path: Path | str, role: Role = EPD, *, dtype: str = "float32", **cache: int
+    path: Path | str, role: Role = EPD, *, dtype: str = "float32", num_ranks: int = 1, **cache: int
 ) -> Executors:
     """Executors of small stores on a CPU."""
     sizes = {"kv_blocks": 160, "embedding_blocks": 80, "block_size": 16, "embedding_block_size": 7}
-    config = Config(
-        model=ModelConfig(dtype=dtype, device="cpu"), cache=CacheConfig(**{**sizes, **cache})
-    )
+    model = ModelConfig(dtype=dtype, device="cpu", tensor_parallel=num_ranks)
+    config = Config(model=model, cache=CacheConfig(**{**sizes, **cache}))
     return build(str(path), config, role, "tiny")
 
 
@@ -148,6 +147,17 @@ class Driver:
         while len(sequence.drawn) < count:
             self.step((sequence, chunk if not sequence.drawn else 1))
         return [drawn.token for drawn in sequence.drawn]
+
+    def kv(self, sequence: Sequence_) -> torch.Tensor:
+        """(layers, 2, tokens, all KV heads, head_dim) of a sequence, its shards put together."""
+        whole = self.runs[sequence.blocks].permute(2, 3, 0, 4, 1, 5, 6)
+        return whole.flatten(4, 5).flatten(2, 3)[:, :, : sequence.computed]
+
+    @property
+    def runs(self) -> torch.Tensor:
+        """The KV store: (blocks, shards, layers, 2, tokens of a block, heads, head_dim)."""
+        memory = self.executors.language.memory
+        return memory.tensor.unflatten(0, (memory.num_blocks, -1))
 
     def rows(self, sequence: Sequence_) -> torch.Tensor:
         """The embedding rows of all pictures of a sequence."""

@@ -1,6 +1,7 @@
 import random
 
 import pytest
+from torch import Tensor
 
 from tests.executor.driver import Driver, executors, scene
 from triptych.core.errors import InvariantBroken
@@ -8,6 +9,8 @@ from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import Draw, LanguagePlan, PlacedItem, Segment
 from triptych.core.request import Sampling
 from triptych.executor.build import Executors
+
+CASES = [("oracle", 1), ("oracle", 2), ("demo", 1), ("wide", 4)]
 
 
 def test_results_are_in_the_plans_order(whole: Executors):
@@ -25,6 +28,56 @@ def test_results_are_in_the_plans_order(whole: Executors):
 
 def test_an_empty_plan_is_nothing(whole: Executors):
     assert whole.language.execute(LanguagePlan(())).drawn == ()
+
+
+@pytest.mark.parametrize(("path", "num_ranks"), CASES)
+def test_a_layer_is_written_when_it_is_announced_and_changes_no_more(folders, path, num_ranks):
+    """Nor is a later one begun: what is announced too early would show as well."""
+    made = executors(folders.get(path, path), num_ranks=num_ranks)
+    driver = Driver(made)
+    pieces = ([40, (2, 3), 30], [17], [50])
+    sequences = [driver.add(scene(random.Random(n), each, 257)) for n, each in enumerate(pieces)]
+    driver.step(*((each, 15) for each in sequences))
+    segments = tuple(
+        each.segment(count) for each, count in zip(sequences, (33, 1, 99), strict=True)
+    )
+    written = [list(segment.blocks[segment.start // 16 :]) for segment in segments]
+    seen: list[tuple[int, list[Tensor]]] = []
+
+    def stores() -> list[Tensor]:
+        return [driver.runs[blocks] for blocks in written]
+
+    before = stores()
+    quiet = made.language.execute(LanguagePlan(segments)).drawn
+    final = stores()
+    for blocks, old in zip(written, before, strict=True):
+        driver.runs[blocks] = old
+    loud = made.language.execute(LanguagePlan(segments), lambda n: seen.append((n, stores()))).drawn
+    assert loud == quiet
+    assert [num_layers for num_layers, _ in seen] == list(range(1, final[0].shape[2] + 1))
+    for num_layers, then in seen:
+        for store, old, new in zip(then, before, final, strict=True):
+            assert store[:, :, :num_layers].equal(new[:, :, :num_layers])
+            assert store[:, :, num_layers:].equal(old[:, :, num_layers:])
+            assert not new[:, :, num_layers - 1].equal(old[:, :, num_layers - 1])
+    made.close()
+
+
+@pytest.mark.parametrize(("path", "num_ranks"), CASES)
+def test_two_chunks_of_one_sequence_in_one_step(folders, path, num_ranks):
+    made = executors(folders.get(path, path), num_ranks=num_ranks)
+    driver = Driver(made)
+    one = scene(random.Random(3), [20, (3, 3), 30], 257)
+    wanted = driver.generate(driver.add(one), 99, 3)
+    sequence = driver.add(one)
+    first = sequence.segment(23)
+    sequence.advance(first, None)
+    second = sequence.segment(99)
+    result = made.language.execute(LanguagePlan((first, second)))
+    assert result.drawn[0] is None
+    sequence.advance(second, result.drawn[1])
+    assert driver.generate(sequence, 1, 3) == wanted
+    made.close()
 
 
 @pytest.mark.parametrize("path", ["oracle", "demo"])

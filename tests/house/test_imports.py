@@ -11,6 +11,7 @@ import pytest
 from tests.house.sources import ROOT, imports, is_imported, packages, python_files, shipped_files
 
 ROOMS = {
+    "cryptography": r"kvtransfer/seal\.py|triptych/offload/disk\.py",
     "ray": r"cluster/ray_actors\.py",
     "grpc": (
         r"triptych/(wire|client)/.*|triptych/client\.py|\w+_service/server\.py"
@@ -18,7 +19,7 @@ ROOMS = {
     ),
     "torch": r"triptych/executor/.*|bench/peer_transformers\.py|examples/.*",
     "transformers": r"bench/peer_transformers\.py|examples/.*",
-    "numpy": r"triptych/(executor|inputs|offload)/.*|examples/.*",
+    "numpy": r"triptych/(codec|executor|inputs|offload)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",

@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 
 from kvtransfer import manifest
 from kvtransfer.manifest import HEADER_BYTES, PREFIX_BYTES
+from tests.kvtransfer.stores import layout
 from triptych.core.errors import InstanceLost
 from triptych.core.handoff import Endpoint
 
 
 class Faulty:
-    """A transport whose sources do ``fault(source, chunk, targets)`` in place of reading."""
+    """A transport whose sources do ``fault(source, theirs, targets)`` in place of reading."""
 
     def __init__(self, inner, fault) -> None:
         self._inner = inner
@@ -33,16 +34,16 @@ class _FaultySource:
         self._fault = fault
         self.close = inner.close
 
-    def read(self, chunk, targets) -> None:
-        self._fault(self._inner, chunk, targets)
+    def read(self, theirs, targets) -> None:
+        self._fault(self._inner, theirs, targets)
 
 
 def corrupt(seed: int):
     """One bit of what arrived is another."""
     rng = random.Random(seed)
 
-    def fault(source, chunk, targets):
-        source.read(chunk, targets)
+    def fault(source, theirs, targets):
+        source.read(theirs, targets)
         target = rng.choice(targets)
         target[rng.randrange(len(target))] ^= 1 << rng.randrange(8)
 
@@ -53,9 +54,9 @@ def truncate(seed: int):
     """The last bytes do not arrive; what was there before stays."""
     rng = random.Random(seed)
 
-    def fault(source, chunk, targets):
+    def fault(source, theirs, targets):
         before = bytes(targets[-1])
-        source.read(chunk, targets)
+        source.read(theirs, targets)
         missing = rng.randint(1, len(before))
         targets[-1][-missing:] = before[-missing:]
 
@@ -66,10 +67,10 @@ def swap(seed: int):
     """Two blocks of a chunk arrive in each other's place."""
     rng = random.Random(seed)
 
-    def fault(source, chunk, targets):
-        source.read(chunk, targets)
+    def fault(source, theirs, targets):
+        source.read(theirs, targets)
         data = b"".join(targets)
-        size = len(data) // chunk.num_blocks
+        size = layout().block_bytes
         blocks = [data[at : at + size] for at in range(0, len(data), size)]
         a, b = rng.sample(range(len(blocks)), 2)
         blocks[a], blocks[b] = blocks[b], blocks[a]
@@ -84,8 +85,8 @@ def replay(_seed: int):
     """Every chunk behind the first brings the bytes of the first once more."""
     first: list[bytes] = []
 
-    def fault(source, chunk, targets):
-        source.read(chunk, targets)
+    def fault(source, theirs, targets):
+        source.read(theirs, targets)
         if not first:
             first.append(b"".join(targets))
             return
@@ -99,7 +100,7 @@ def replay(_seed: int):
 def fail(_seed: int):
     """The source breaks."""
 
-    def fault(source, chunk, targets):
+    def fault(source, theirs, targets):
         raise InstanceLost("the source broke")
 
     return fault
@@ -112,8 +113,8 @@ class Slow:
         self.is_writing = threading.Event()
         self.num_writes = 0
 
-    def __call__(self, source, chunk, targets) -> None:
-        source.read(chunk, targets)
+    def __call__(self, source, theirs, targets) -> None:
+        source.read(theirs, targets)
         for _ in range(40):
             for target in targets:
                 target[0] ^= 255

@@ -7,7 +7,7 @@ import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from kvtransfer.build import build_outbox, build_receiver
+from kvtransfer.build import build_outbox, build_receiver, build_ways
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
 from triptych.core.clock import MonotonicClock
@@ -49,7 +49,7 @@ class Store:
         self.view[:] = random.Random(seed).randbytes(len(self.view))
         return self
 
-    def stage(self, blocks) -> None:
+    def stage(self, blocks, layers=None) -> None:
         """The bytes are where ``view`` shows them."""
 
     def absorb(self, blocks) -> None:
@@ -108,6 +108,7 @@ class Pair:
         async with asyncio.timeout(within_s):
             while self.outbox.census() or self.receiver.census():
                 await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # what was told through the loop is heard
 
 
 @asynccontextmanager
@@ -116,9 +117,9 @@ async def pair(way="shm", config=QUICK, *, source=None, target=None, secret=SECR
     loop = asyncio.get_running_loop()
     outbox = build_outbox(InstanceId("giver@0"), config, SECRET, clock, loop.call_soon_threadsafe)
     neighbours = {outbox.instance: outbox} if way == "inproc" else {}
-    receiver = build_receiver(InstanceId("taker@0"), config, secret, clock, neighbours)
-    if wrap is not None:
-        receiver._transports = tuple(wrap(transport) for transport in receiver._transports)
+    ways = build_ways(InstanceId("taker@0"), config, neighbours)
+    given = ways if wrap is None else [wrap(each) for each in ways]
+    receiver = build_receiver(InstanceId("taker@0"), config, secret, clock, given)
     endpoint = outbox.start()
     if way == "tcp":
         endpoint = Endpoint(host=endpoint.host, port=endpoint.port)
@@ -129,6 +130,8 @@ async def pair(way="shm", config=QUICK, *, source=None, target=None, secret=SECR
         yield both
     finally:
         await receiver.close()
+        for each in ways:
+            each.close()
         await outbox.close()
         both.source.close()
         both.target.close()

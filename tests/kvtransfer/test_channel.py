@@ -11,7 +11,7 @@ import pytest
 
 from kvtransfer import manifest
 from kvtransfer.channel import Channel
-from kvtransfer.manifest import Ack, Chunk, Fetch, Hello, Wait
+from kvtransfer.manifest import Ack, Data, Fetch, Hello, Wait
 from tests.kvtransfer.stores import QUICK, SECRET, pair
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import Cancelled, DeadlineExceeded, InstanceLost, TransferError
@@ -51,7 +51,7 @@ def test_both_sides_learn_who_the_other_is(ends):
     assert shake(*ends) == {"taker": "taker", "giver": "giver"}
     taker, giver = ends
     for turn in range(3):
-        taker.send(Fetch("h", turn, "l", 0, 1))
+        taker.send(Fetch("h", turn, "l", 0, 1, "tcp"))
         assert giver.receive()[0].epoch == turn
         giver.send(Wait())
         assert taker.receive() == (Wait(), 0)
@@ -114,13 +114,13 @@ def test_a_recorded_handshake_opens_nothing(ends):
     recorded = []
     send = taker._write
 
-    def record(parts, descriptors):
+    def record(parts):
         recorded.append(b"".join(parts))
-        send(parts, descriptors)
+        send(parts)
 
     taker._write = record
     shake(taker, giver)
-    taker.send(Fetch("h", 0, "l", 0, 1))
+    taker.send(Fetch("h", 0, "l", 0, 1, "tcp"))
     giver.receive()
     ours, theirs = socket.socketpair()
     again = Channel(theirs, MonotonicClock(), 0.3)
@@ -137,7 +137,7 @@ def test_frames_fit_only_where_they_were_sent(ends):
     shake(taker, giver)
     giver.send(Wait())
     frame = taker._sock.recv(4096)
-    taker._received += 1  # as if it had been read; now it comes again
+    taker.num_received += 1  # as if it had been read; now it comes again
     giver._sock.sendall(frame)
     with pytest.raises(TransferError, match="MAC"):
         taker.receive()
@@ -191,7 +191,9 @@ def test_silence_is_a_loss_and_trickling_is_silence(ends):
 def test_a_body_that_never_comes_is_not_waited_for_like_a_next_frame(ends):
     taker, giver = ends
     shake(taker, giver)
-    giver._sock.send(manifest._PREFIX.pack(manifest.MAGIC, 1, 6, 0, 100, 0) + bytes(16))
+    giver._sock.send(
+        manifest._PREFIX.pack(manifest.MAGIC, manifest.VERSION, 6, 0, 100, 0) + bytes(16)
+    )
     start = time.monotonic()
     with pytest.raises(InstanceLost, match="silent"):
         taker.receive(60.0)
@@ -211,7 +213,7 @@ def test_a_peer_that_does_not_read_blocks_nobody_for_ever(ends):
     shake(taker, giver)
     huge = memoryview(bytearray(8 << 20))
     with pytest.raises(InstanceLost, match="silent"):
-        giver.send(Chunk(0, 1, (), b""), [huge])
+        giver.send(Data(), [huge])
     assert not giver.is_between_frames
 
 
@@ -224,7 +226,7 @@ def test_waking_interrupts_sending_and_receiving(ends):
 
     for channel, act in (
         (taker, taker.receive),
-        (giver, lambda: giver.send(Chunk(0, 1, (), b""), [memoryview(bytearray(8 << 20))])),
+        (giver, lambda: giver.send(Data(), [memoryview(bytearray(8 << 20))])),
     ):
         channel.on_wake = stop
         timer = threading.Timer(0.05, channel.wake)
@@ -257,9 +259,9 @@ def test_payloads_in_many_pieces(ends):
     cuts = sorted(random.Random(6).sample(range(len(data)), 1500))
     pieces = [source[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     places = [target[at : at + 777] for at in range(0, len(data), 777)]
-    thread = threading.Thread(target=lambda: giver.send(Chunk(0, 1, (), b""), pieces))
+    thread = threading.Thread(target=lambda: giver.send(Data(), pieces))
     thread.start()
-    assert taker.receive() == (Chunk(0, 1, (), b""), len(data))
+    assert taker.receive() == (Data(), len(data))
     taker.receive_payload(places)
     thread.join()
     assert target == source
@@ -272,7 +274,7 @@ async def test_an_outbox_survives_noise():
     rng = random.Random(9)
     async with pair("tcp") as both:
         prefix, body = manifest.encode(Hello("x", bytes(32)), 0)
-        too_long = manifest._PREFIX.pack(manifest.MAGIC, 1, 1, 0, 2**31, 0)
+        too_long = manifest._PREFIX.pack(manifest.MAGIC, manifest.VERSION, 1, 0, 2**31, 0)
         noises = [b"", b"G", b"GET / HTTP/1.1\r\n\r\n", prefix, prefix + bytes(16) + body, too_long]
         noises += [manifest.MAGIC + rng.randbytes(rng.randrange(300)) for _ in range(30)]
         noises += [rng.randbytes(rng.randrange(1, 3000)) for _ in range(30)]

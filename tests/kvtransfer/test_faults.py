@@ -174,7 +174,7 @@ async def test_every_flipped_bit_in_the_stream_is_noticed(towards):
     async with pair("tcp", config) as both:
         direct = both.endpoint
         down, up = await frames_of_one_transfer(both)
-        assert len(down) == 5, "Welcome, Manifest, Chunk, Finish, Acked"
+        assert len(down) == 6, "Welcome, Manifest, Chunk, Data, Finish, Acked"
         assert len(up) == 3, "Hello, Fetch, Ack"
         lengths = down if towards == "taker" else up
         places = [(frame, byte) for frame, n in enumerate(lengths) for byte in range(min(n, 36))]
@@ -238,7 +238,7 @@ async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
 
 async def test_a_repeated_last_frame_spoils_only_the_pooled_connection():
     async with pair("tcp") as both:
-        async with relay(both.endpoint, lambda n, data: [data] * (2 if n == 4 else 1)) as endpoint:
+        async with relay(both.endpoint, lambda n, data: [data] * (2 if n == 5 else 1)) as endpoint:
             await transfer(both, endpoint, "a")
             await asyncio.sleep(0.05)
             await transfer(both, endpoint, "b")

@@ -5,8 +5,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvtransfer.lease import Ended, Lease, LeaseState, Offer, Offers, Release, Verdict
+from kvtransfer.lease import Ended, Lease, LeaseState, Release, Verdict
 from kvtransfer.manifest import MAX_TAIL_BYTES, Fetch
+from kvtransfer.offer import Offer, Offers
 from tests.kvtransfer.stores import Store
 from triptych.core.clock import ManualClock
 from triptych.core.errors import InvariantBroken
@@ -109,7 +110,7 @@ def test_an_ack_behind_the_withdrawal_comes_too_late(store):
     offers, _ = table()
     offer, told = promise(offers, store)
     offer.finish()
-    assert offers.claim(Fetch("h", 0, store.layout.fingerprint, 0, 0), "taker", int) is offer
+    assert offers.claim(Fetch("h", 0, store.layout.fingerprint, 0, 0, "tcp"), "taker", int) is offer
     offers.refuse(Handle("h"), Verdict(Release.WITHDRAWN, "cancelled"))
     assert told == [], "a taker is connected: it is fenced off first"
     with pytest.raises(Ended) as ended:
@@ -133,7 +134,7 @@ def test_misuse_of_an_offer(store):
 
 
 def test_old_verdicts_are_forgotten_in_time(store, monkeypatch):
-    monkeypatch.setattr("kvtransfer.lease.MAX_VERDICTS", 5)
+    monkeypatch.setattr("kvtransfer.offer.MAX_VERDICTS", 5)
     offers, _ = table()
     for number in range(20):
         offers.refuse(Handle(f"h{number}"), Verdict(Release.WITHDRAWN))
@@ -195,7 +196,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(handle=handles, epoch=st.integers(0, 1))
     def fetch(self, handle, epoch):
-        fetch = Fetch(handle, epoch, self.store.layout.fingerprint, 0, 1)
+        fetch = Fetch(handle, epoch, self.store.layout.fingerprint, 0, 4, "tcp")
         try:
             offer = self.offers.claim(fetch, "taker", self.wake)
         except Ended:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kvtransfer import manifest
 from kvtransfer.manifest import (
     HEADER_BYTES,
+    MAX_ATTACH_BYTES,
     MAX_BODY_BYTES,
     MAX_CHUNK_BLOCKS,
     MAX_TAIL_BYTES,
@@ -16,6 +17,7 @@ from kvtransfer.manifest import (
     Ack,
     Acked,
     Chunk,
+    Data,
     Fetch,
     Finish,
     Hello,
@@ -23,15 +25,16 @@ from kvtransfer.manifest import (
     Wait,
     Welcome,
 )
+from tests.kvtransfer.stores import layout
 from triptych.core.errors import TransferError
 
 MESSAGES = [
     Hello("taker@0", bytes(32)),
     Welcome("giver@0", bytes(range(32))),
-    Fetch("handle", 3, "layout", 7, 1),
-    Manifest("layout", 0, 2048, True),
-    Chunk(5, 2, (17, 3), bytes(32)),
-    Chunk(5, 2, (), b""),
+    Fetch("handle", 3, "layout", 7, 8, "tcp"),
+    Manifest(layout(), "raw", 0, 2048, b"secret"),
+    Chunk(5, 2, 3, 1, (17, 3), bytes(16)),
+    Data(),
     Wait(),
     Finish(9, b"tail"),
     Abort("data_loss", "why"),
@@ -42,7 +45,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_round_trip(message):
-    payload = 7 if isinstance(message, Chunk) else 0
+    payload = 7 if isinstance(message, Data) else 0
     prefix, body = manifest.encode(message, payload)
     assert len(prefix) == PREFIX_BYTES < HEADER_BYTES
     parsed = manifest.parse_prefix(prefix, MAX_BODY_BYTES)
@@ -52,7 +55,8 @@ def test_round_trip(message):
 
 def test_the_largest_messages_fit_into_the_limit():
     largest = [
-        Chunk(2**40, MAX_CHUNK_BLOCKS, (2**40,) * MAX_CHUNK_BLOCKS, bytes(32)),
+        Chunk(2**40, MAX_CHUNK_BLOCKS, 2**40, 2**16, (2**40,) * MAX_CHUNK_BLOCKS, bytes(16)),
+        Manifest(layout(), "raw", 2**40, 2**40, bytes(MAX_ATTACH_BYTES)),
         Finish(2**40, bytes(MAX_TAIL_BYTES)),
         Abort("c" * 256, "\N{GRINNING FACE}" * 2048),
     ]
@@ -84,13 +88,17 @@ def test_a_body_that_is_nearly_right(wrong):
 def test_counts_are_bounded():
     fetch, chunk = manifest._NUMBERS[Fetch], manifest._NUMBERS[Chunk]
     for kind, body in (
-        (fetch, ["h", -1, "l", 0, 0]),
-        (fetch, ["h", 0, "l", 0, 2**41]),
-        (fetch, ["h", 0, "l", 1.5, 0]),
-        (chunk, [0, 0, [], b""]),
-        (chunk, [0, 513, [], b""]),
-        (chunk, [0, 1, [0] * 513, b""]),
-        (chunk, [0, 1, [-1], b""]),
+        (fetch, ["h", -1, "l", 0, 0, "tcp"]),
+        (fetch, ["h", 0, "l", 0, 2**41, "tcp"]),
+        (fetch, ["h", 0, "l", 1.5, 0, "tcp"]),
+        (chunk, [0, 0, 0, 1, [0], b""]),
+        (chunk, [0, 513, 0, 1, [0], b""]),
+        (chunk, [0, 1, 0, 0, [0], b""]),
+        (chunk, [0, 1, 0, 2**16 + 1, [0], b""]),
+        (chunk, [0, 1, 0, 1, [], b""]),
+        (chunk, [0, 1, 0, 1, [0] * 513, b""]),
+        (chunk, [0, 1, 0, 1, [-1], b""]),
+        (chunk, [0, 1, 0, 1, [0], bytes(17)]),
     ):
         with pytest.raises(TransferError):
             manifest.decode(kind, msgspec.msgpack.encode(body))
@@ -107,7 +115,7 @@ def test_any_prefix(data):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 10), st.integers(0, 19), st.integers(0, 7))
+@given(st.integers(0, len(MESSAGES) - 1), st.integers(0, 19), st.integers(0, 7))
 def test_a_prefix_with_one_wrong_bit(which, byte, bit):
     prefix, _ = manifest.encode(MESSAGES[which], 0)
     damaged = bytearray(prefix)
@@ -120,7 +128,7 @@ def test_a_prefix_with_one_wrong_bit(which, byte, bit):
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.integers(1, 10), st.binary(max_size=200))
+@given(st.integers(1, len(MESSAGES)), st.binary(max_size=200))
 @example(1, b"\x92" * 5000)
 @example(5, b"\xdd\xff\xff\xff\xff")
 @example(2, b"\x92\xdb\xff\xff\xff\xff")

@@ -1,18 +1,21 @@
 """Peers that know the secret and still say wrong things: refused before a byte is misplaced."""
 
 import asyncio
-import hashlib
 import os
 import socket
 import threading
 
+import msgspec
 import pytest
 
 from kvtransfer.build import build_receiver
 from kvtransfer.channel import Channel
-from kvtransfer.inproc import MemorySource
-from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Fetch, Finish, Manifest, Wait
-from kvtransfer.shm import FileSource
+from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Data, Fetch, Finish, Manifest, Wait
+from kvtransfer.pieces import Piece, extents
+from kvtransfer.transports.inproc import Inproc
+from kvtransfer.transports.shm import FileSource
+from kvtransfer.transports.tcp import StreamSource
+from kvtransfer.transports.transport import Extent, slices
 from tests.kvtransfer.stores import QUICK, SECRET, Store, layout, pair, ref_to
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError, TriptychError
@@ -25,7 +28,8 @@ SIZE = layout().block_bytes
 
 
 class ScriptedGiver:
-    """Welcomes, hears the Fetch, and says its lines: ``(message, payload)``."""
+    """Welcomes, hears the Fetch, and says its lines: a message, a Data with its payload, or a
+    function of its channel that makes the message."""
 
     def __init__(self, store: Store, lines) -> None:
         self._store = store
@@ -46,8 +50,10 @@ class ScriptedGiver:
         try:
             channel.welcome(SECRET, "giver@0")
             channel.receive()
-            for message, payload in self._lines:
-                channel.send(message, [memoryview(payload)] if payload else [])
+            for line in self._lines:
+                message, payload = line if isinstance(line, tuple) else (line, b"")
+                made = message(channel) if callable(message) else message
+                channel.send(made, [memoryview(payload)] if payload else [])
             while True:
                 channel.receive()
         except TriptychError:
@@ -56,42 +62,79 @@ class ScriptedGiver:
             channel.close()
 
 
-def chunk(first=0, places=(1, 2), payload=b"", count=None, digest=None):
+class Scripted(Inproc):
+    """Reads the giver's memory, or its stream if the manifest says so."""
+
+    def source(self, channel, manifest, ref):
+        if manifest.attach == b"stream":
+            return StreamSource(channel)
+        return super().source(channel, manifest, ref)
+
+
+def chunk(first=0, places=(1, 2), tag=None, count=None, layers=(0, 2)):
+    """A chunk with the right tag of what it names."""
+
+    def make(channel: Channel) -> Chunk:
+        piece = Piece(first, count or len(places), *layers)
+        sealed = tag
+        if sealed is None:
+            store = Store().fill(1)
+            inside = [place for place in places if place < 33]
+            parts = slices(store.view, extents(store.layout, inside, piece))
+            sealed = channel.tag(channel.num_sent, parts)
+            del parts
+            store.close()
+        return Chunk(*piece, places, sealed)
+
+    return make
+
+
+def bytes_of(*places):
     store = Store().fill(1)
-    data = payload or b"".join(store.block(place) for place in places if place < 33)
+    data = b"".join(store.block(place) for place in places)
     store.close()
-    sealed = hashlib.sha256(data).digest() if digest is None else digest
-    return (Chunk(first, count or len(places), () if payload else places, sealed), payload)
+    return (Data(), data)
 
 
-MAPPED = (Manifest(PRINT, 0, 33, True), b"")
-STREAM = (Manifest(PRINT, 0, 33, False), b"")
-END = (Finish(2, b"tail"), b"")
+def manifest(**changes):
+    whole = Manifest(layout(), "raw", 0, 33 * SIZE, b"")
+    return msgspec.structs.replace(whole, **changes)
+
+
+MAPPED = manifest()
+STREAM = manifest(attach=b"stream")
+END = Finish(2, b"tail")
 
 WRONG = {
-    "another layout": [(Manifest("x" * 32, 0, 33, True), b"")],
+    "another layout": [manifest(layout=layout(model="other"))],
+    "an unknown format": [manifest(wire="zip")],
     "no manifest": [chunk()],
     "finished before it began": [END],
     "a second manifest": [MAPPED, MAPPED],
     "too early a chunk": [MAPPED, chunk(first=1)],
     "the first chunk twice": [MAPPED, chunk(places=(1,)), chunk(places=(1,))],
+    "a layer twice": [MAPPED, chunk(layers=(0, 1)), chunk(layers=(0, 1))],
+    "a layer left out": [MAPPED, chunk(layers=(1, 1))],
+    "a layer that is not there": [MAPPED, chunk(layers=(0, 3))],
+    "layers are missing": [MAPPED, chunk(layers=(0, 1)), END],
     "more blocks than wanted": [MAPPED, chunk(places=(1, 2, 3))],
     "blocks that the store lacks": [MAPPED, chunk(places=(1, 33))],
     "places and count differ": [MAPPED, chunk(places=(1,), count=2)],
-    "no payload": [STREAM, (Chunk(0, 2, (), bytes(32)), b"")],
-    "a payload too short": [STREAM, chunk(payload=bytes(2 * SIZE - 1), count=2)],
-    "a payload too long": [STREAM, chunk(payload=bytes(2 * SIZE + 1), count=2)],
-    "places in a stream": [STREAM, chunk(digest=bytes(32))],
-    "a payload and places": [MAPPED, (Chunk(0, 2, (1, 2), bytes(32)), bytes(2 * SIZE))],
-    "no digest": [MAPPED, chunk(digest=b"")],
-    "a wrong digest": [MAPPED, chunk(digest=bytes(32))],
+    "no payload": [STREAM, chunk(), END],
+    "a payload too short": [STREAM, chunk(), (Data(), bytes(2 * SIZE - 1))],
+    "a payload too long": [STREAM, chunk(), (Data(), bytes(2 * SIZE + 1))],
+    "a payload for nothing": [MAPPED, chunk(), bytes_of(1, 2)],
+    "bytes of other blocks": [STREAM, chunk(), bytes_of(1, 3)],
+    "no digest": [MAPPED, chunk(tag=b"")],
+    "a wrong digest": [MAPPED, chunk(tag=bytes(16))],
     "too few blocks": [MAPPED, chunk(places=(1,)), END],
-    "another total": [MAPPED, chunk(), (Finish(3, b""), b"")],
-    "confirmed without an ack": [MAPPED, chunk(), (Acked(), b"")],
+    "another total": [MAPPED, chunk(), Finish(3, b"")],
+    "confirmed without an ack": [MAPPED, chunk(), Acked()],
     "finished twice": [MAPPED, chunk(), END, END],
-    "an ack from the giver": [MAPPED, (Ack(), b"")],
-    "a fetch from the giver": [(Fetch("h", 0, PRINT, 0, 1), b"")],
-    "aborted after the end": [MAPPED, chunk(), END, (Abort("data_loss", "withdrawn"), b"")],
+    "an ack from the giver": [MAPPED, Ack()],
+    "a fetch from the giver": [Fetch("h", 0, PRINT, 0, 4, "inproc")],
+    "aborted after the end": [MAPPED, chunk(), END, Abort("data_loss", "withdrawn")],
+    "aborted in place of bytes": [STREAM, chunk(), Abort("data_loss", "withdrawn")],
 }
 
 
@@ -100,7 +143,7 @@ async def converse(lines) -> bytes:
     giver = ScriptedGiver(source, lines)
     own = InstanceId("taker@0")
     clock = MonotonicClock()
-    receiver = build_receiver(own, QUICK, SECRET, clock, {InstanceId("giver@0"): giver})
+    receiver = build_receiver(own, QUICK, SECRET, clock, [Scripted({InstanceId("giver@0"): giver})])
     ref = ref_to("giver@0", Endpoint(), 2, target.layout)
     try:
         tail = await receiver.fetch(ref, target, [4, 5], 0, lambda _: None, clock.now() + 9)
@@ -118,10 +161,12 @@ async def converse(lines) -> bytes:
 
 
 async def test_the_right_words_are_believed():
-    assert await converse([MAPPED, chunk(), END, (Acked(), b"")]) == b"tail"
-    waits = [(Wait(), b"")]
-    lines = [*waits, MAPPED, *waits, chunk(places=(1,)), *waits, chunk(1, (2,)), END, *waits]
-    assert await converse([*lines, (Acked(), b"")]) == b"tail"
+    assert await converse([MAPPED, chunk(), END, Acked()]) == b"tail"
+    assert await converse([STREAM, chunk(), bytes_of(1, 2), END, Acked()]) == b"tail"
+    lines = [Wait(), MAPPED, Wait(), chunk(places=(1,)), Wait(), chunk(1, (2,)), END, Wait()]
+    assert await converse([*lines, Acked()]) == b"tail"
+    layered = [chunk(layers=(0, 1)), chunk(0, (1,), layers=(1, 1)), chunk(1, (2,), layers=(1, 1))]
+    assert await converse([MAPPED, *layered, END, Acked()]) == b"tail"
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -130,19 +175,14 @@ async def test_a_giver_that_says_wrong_things(name):
         await converse(WRONG[name])
 
 
-async def test_places_outside_the_store_are_never_read():
+async def test_a_store_that_is_smaller_than_announced_reads_short():
     store = Store(5)
-    targets = [memoryview(bytearray(2 * SIZE))]
-    source = FileSource(os.dup(store.fd), 5)
-    for wrong in (Chunk(0, 2, (4, 5), b""), Chunk(0, 2, (4,), b""), Chunk(0, 2, (), b"")):
-        for each in (source, MemorySource(store)):
-            with pytest.raises(TransferError):
-                each.read(wrong, targets)
-    boastful = FileSource(os.dup(store.fd), 500)  # announced larger than it is
+    source = FileSource(os.dup(store.fd))
     with pytest.raises(TransferError, match="shorter"):
-        boastful.read(Chunk(0, 2, (4, 499), b""), targets)
-    for each in (source, boastful):
-        each.close()
+        source.read(
+            [Extent(4 * SIZE, SIZE), Extent(499 * SIZE, SIZE)], [memoryview(bytearray(2 * SIZE))]
+        )
+    source.close()
     store.close()
 
 
@@ -174,9 +214,9 @@ async def as_taker(both, *lines):
     [
         (Ack(),),
         (Wait(),),
-        (Fetch("h", 0, PRINT, 0, 1), Fetch("h", 0, PRINT, 0, 1)),
-        (Fetch("h", 0, PRINT, 0, 2), Ack()),
-        (Fetch("h", 0, PRINT, 0, 1), Finish(1, b"")),
+        (Fetch("h", 0, PRINT, 0, 4, "shm"), Fetch("h", 0, PRINT, 0, 4, "shm")),
+        (Fetch("h", 0, PRINT, 0, 8, "shm"), Ack()),
+        (Fetch("h", 0, PRINT, 0, 4, "shm"), Finish(1, b"")),
     ],
     ids=["ack first", "wait first", "two fetches", "ack before the end", "words of a giver"],
 )
@@ -198,6 +238,6 @@ async def test_a_taker_that_wants_what_is_not_there():
         offer = both.offer()
         offer.append([1])
         offer.finish()
-        heard = await as_taker(both, Fetch("h", 0, PRINT, 2**40, 2**40))
+        heard = await as_taker(both, Fetch("h", 0, PRINT, 0, 2**40, "shm"))
         assert isinstance(heard[-1], Abort)
         assert both.released["h"] == ["failed"]

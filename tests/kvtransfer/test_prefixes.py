@@ -1,39 +1,34 @@
-"""Who is asked to bring a prefix, and what becomes of one that does not come."""
+"""Who is asked to bring a prefix, and what becomes of one that comes in part or not at all."""
 
-import pytest
-
-from kvtransfer.prefixes import Prefixes
+from kvtransfer.prefixes import Place, Prefixes
 from triptych.cache.kv import KvCache
-from triptych.core.errors import TransferError
 from triptych.core.handoff import JobHeader, LanguageJob
 from triptych.core.ids import JobId, SessionId
 from triptych.core.request import Prompt, Sampling, StopRule
 
 BLOCK = 4
+BLOCKS = (5, 6, 7, 8, 9)
 
 
 class Source:
-    """Has ``has`` leading tokens; brings ``brings`` blocks of them, or raises."""
+    """Has ``has`` leading tokens; brings them, or up to ``brings``."""
 
-    def __init__(self, has, brings=None, error=None):
-        self.has, self.brings, self.error = has, brings, error
-        self.asked, self.foreseen = [], []
+    def __init__(self, has, brings=None):
+        self.has, self.brings = has, has if brings is None else brings
+        self.asked, self.foreseen, self.forgotten = [], [], []
 
-    @property
-    def num_tokens(self):
+    def num_tokens(self, job, table):
         return self.has
-
-    def find(self, job, table):
-        return self if self.has else None
 
     def foresee(self, job, table):
         self.foreseen.append(job.header.id)
 
-    async def bring(self, blocks, first, deadline_s):
-        self.asked.append((tuple(blocks), first))
-        if self.error is not None:
-            raise self.error
-        return len(blocks) if self.brings is None else self.brings
+    def forget(self, job):
+        self.forgotten.append(job)
+
+    async def bring(self, job, place, deadline_s):
+        self.asked.append(place)
+        return max(place.start, min(place.end, self.brings))
 
 
 def job(name="j"):
@@ -48,41 +43,32 @@ def table():
     return made
 
 
-async def test_the_longest_prefix_is_brought_and_of_equals_the_nearest():
-    near, far, equal = Source(8), Source(16), Source(16)
-    prefixes = Prefixes((near, far, equal), BLOCK)
+async def test_each_source_goes_on_where_the_one_before_it_ended():
+    near, far = Source(8), Source(16)
+    prefixes = Prefixes((near, far))
     assert prefixes.elsewhere(job(), table()) == 16
-    assert await prefixes.bring(JobId("j"), (5, 6, 7, 8, 9), 4, 12, 0.0) == 12
-    assert (near.asked, far.asked, equal.asked) == ([], [((5, 6, 7), 1)], [])
+    assert await prefixes.bring(job(), Place(BLOCKS, 4, 16), 0.0) == 16
+    assert near.asked == [Place(BLOCKS, 4, 16)] and far.asked == [Place(BLOCKS, 8, 16)]
 
 
-async def test_what_is_here_already_is_not_brought():
-    prefixes = Prefixes((Source(BLOCK), Source(0)), BLOCK)
-    assert prefixes.elsewhere(job(), table()) == 0
-    assert await prefixes.bring(JobId("j"), (5, 6), 4, 4, 0.0) == 4
-    assert Prefixes((), BLOCK).elsewhere(job(), table()) == 0
+async def test_a_source_is_not_asked_for_what_another_brought():
+    near, far = Source(16), Source(16)
+    assert await Prefixes((near, far)).bring(job(), Place(BLOCKS, 4, 16), 0.0) == 16
+    assert len(near.asked) == 1 and far.asked == []
 
 
-async def test_a_prefix_that_does_not_come_costs_itself_only():
-    prefixes = Prefixes((Source(16, error=TransferError("gone")),), BLOCK)
-    assert prefixes.elsewhere(job(), table()) == 16
-    assert await prefixes.bring(JobId("j"), (5, 6, 7, 8), 4, 16, 0.0) == 4
-    partly = Prefixes((Source(16, brings=2),), BLOCK)
-    assert partly.elsewhere(job(), table()) == 16
-    assert await partly.bring(JobId("j"), (5, 6, 7, 8), 4, 16, 0.0) == 8
+async def test_what_does_not_come_costs_itself_only():
+    near, far = Source(16, brings=0), Source(12)
+    prefixes = Prefixes((near, far))
+    assert await prefixes.bring(job(), Place(BLOCKS, 4, 16), 0.0) == 12
+    assert await Prefixes((near,)).bring(job(), Place(BLOCKS, 4, 16), 0.0) == 4
+    assert Prefixes(()).elsewhere(job(), table()) == 0
 
 
-@pytest.mark.parametrize("again", [True, False])
-async def test_a_forgotten_or_repeated_search_leaves_nothing(again: bool):
-    source = Source(16)
-    prefixes = Prefixes((source,), BLOCK)
+def test_every_source_hears_of_a_waiting_job_and_of_its_end():
+    sources = Source(0), Source(8)
+    prefixes = Prefixes(sources)
     prefixes.foresee(job(), table())
-    assert source.foreseen == ["j"]
-    prefixes.elsewhere(job(), table())
-    if again:
-        source.has = 0
-        assert prefixes.elsewhere(job(), table()) == 0
-    else:
-        prefixes.forget(JobId("j"))
-    assert await prefixes.bring(JobId("j"), (5, 6, 7, 8), 4, 16, 0.0) == 4
-    assert source.asked == []
+    prefixes.forget(JobId("j"))
+    assert [one.foreseen for one in sources] == [["j"], ["j"]]
+    assert [one.forgotten for one in sources] == [["j"], ["j"]]

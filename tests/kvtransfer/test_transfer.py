@@ -198,15 +198,37 @@ async def test_two_takers_of_a_handle_that_is_not_offered_yet():
 async def test_another_layout_is_refused_before_a_byte_is_written():
     async with pair(target=Store(33, layout(model="other"))) as both:
         before = bytes(both.target.view)
+        both.offer().append([0])
         with pytest.raises(TransferError, match="layout"):
             await both.fetch(1, [0])
-        both.offer().append([0])
-        ref = ref_to("giver@0", both.endpoint, 1, both.target.layout)
+        both.offer("next").append([0])
+        ref = ref_to("giver@0", both.endpoint, 1, both.target.layout, "next")
         deadline = MonotonicClock().now() + 9
-        with pytest.raises(TransferError, match="layouts"):
+        with pytest.raises(TransferError, match="layout"):
             await both.receiver.fetch(ref, both.target, [0], 0, lambda _: None, deadline)
         assert bytes(both.target.view) == before
-        assert both.released == {"h": []}, "a wrong taker does not use the promise up"
+        assert both.released["next"] == [], "a wrong promise does not use the offer up"
+
+
+async def test_layers_arrive_before_the_blocks_do():
+    async with pair() as both:
+        offer, seen = both.offer(), []
+        fetching = asyncio.create_task(both.fetch(3, [9, 8, 1], seen=seen))
+        offer.append([5, 6], 1)
+        layer = both.source.layout.block_bytes // 2
+        async with asyncio.timeout(5):
+            while both.target.block(8)[:layer] != both.source.block(6)[:layer]:
+                await asyncio.sleep(0.005)
+        assert both.target.block(8)[layer:] != both.source.block(6)[layer:]
+        assert set(seen) <= {0}
+        with pytest.raises(InvariantBroken, match="turn"):
+            offer.append([7])
+        offer.append([5, 6])
+        offer.append([7])
+        offer.finish(b"tail")
+        assert await fetching == b"tail"
+        both.assert_equal([5, 6, 7], [9, 8, 1])
+        assert seen[-1] == 3
 
 
 async def test_another_epoch_is_refused():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvtransfer.prefixes import Place
 from tests.kvtransfer.stores import Store
 from triptych.cache.embeddings import EmbeddingCache
 from triptych.cache.kv import KvCache
@@ -16,9 +17,11 @@ from triptych.core.catalog import Tier
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import CacheConfig
 from triptych.core.errors import ConfigError
+from triptych.core.handoff import JobHeader, LanguageJob
 from triptych.core.hashing import digest
-from triptych.core.ids import BlockId, ContentHash, JobId
+from triptych.core.ids import BlockId, ContentHash, JobId, SessionId
 from triptych.core.layout import Layout
+from triptych.core.request import Prompt, Sampling, StopRule
 from triptych.offload import mover as mover_module
 from triptych.offload.build import Below, build_mover
 from triptych.offload.prefixes import TierPrefixes
@@ -27,6 +30,9 @@ pytestmark = pytest.mark.usefixtures("no_leak")
 
 LAYOUT = Layout("kv", "m", "float32", (2, 2, 4, 1, 7), 4)
 SLOT = 4096
+JOB = LanguageJob(
+    JobHeader(JobId("j"), SessionId("s"), 0, 1.0, b"salt"), Prompt((1,)), Sampling(), StopRule(4)
+)
 
 
 def key_of(number: int) -> ContentHash:
@@ -329,7 +335,7 @@ async def test_a_prefix_of_a_sequence_is_found_and_brought(make):
     source = TierPrefixes(cache, below.mover)
     tokens = list(range(22))
     table = cache.table(JobId("a"), b"salt", tokens)
-    assert source.find(None, table) is None
+    assert source.num_tokens(JOB, table) == 0
     assert cache.open(table, 22, limit=21)
     for block, key in zip(table.blocks, cache.keys(table, 22), strict=False):
         below.write(key, block)
@@ -340,14 +346,20 @@ async def test_a_prefix_of_a_sequence_is_found_and_brought(make):
     cache.release(other)
     again = cache.table(JobId("c"), b"salt", tokens)
     assert cache.open(again, 22, limit=21)
-    found = source.find(None, again)
-    assert found is not None and found.num_tokens == 20 and again.hit_tokens <= 4
     first = again.hit_tokens // 4
-    assert await found.bring(again.blocks[:5], first, 0.0) == 5
+    assert source.num_tokens(JOB, again) == 20 and first <= 1
+    place = Place(again.blocks, again.hit_tokens, 20)
+    assert await source.bring(JOB, place, 0.0) == 20
+    assert await source.bring(JOB, place, 0.0) == again.hit_tokens  # nothing is kept of it
     for block, key in zip(again.blocks[first:5], cache.keys(again, 20)[first:], strict=True):
         assert below.store.block(block) == content(key)
     salted = cache.table(JobId("d"), b"other tenant", tokens)
-    assert source.find(None, salted) is None
+    assert source.num_tokens(JOB, salted) == 0
+    assert source.num_tokens(JOB, again) == 20
+    assert await source.bring(JOB, place._replace(start=20, end=28), 0.0) == 20  # behind a gap
+    assert source.num_tokens(JOB, again) == 20
+    source.forget(JOB.header.id)
+    assert await source.bring(JOB, place, 0.0) == again.hit_tokens
     cache.release(again)
 
 

@@ -4,9 +4,12 @@ import asyncio
 
 import pytest
 
+from cluster.catalog import Catalog
 from router.dispatch import Dispatcher
 from router.journey import Stages, Trip, journey
+from router.knowledge import Knowledge
 from router.ledger import Ledger
+from scheduler.latency import Latencies
 from scheduler.registry import placement
 from tests.router.members import SESSION, ScriptedInstance, ScriptedMembers
 from triptych.core.clock import MonotonicClock
@@ -23,7 +26,8 @@ async def ask(instance: ScriptedInstance, seconds: float) -> tuple[type[Triptych
     dispatcher.refresh()
     await dispatcher.changed.wait()
     ledger = Ledger(clock)
-    stages = Stages(dispatcher, placement("least_loaded"), ledger, RouterConfig(), clock)
+    placing = (placement("least_loaded", Latencies()), Knowledge(Catalog(), Latencies()))
+    stages = Stages(dispatcher, placing, ledger, RouterConfig(), clock)
     start_s = clock.now()
     request = Request(
         id=RequestId("r"), tenant=TenantId("t"), messages=(Message("user", (TextPart("hi"),)),),

@@ -14,7 +14,7 @@ from triptych.core.view import ClusterView, Description, InstanceView, Route
 STAGES = {stage.letter: stage for stage in Stage}
 
 
-def instance(name, load=0, *, model="m", kv=16, embedding=16, state=InstanceState.READY):
+def instance(name, load=0, *, model="m", kv=16, width=8, embedding=16, state=InstanceState.READY):
     """``P-1`` is a prefill instance, ``PD-0`` one for both, and so on."""
     letters = name.partition("-")[0]
     description = Description(
@@ -22,10 +22,10 @@ def instance(name, load=0, *, model="m", kv=16, embedding=16, state=InstanceStat
         role=tuple(STAGES[letter] for letter in letters),
         model=model,
         transfer=Endpoint(),
-        kv=None if letters == "E" else Layout("kv", model, "float32", (2, 2, kv, 1, 8), kv),
+        kv=None if letters == "E" else Layout("kv", model, "float32", (2, 2, kv, 1, width), kv),
         embedding=None
         if letters == "D"
-        else Layout("embedding", model, "float32", (embedding, 8), embedding),
+        else Layout("embedding", model, "float32", (embedding, width), embedding),
         num_kv_blocks=8,
         num_embedding_blocks=8,
         max_tokens=100,
@@ -99,20 +99,25 @@ def test_only_ready_instances_serve(policy, state):
         assert policy.choose(view, TEXT) == Route((), "P-0", "D-0")
 
 
-def test_layouts_must_match(policy):
-    view = cluster("P-0", instance("D-0", kv=32), instance("D-1", model="other"), "D-2")
+def test_numbers_must_match(policy):
+    view = cluster("P-0", instance("D-0", width=32), instance("D-1", model="other"), "D-2")
     assert policy.choose(view, TEXT).decode == "D-2"
     with pytest.raises(Unavailable, match="decode"):
-        policy.choose(cluster("P-0", instance("D-0", kv=32)), TEXT)
-    view = cluster("P-0", "D-0", instance("E-0", embedding=8), instance("E-1", model="o"), "E-2")
+        policy.choose(cluster("P-0", instance("D-0", width=32)), TEXT)
+    view = cluster("P-0", "D-0", instance("E-0", width=4), instance("E-1", model="o"), "E-2")
     for _ in range(3):
         assert policy.choose(view, prompt("a")).encode == ("E-2",)
     with pytest.raises(Unavailable, match="encode"):
-        policy.choose(cluster("P-0", "D-0", instance("E-0", embedding=8)), prompt("a"))
+        policy.choose(cluster("P-0", "D-0", instance("E-0", width=4)), prompt("a"))
+
+
+def test_blocks_may_be_of_any_size(policy):
+    view = cluster(instance("E-0", embedding=4), "P-0", instance("D-0", kv=32))
+    assert policy.choose(view, prompt("a")) == Route(("E-0",), "P-0", "D-0")
 
 
 def test_prefill_without_a_matching_encoder_is_passed_over(policy):
-    view = cluster(instance("P-0", embedding=8), instance("P-1", 900), "D-0", "E-0")
+    view = cluster(instance("P-0", width=4), instance("P-1", 900), "D-0", "E-0")
     for _ in range(3):
         assert policy.choose(view, prompt("a")).prefill == "P-1"
 

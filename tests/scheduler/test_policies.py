@@ -3,10 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.batching import PATIENCE, boundaries_from_prompt, decode_first
-from scheduler.order import fcfs
+from scheduler.latency import Latencies
+from scheduler.order import MOST_OVERTAKEN, fcfs, longest_prefix
 from scheduler.placement import LeastLoaded, RoundRobin
 from scheduler.preemption import youngest_first
 from scheduler.registry import placement, policies
+from triptych.core.config import EngineConfig
 from triptych.core.errors import ConfigError
 from triptych.core.hashing import digest
 from triptych.core.ids import JobId
@@ -101,6 +103,21 @@ def test_first_come_first_served():
     assert fcfs([work(5, 0, 1), work(2, 0, 1), work(9, 0, 1)]) == [1, 0, 2]
 
 
+def waiting(arrival, hit=0, num_overtaken=0):
+    return work(arrival, 0, 99)._replace(hit=hit, num_overtaken=num_overtaken)
+
+
+def test_longest_prefix_first_and_of_equals_the_oldest():
+    assert longest_prefix([waiting(0), waiting(1, 6), waiting(2, 9), waiting(3, 6)]) == [2, 1, 3, 0]
+    assert longest_prefix([]) == []
+
+
+def test_who_was_overtaken_often_goes_before_any_prefix():
+    starved = [waiting(0, 0, MOST_OVERTAKEN - 1), waiting(1, 0, MOST_OVERTAKEN + 3),
+               waiting(2, 5, MOST_OVERTAKEN), waiting(3, 50)]  # fmt: skip
+    assert longest_prefix(starved) == [1, 2, 3, 0]
+
+
 def test_only_younger_sequences_are_preempted():
     running = [decode(1), decode(7), decode(4)]
     assert youngest_first(decode(3), running) == 1
@@ -109,9 +126,15 @@ def test_only_younger_sequences_are_preempted():
 
 
 def test_registry():
-    assert isinstance(placement("least_loaded"), LeastLoaded)
-    assert isinstance(placement("round_robin"), RoundRobin)
-    assert placement("round_robin") is not placement("round_robin")
-    assert policies().order is fcfs
+    assert isinstance(placement("least_loaded", Latencies()), LeastLoaded)
+    assert isinstance(placement("round_robin", Latencies()), RoundRobin)
+    assert placement("round_robin", Latencies()) is not placement("round_robin", Latencies())
+    assert policies(EngineConfig()).order is fcfs
+    assert not policies(EngineConfig()).matches
+    by_prefix = policies(EngineConfig(order="longest_prefix"))
+    assert by_prefix.order is longest_prefix
+    assert by_prefix.matches
+    with pytest.raises(ConfigError, match=r"engine\.order"):
+        policies(EngineConfig(order="random"))
     with pytest.raises(ConfigError, match=r"router\.placement"):
-        placement("random")
+        placement("random", Latencies())

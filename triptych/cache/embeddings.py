@@ -4,10 +4,10 @@ Knows keys, blocks, who writes an entry and who reads it. Does not know pictures
 An entry is a row range of the store for one key; an ``Entry`` is one user's hold on it.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
+from triptych.cache.eviction import Evictable, EvictionQueue, Order, Recompute, lru
 from triptych.cache.pool import BlockPool
 from triptych.cache.watch import Watchers
 from triptych.core.census import Holding
@@ -23,12 +23,15 @@ class EntryState(Enum):
     FAILED = "failed"
 
 
-class _Slot:
+class _Slot(Evictable):
     """An entry as the cache keeps it."""
 
     __slots__ = ("blocks", "holds", "key", "num_tokens", "state", "writer")
 
-    def __init__(self, key: ContentHash, num_tokens: int, blocks: list[BlockId]) -> None:
+    def __init__(
+        self, key: ContentHash, num_tokens: int, blocks: list[BlockId], cost: float
+    ) -> None:
+        super().__init__(cost)
         self.key = key
         self.num_tokens = num_tokens
         self.blocks = tuple(blocks)
@@ -96,13 +99,21 @@ class Entry:
 
 class EmbeddingCache:
     """Embedding blocks by content key. READY entries that nobody holds stay until room is needed,
-    and go in order of last use. Tiers and the cluster's directory hear through ``watchers``."""
+    and go in the order given. Tiers and the cluster's directory hear through ``watchers``."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        order: Order = lru,
+        recompute: Recompute | None = None,
+    ) -> None:
         self.block_size = block_size
         self._pool = BlockPool(num_blocks)
         self._slots: dict[ContentHash, _Slot] = {}
-        self._idle: OrderedDict[ContentHash, _Slot] = OrderedDict()
+        self._idle: EvictionQueue[_Slot] = EvictionQueue(order)
+        self._recompute = recompute or Recompute()
         self._failed: list[_Slot] = []
         self._room_watchers: list[Callable[[], None]] = []
         self.watchers = Watchers()
@@ -119,6 +130,11 @@ class EmbeddingCache:
     def fits(self, *num_tokens: int) -> bool:
         """Whether entries of these sizes fit together when nothing else is held."""
         return sum(map(self.blocks_for, num_tokens)) <= self._pool.num_blocks
+
+    def has(self, key: ContentHash) -> bool:
+        """Whether the entry of ``key`` is READY. Pure."""
+        slot = self._slots.get(key)
+        return slot is not None and slot.state is EntryState.READY
 
     def acquire(self, key: ContentHash, owner: str = "") -> Entry | None:
         """A hold on the READY or PENDING entry of ``key``, if there is one."""
@@ -139,7 +155,7 @@ class EmbeddingCache:
             raise InvariantBroken("embedding: one key with two lengths")
         wanted = dict(items)
         needed = sum(self.blocks_for(n) for key, n in wanted.items() if key not in self._slots)
-        spare = sum(len(slot.blocks) for key, slot in self._idle.items() if key not in wanted)
+        spare = sum(len(slot.blocks) for slot in self._idle if slot.key not in wanted)
         if needed > self._pool.num_free + spare:
             return None
         held = [self.acquire(key, owner) for key, _ in items]  # first, so that none is evicted
@@ -182,7 +198,8 @@ class EmbeddingCache:
         if slot.holds:
             return
         if slot.state is EntryState.READY:
-            self._idle[slot.key] = slot
+            self._idle.use(slot)
+            self._idle.put(slot)
         else:
             self._pool.drop(slot.blocks)
             if slot.state is EntryState.FAILED:
@@ -205,17 +222,20 @@ class EmbeddingCache:
         return {
             "embedding_block.total": self._pool.num_blocks,
             "embedding_block.free": self._pool.num_free,
-            "embedding_block.cached": sum(len(slot.blocks) for slot in self._idle.values()),
+            "embedding_block.cached": sum(len(slot.blocks) for slot in self._idle),
         }
 
     def check(self) -> None:
         """Raise InvariantBroken unless every block has one entry and idle entries are unheld."""
         self._pool.check()
+        self._idle.check()
         used = [block for slot in self._all() for block in slot.blocks]
         if len(used) != len(set(used)) or len(used) + self._pool.num_free != self._pool.num_blocks:
             raise InvariantBroken("embedding: a block has no entry, or two")
+        if any(self._slots.get(slot.key) is not slot for slot in self._idle):
+            raise InvariantBroken("embedding: an entry that is gone could be evicted")
         for slot in self._all():
-            idle = self._idle.get(slot.key) is slot
+            idle = slot in self._idle
             if idle != (not slot.holds) or (idle and slot.state is not EntryState.READY):
                 raise InvariantBroken("embedding: held and idle entries are mixed up")
             if slot.writer is not None and slot.writer not in slot.holds:
@@ -226,7 +246,7 @@ class EmbeddingCache:
         yield from self._failed
 
     def _hold(self, slot: _Slot, owner: str) -> Entry:
-        self._idle.pop(slot.key, None)
+        self._idle.discard(slot)
         entry = Entry(slot, owner)
         slot.holds.append(entry)
         return entry
@@ -234,11 +254,14 @@ class EmbeddingCache:
     def _make(self, key: ContentHash, num_tokens: int, owner: str) -> Entry:
         count = self.blocks_for(num_tokens)
         while self._pool.num_free < count:
-            old, slot = self._idle.popitem(last=False)
-            del self._slots[old]
-            self.watchers.evicted(old, *slot.blocks)
-            self._pool.drop(slot.blocks)
-        slot = self._slots[key] = _Slot(key, num_tokens, self._pool.take(count))
+            old = self._idle.pop()
+            if old is None:
+                raise InvariantBroken("embedding: fewer blocks than were counted")
+            del self._slots[old.key]
+            self.watchers.evicted(old.key, *old.blocks)
+            self._pool.drop(old.blocks)
+        cost = self._recompute.of_embedding(num_tokens, count * self.block_size)
+        slot = self._slots[key] = _Slot(key, num_tokens, self._pool.take(count), cost)
         slot.writer = self._hold(slot, owner)
         return slot.writer
 

@@ -10,13 +10,17 @@ Half-open intervals of one sequence's tokens, ``bs`` the block size; blocks are 
     committed <= computed // bs * bs; the rest waits to be full, verified, or was refused
     capacity   = bs * len(blocks) >= every token whose KV has been or will be written
 
+Copy-on-write is recomputation into an own block: what the tree holds is full and never written, so
+a sequence that must write before a hit's end (its last token is always computed) gets a hit one
+block shorter, and those that part inside a block never shared it.
 Knows no engine. Lower tiers and the cluster's directory hear of its contents through ``watchers``.
 """
 
 from collections.abc import Sequence
 
+from triptych.cache.eviction import Order, Recompute, lru
 from triptych.cache.pool import BlockPool
-from triptych.cache.radix import BlockText, KeyOf, Link, Node, RadixTree
+from triptych.cache.radix import BlockText, KeyOf, Link, Node, RadixTree, path_to, text_of
 from triptych.cache.watch import Watchers
 from triptych.core.census import Holding
 from triptych.core.errors import InvariantBroken
@@ -71,6 +75,8 @@ class KvCache:
         block_size: tokens in a block.
         model: fingerprint that separates the keys of different models.
         prefix: whether anything is kept for later sequences.
+        order: what is evicted first.
+        recompute: what it costs to lose a block, for an order that asks.
         key_of: key of a block; only tests pass another.
     """
 
@@ -81,11 +87,14 @@ class KvCache:
         model: str,
         *,
         prefix: bool = True,
+        order: Order = lru,
+        recompute: Recompute | None = None,
         key_of: KeyOf = block_key,
     ) -> None:
         self.block_size = block_size
         self._pool = BlockPool(num_blocks)
-        self._tree = RadixTree(model)
+        self._tree = RadixTree(model, order)
+        self._recompute = recompute or Recompute()
         self._prefix = prefix
         self._key_of = key_of
         self._open: dict[JobId, KvTable] = {}
@@ -100,6 +109,11 @@ class KvCache:
     def num_available(self) -> int:
         """Blocks that can be had now: free ones and cached ones that nobody locks."""
         return self._pool.num_free + self._tree.num_evictable
+
+    @property
+    def version(self) -> int:
+        """Changes whenever ``match`` may answer otherwise than before."""
+        return self._tree.version
 
     @property
     def num_open(self) -> int:
@@ -156,10 +170,10 @@ class KvCache:
         node, hit = self._walk(table, root, min(limit, num_tokens), align)
         self._tree.lock(node)
         self._tree.unlock(root)
-        shared = _blocks(node)
+        shared = [each.block for each in path_to(node)]
         missing = self.blocks_for(num_tokens) - len(shared)
         if missing + spare > self.num_available:
-            self._tree.unlock(node)
+            self._tree.unlock(node, is_used=False)
             return False
         self._pool.share(shared)
         table.blocks = shared + self._take(missing)
@@ -179,6 +193,17 @@ class KvCache:
         table.blocks += self._take(missing)
         return True
 
+    def begin_write(self, table: KvTable, start: int, end: int) -> None:
+        """A step that writes the KV of tokens ``[start, end)`` is about to be executed: until
+        ``table.is_writing`` is unset nothing is freed (N8). Raises InvariantBroken if anybody else
+        could see one of the blocks."""
+        written = table.blocks[start // self.block_size : self.blocks_for(end)]
+        if not table.is_open or end > table.capacity:
+            raise InvariantBroken(f"write: {table.owner} has no such blocks")
+        if any(self._pool.count(block) > 1 for block in written):
+            raise InvariantBroken(f"write: a block of {table.owner} is shared")
+        table.is_writing = True
+
     def commit(self, table: KvTable, num_tokens: int) -> None:
         """The KV of the first ``num_tokens`` tokens is in the blocks: full ones become findable.
 
@@ -190,13 +215,13 @@ class KvCache:
             return
         for index in range(table.num_committed, num_tokens // self.block_size):
             block = table.blocks[index]
-            child = self._tree.add(table.node, self._link(table, index), block)
+            link, cost = self._link(table, index), self._cost(table, index)
+            child = self._tree.extend(table.node, link, block, cost)
             if child is None:
                 break  # another text with the same key: this sequence stays private from here on
             if child.block == block:
                 self._pool.share((block,))
                 self.watchers.stored(child.link.key, block)
-            self._tree.descend(child)
             table.node = child
             table.num_committed = index + 1
 
@@ -238,7 +263,9 @@ class KvCache:
         for table in self._open.values():
             for block in table.blocks:
                 counts[block] += 1
-            for depth, node in enumerate(_nodes(table.node)):
+            if any(self._pool.count(block) != 1 for block in table.blocks[table.num_committed :]):
+                raise InvariantBroken(f"kv: {table.owner} would write to a shared block")
+            for depth, node in enumerate(path_to(table.node)):
                 locks[id(node)] = locks.get(id(node), 0) + 1
                 if node.link.text != self._text(table, depth):
                     raise InvariantBroken(f"kv: {table.owner} stands on another sequence's text")
@@ -260,7 +287,7 @@ class KvCache:
         return best, hit
 
     def _take(self, count: int) -> list[BlockId]:
-        """``count`` blocks, counted before, evicting what is unused for longest."""
+        """``count`` blocks, counted before, evicting what is worth least."""
         while self._pool.num_free < count:
             node = self._tree.evict()
             if node is None:
@@ -277,26 +304,15 @@ class KvCache:
             table.links.append(Link(self._key_of(parent, *text), text))
         return table.links[index]
 
+    def _cost(self, table: KvTable, index: int) -> float:
+        """A prefix is lost from its end on. So the loss of an item begins, and costs its encoding,
+        with the block in which the item ends."""
+        start, end = index * self.block_size, (index + 1) * self.block_size
+        ending = (item.num_tokens for item in table.items if start < item.end <= end)
+        return self._recompute.of_block(start, end, sum(ending))
+
     def _text(self, table: KvTable, index: int) -> BlockText:
         start, end = index * self.block_size, (index + 1) * self.block_size
         if end > len(table.tokens):
             raise InvariantBroken(f"text: block {index} of {table.owner} is not full")
-        items = tuple(
-            (max(start - item.offset, 0), max(item.offset - start, 0), bytes(item.key))
-            for item in table.items
-            if item.offset < end and item.end > start
-        )
-        return BlockText(tuple(table.tokens[start:end]), items)
-
-
-def _nodes(node: Node | None) -> list[Node]:
-    """The path to ``node`` from the first block on, without the root."""
-    path: list[Node] = []
-    while node is not None and node.parent is not None:
-        path.append(node)
-        node = node.parent
-    return path[::-1]
-
-
-def _blocks(node: Node) -> list[BlockId]:
-    return [each.block for each in _nodes(node)]
+        return text_of(table.tokens, table.items, start, end)

@@ -38,7 +38,8 @@ class CacheBatch(msgspec.Struct, frozen=True):
     """What changed in the caches of one instance since its batch before."""
 
     sequence: int
-    """Counts the batches of this incarnation from 0; a gap means that some were lost."""
+    """Counts the batches of this incarnation from 1; a gap means that some were lost. A snapshot
+    bears the number of the last batch that it contains."""
     is_snapshot: bool
     """Whether the batch says all there is, so that what was known before is void."""
     changes: tuple[Change, ...]

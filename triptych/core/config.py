@@ -35,6 +35,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``cpu``, ``cuda``, ``cuda:N`` or ``auto``."""
     threads: Count = 1
     """Arithmetic threads of each instance on a CPU."""
+    tensor_parallel: Count = 1
+    """Ranks among which one process divides the language model's heads; KV blocks have a run for
+    each. They share one device, so this changes the shape of KV and gains no speed."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,11 +51,17 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sequences that one instance works on at once."""
     max_waiting: Amount = 256
     """Jobs that wait for a place behind those; more are refused."""
+    order: str = "fcfs"
+    """Who waits shortest: ``fcfs``, or ``longest_prefix`` (most of its prompt cached; nobody is
+    overtaken without bound)."""
     image_budget_tokens: Count = 2048
     """Visual tokens encoded in one step; a larger picture is encoded alone."""
     deterministic: bool = False
-    """Cut prefix hits at chunk boundaries and compute one sequence at a time in a step, so that
-    equal requests give bit-equal logits under any load."""
+    """Cut prefix hits at chunk boundaries and compute one sequence or one picture at a time in a
+    step, so that equal requests give bit-equal logits under any load."""
+    overlap: bool = True
+    """Compute a prompt's text while its pictures are being encoded and fetched. ``false`` computes
+    nothing of a prompt before all its pictures are here; for comparison."""
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +86,9 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Size of an instance's files there, made at once, split like ``host_bytes``."""
     at_rest: str = "raw"
     """How blocks lie in these tiers: ``raw``."""
+    eviction: str = "lru"
+    """What goes first when KV or embedding blocks run out: ``lru``, ``lfu`` (with ageing) or
+    ``cost`` (uses times the work to compute it again over its bytes, with ageing)."""
 
 
 class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,10 +96,19 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     transport: str = "auto"
     """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
+    wire: str = "raw"
+    """``raw``, or each row quantised as ``int8`` or ``fp8`` on its way (lossy, half the bytes of
+    16-bit blocks); what the giver does not know comes raw."""
+    credits: Count = 4
+    """Messages of a fetch that may be on their way."""
+    message_bytes: Count = 1_048_576
+    """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
+    layerwise: bool = True
+    """Send the first layers of a prefill chunk while its later layers are computed."""
     host: str = "127.0.0.1"
     """Address that the instance's outbox listens on and announces."""
     digest: bool = True
-    """Verify a SHA-256 of every chunk."""
+    """Verify a digest (AES-GMAC) of every message's bytes."""
     heartbeat_s: Seconds = 0.5
     """A waiting sender says this often that it lives."""
     timeout_s: Seconds = 5.0
@@ -101,6 +122,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     topology: str = "E1,P1,D1"
     """Instances per role: ``E2,P1,D4``, ``EP1,D1``, ``EPD1`` ..."""
+    roles: dict[str, tuple[str, ...]] = {}
+    """Settings of one role's instances alone: ``{P = ["model.tensor_parallel=2"]}``."""
     backend: str = "ray"
     """``ray`` (actors), ``process`` (plain processes) or ``local`` (this process)."""
     ray_address: str = ""
@@ -115,6 +138,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Silence after which an instance is fenced off and replaced."""
     drain_s: Seconds = 10.0
     """How long a stop waits for work in flight."""
+    directory: str = "embedded"
+    """Who tells routers what is cached where: ``embedded`` (the instances themselves) or a Redis or
+    Valkey server, ``redis://...``, ``rediss://...`` or ``unix://...``."""
+    directory_flush_s: Seconds = 0.05
+    """Changes of caches are gathered for this long before they are told."""
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,8 +215,9 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Remote picture URLs. There is no fetcher yet: ``true`` is refused at start."""
     ledger: str = ""
     """File that every ledger event is appended to as a JSON line; empty keeps it in memory."""
-    placement: str = "least_loaded"
-    """Policy that picks instances: ``least_loaded`` or ``round_robin``."""
+    placement: str = "prefix_aware"
+    """Policy that picks instances: ``prefix_aware`` (soonest first token, by what is cached where),
+    ``least_loaded`` or ``round_robin``."""
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -233,10 +262,19 @@ def load(
     for name, value in sorted((os.environ if environment is None else environment).items()):
         if match := re.fullmatch(r"TRIPTYCH_([A-Z]+)__([A-Z_]+)", name):
             _set(tree, f"{match[1]}.{match[2]}".lower(), value)
-    for override in overrides:
-        key, separator, value = override.partition("=")
+    return _made(tree, overrides)
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """``config`` with ``section.key=value`` set. Raises ConfigError that names the key."""
+    return _made(msgspec.to_builtins(config), overrides)
+
+
+def _made(tree: dict[str, Any], overrides: Iterable[str]) -> Config:
+    for text in overrides:
+        key, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"--set {override}: expected section.key=value")
+            raise ConfigError(f"--set {text}: expected section.key=value")
         _set(tree, key.strip(), value.strip())
     try:
         config = msgspec.convert(tree, Config)
@@ -277,8 +315,12 @@ def _check(config: Config) -> None:
     topology.parse(config.cluster.topology)
     if engine.token_budget < engine.chunk_tokens:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
+    if engine.deterministic and config.transfer.wire != "raw":
+        raise ConfigError("transfer.wire: engine.deterministic needs raw, the others round")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
+    if not re.match(r"embedded$|(rediss?|unix)://.", config.cluster.directory):
+        raise ConfigError("cluster.directory: embedded, or a URL of redis, rediss or unix")
     if not _is_loopback(config.router.admin) and not config.router.admin_key:
         raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
     if bool(config.cache.disk_bytes) != bool(config.cache.disk_path):
@@ -299,9 +341,12 @@ def _is_loopback(address: str) -> bool:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "engine.order": ("fcfs", "longest_prefix"),
     "cache.at_rest": ("raw",),
+    "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp"),
+    "transfer.wire": ("raw", "int8", "fp8"),
     "cluster.backend": ("ray", "process", "local"),
-    "router.placement": ("least_loaded", "round_robin"),
+    "router.placement": ("prefix_aware", "least_loaded", "round_robin"),
     "log.level": ("debug", "info", "warning", "error"),
 }

@@ -11,6 +11,7 @@
     |-- TransferError        bytes did not arrive as promised
     |-- InstanceLost         the instance that held the work is gone or was fenced off
     |-- Preempted            an instance gave the work back for want of blocks
+    |-- StaleCache           what a directory said to be cached is not there any more
     `-- InvariantBroken      a bug: the work is stopped, never answered wrongly
 
 Knows what went wrong and what a client may read of it. Statuses of gRPC and HTTP are in
@@ -127,6 +128,15 @@ class Preempted(TriptychError):
     is_retryable = True
 
 
+class StaleCache(TriptychError):
+    """Something was not sent because a directory said that it is cached, and it is not: what a
+    directory says is a hint. The attempt is repeated at once without one."""
+
+    code = "stale"
+    public = "cached data was not where it was expected"
+    is_retryable = True
+
+
 class InvariantBroken(TriptychError):
     """Something that cannot be, was. The request fails; it is never answered wrongly."""
 
@@ -140,6 +150,7 @@ BY_CODE: dict[str, type[TriptychError]] = {
     "data_loss": TransferError,
     "instance_lost": InstanceLost,
     "preempted": Preempted,
+    "stale": StaleCache,
     "internal": InvariantBroken,
     "overloaded": Overloaded,
 }

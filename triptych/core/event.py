@@ -5,6 +5,7 @@ Times are durations in seconds on the instance's own clock, never points in time
 
 import msgspec
 
+from triptych.core.catalog import CacheBatch, LinkReport
 from triptych.core.ids import JobId
 
 
@@ -51,7 +52,8 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
     job: JobId
     reason: str
-    """``stop`` or ``length`` for a decode job, ``prefilled`` for a prefill job."""
+    """``stop`` or ``length`` for a decode job, ``prefilled`` for a prefill job, ``lent`` for a
+    loan that is over, however it ended."""
     timing: Timing
 
 
@@ -69,6 +71,11 @@ Event = Encoded | Tokens | Finished | Failed
 
 
 class EventBatch(msgspec.Struct, frozen=True):
-    """Everything that happened to one session's jobs in one step. Empty batches are heartbeats."""
+    """Everything that happened to one session's jobs in one step, and what the instance tells of
+    its caches and links. Empty batches are heartbeats."""
 
     events: tuple[Event, ...] = ()
+    caches: tuple[CacheBatch, ...] = ()
+    """The first one of a session is a snapshot, unless a directory elsewhere is told."""
+    links: tuple[LinkReport, ...] = ()
+    """All links of the instance, when they changed."""

@@ -19,6 +19,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Abstract Unix socket of the same host, without its leading NUL: the way of shared memory."""
     machine: str = ""
     """Boot id of the machine; shared memory works only between equal ones."""
+    ways: tuple[str, ...] = ()
+    """Further transports that the outbox serves over those addresses (``nixl``, ``nccl``)."""
 
 
 class TransferRef(msgspec.Struct, frozen=True):
@@ -41,7 +43,9 @@ class PromisedItem(msgspec.Struct, frozen=True):
     """A visual item of a prompt and where its embedding will come from."""
 
     item: Item
-    ref: TransferRef
+    ref: TransferRef | None
+    """None: nobody encodes it, because its KV or its embedding is believed to be cached where it is
+    needed. Where that is not so, the job ends with StaleCache."""
 
 
 class JobHeader(msgspec.Struct, frozen=True):
@@ -87,9 +91,21 @@ class LanguageJob(msgspec.Struct, frozen=True):
     items: tuple[PromisedItem, ...] = ()
     kv: TransferRef | None = None
     publish: Handle | None = None
+    prefix: TransferRef | None = None
+    """KV of the leading tokens that another instance lends, for a job that computes its own KV.
+    What does not come is computed."""
 
 
-Job = EncodeJob | LanguageJob
+class LendJob(msgspec.Struct, frozen=True):
+    """Offer the cached KV of ``prompt``, which is full blocks, under ``handle`` to another
+    instance; all of it or nothing."""
+
+    header: JobHeader
+    prompt: Prompt
+    handle: Handle
+
+
+Job = EncodeJob | LanguageJob | LendJob
 
 
 class FirstToken(msgspec.Struct, frozen=True):

@@ -49,6 +49,44 @@ def block_key(
     return digest("block", *fields)
 
 
+def block_keys(
+    parent: bytes, tokens: bytes, size: int, items: Sequence[tuple[int, int, bytes]]
+) -> list[bytes]:
+    """Keys of all full blocks of a sequence at once, equal to a chain of ``block_key``.
+
+    Args:
+        parent: ``root_key`` of the sequence.
+        tokens: token ids, 4 bytes each, little endian.
+        size: tokens in a block.
+        items: ``(offset, end, key)`` of every visual item, in order.
+    """
+    head = SCHEMA + _sized(b"block") + _length(len(parent))
+    found, width, first = [], 4 * size, 0
+    middle = _length(width)
+    for start in range(0, len(tokens) // width * size, size):
+        end = start + size
+        while first < len(items) and items[first][1] <= start:
+            first += 1
+        text = tokens[4 * start : 4 * end]
+        marks = b""
+        for offset, _, key in items[first:]:
+            if offset >= end:
+                break
+            at = max(start - offset, 0).to_bytes(4, "little")
+            marks += _sized(at + max(offset - start, 0).to_bytes(4, "little") + key)
+        parent = hashlib.sha256(b"".join((head, parent, middle, text, marks))).digest()
+        found.append(parent)
+    return found
+
+
+def _length(count: int) -> bytes:
+    return count.to_bytes(8, "little")
+
+
+def _sized(field: bytes) -> bytes:
+    return _length(len(field)) + field
+
+
 def root_key(salt: bytes, model: str) -> ContentHash:
     """Parent of the first block of every sequence of one tenant on one model."""
     return digest("root", salt, model.encode())

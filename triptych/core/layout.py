@@ -7,6 +7,8 @@ import msgspec
 from triptych.core.hashing import digest
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
+FLOATS = ("float32", "bfloat16", "float16")
+"""Types of numbers that can be rounded to one another."""
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -16,7 +18,8 @@ class Layout(msgspec.Struct, frozen=True):
     ``block_size`` tokens in one run of memory, so that a block is one message. Where the language
     model is computed by several tensor-parallel ranks, a block is ``num_shards`` such runs, one
     behind the other, each with its rank's share of the heads. An embedding block has the shape
-    ``(block_size, width)``.
+    ``(block_size, width)``: a row holds a visual token's main embedding and, where the model has
+    them, its deep-stack levels, one behind the other.
     """
 
     kind: str
@@ -36,9 +39,29 @@ class Layout(msgspec.Struct, frozen=True):
         return self.num_shards * math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
+    def num_layers(self) -> int:
+        """Parts of a block that are written, and may be sent, one after the other."""
+        return self.shape[0] if self.kind == "kv" else 1
+
+    @property
     def fingerprint(self) -> str:
         """Hex digest that is equal exactly when two layouts are interchangeable."""
         return digest("layout", msgspec.msgpack.encode(self)).hex()[:32]
+
+    def can_become(self, other: "Layout") -> bool:
+        """Whether blocks of this layout hold the same numbers as blocks of ``other``, though their
+        size, their shards or their floating-point type may differ."""
+        return self._content == other._content
+
+    @property
+    def _content(self) -> tuple[object, ...]:
+        """What stays the same whatever the arrangement; equal layouts have equal content."""
+        numbers = "float" if self.dtype in FLOATS else self.dtype
+        inner = self.shape[1:]
+        if self.kind == "kv":
+            heads, head_dim = self.shape[-2:]
+            inner = (self.shape[0], heads * self.num_shards, head_dim)
+        return (self.kind, self.model, numbers, inner)
 
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that hold ``num_tokens`` tokens."""

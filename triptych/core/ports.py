@@ -4,7 +4,7 @@ Implementations: executors in ``triptych.executor``, instances in ``cluster.loca
 and ``triptych.wire.client`` (over gRPC).
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
 from triptych.core.census import Census
@@ -26,8 +26,10 @@ class BlockMemory(Protocol):
     fd: int
     """memfd behind ``view`` that another process may map; -1 if there is none."""
 
-    def stage(self, blocks: Sequence[BlockId]) -> None:
-        """Make ``view`` current for blocks that an executor wrote; nothing to do on a CPU."""
+    def stage(self, blocks: Sequence[BlockId], layers: range | None = None) -> None:
+        """Make ``view`` current for blocks (all their layers, or ``layers``) that an executor
+        wrote; nothing to do on a CPU. On the executor's thread it waits for the work queued on the
+        device before it."""
         ...
 
     def absorb(self, blocks: Sequence[BlockId]) -> None:
@@ -48,8 +50,13 @@ class LanguageExecutor(Protocol):
         """The embedding blocks, where prompts with items can be prefilled."""
         ...
 
-    def execute(self, plan: LanguagePlan) -> LanguageResult:
-        """Write the KV of every segment to its blocks; draw the tokens asked for."""
+    def execute(
+        self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None
+    ) -> LanguageResult:
+        """Write the KV of every segment to its blocks; draw the tokens asked for.
+
+        ``on_layers(n)`` is called on the executor's thread, with ``n`` growing to the number of
+        layers, when the first ``n`` layers of all segments are written; not at all is allowed."""
         ...
 
 
@@ -75,6 +82,10 @@ class Instance(Protocol):
 
     def open(self, session: SessionId) -> AsyncGenerator[EventBatch, None]:
         """The session's events; a batch at least every second. Closing it cancels its jobs."""
+        ...
+
+    async def resync(self, session: SessionId) -> None:
+        """Tell the session all there is in the caches, from the beginning: some of it was lost."""
         ...
 
     async def submit(self, job: Job) -> None:

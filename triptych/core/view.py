@@ -3,7 +3,7 @@
 import msgspec
 
 from triptych.core.handoff import Endpoint
-from triptych.core.ids import InstanceId
+from triptych.core.ids import ContentHash, InstanceId
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import InstanceState, Stage
 
@@ -52,11 +52,47 @@ class ClusterView(msgspec.Struct, frozen=True):
         )
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What an instance is believed to hold of one prompt."""
+
+    kv_tokens: tuple[int, int, int] = (0, 0, 0)
+    """Leading tokens whose KV lies on its device; on its device or host; on any tier."""
+    items: frozenset[ContentHash] = frozenset()
+    """Pictures whose embedding it has."""
+
+
+class Coverage(msgspec.Struct, frozen=True):
+    """What all instances are believed to hold of one prompt. A hint: it may be over by now."""
+
+    held: dict[InstanceId, Held] = {}
+
+    def of(self, instance: InstanceId) -> Held:
+        """What that instance holds."""
+        return self.held.get(instance, _NOTHING)
+
+
+_NOTHING = Held()
+
+
+class Prefix(msgspec.Struct, frozen=True):
+    """Leading tokens whose KV the prefill instance fetches from another one."""
+
+    instance: InstanceId
+    num_tokens: int
+
+
 class Route(msgspec.Struct, frozen=True):
     """Where one attempt of a request goes."""
 
-    encode: tuple[InstanceId, ...]
-    """One per item."""
+    encode: tuple[InstanceId | None, ...]
+    """One per item; None: its KV or its embedding is cached where the prompt is prefilled."""
     prefill: InstanceId
     decode: InstanceId
     """May equal ``prefill``: then one job does both."""
+    prefix: Prefix | None = None
+
+    @property
+    def instances(self) -> frozenset[InstanceId]:
+        """Those that must work for the request; a lender of a prefix is none of them."""
+        encoders = (instance for instance in self.encode if instance is not None)
+        return frozenset((*encoders, self.prefill, self.decode))

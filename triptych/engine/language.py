@@ -100,6 +100,7 @@ class LanguageEngine:
         # Output computed again in chunks would not be bit-equal to output computed when drawn.
         behind = 1 if self._config.deterministic else self._config.chunk_tokens
         sequence = Sequence(job, table, boundaries, behind)
+        sequence.overlaps = self._config.overlap
         if not self._cache.fits(sequence.peak_tokens):
             raise RequestError(
                 f"needs KV of {sequence.peak_tokens} tokens, more than there is",
@@ -197,9 +198,9 @@ class LanguageEngine:
             self._roster.known[work.job].segment(work.start, work.end) for work in self._batch()
         )
         jobs = frozenset(segment.job for segment in segments)
-        for job_id in jobs:
-            sequence = self._roster.known[job_id]
-            sequence.table.is_writing = True
+        for segment in segments:
+            sequence = self._roster.known[segment.job]
+            self._cache.begin_write(sequence.table, segment.start, segment.end)
             sequence.note_started(now)
         outcomes = self.poll()
         if not segments and not outcomes:

@@ -20,6 +20,10 @@ class Work(NamedTuple):
     total: int
     is_next: bool = True
     """Whether everything of its sequence before ``start`` is computed already."""
+    hit: int = 0
+    """Of a waiting sequence: leading tokens that are cached here. 0 unless ``Policies.matches``."""
+    num_overtaken: int = 0
+    """Of a waiting sequence: how many that came later were admitted before it."""
 
     @property
     def is_decode(self) -> bool:
@@ -49,7 +53,8 @@ class Order(Protocol):
     """The order in which waiting sequences are admitted."""
 
     def __call__(self, waiting: Sequence[Work]) -> Sequence[int]:
-        """Indices of ``waiting``, the most urgent first. The engine never lets one overtake."""
+        """Indices of ``waiting`` (in order of arrival), the most urgent first. Within this order
+        the engine lets nobody overtake. Whoever waits must come first at some time."""
         ...
 
 
@@ -77,3 +82,5 @@ class Policies(msgspec.Struct, frozen=True):
     order: Order
     batching: Batching
     preemption: Preemption
+    matches: bool = False
+    """Whether ``order`` looks at ``Work.hit``, which costs a walk through the tree."""

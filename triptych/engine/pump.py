@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Generic, TypeVar
 
 from triptych.core.clock import Clock
@@ -39,11 +40,14 @@ class Pump(Generic[PlanT, ResultT]):
         executor: Executor[PlanT, ResultT],
         clock: Clock,
         sink: Sink,
+        begin: Callable[[PlanT], Callable[[], ResultT]] | None = None,
     ) -> None:
+        """``begin`` is called on the loop right before a step and gives the call that computes it;
+        ``executor.execute(plan)`` without it."""
         self._engine = engine
-        self._executor = executor
         self._clock = clock
         self._sink = sink
+        self._begin = begin or (lambda plan: partial(executor.execute, plan))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
@@ -100,7 +104,7 @@ class Pump(Generic[PlanT, ResultT]):
 
     async def _execute(self, step: Step[PlanT]) -> None:
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, self._executor.execute, step.plan)
+        future = loop.run_in_executor(self._thread, self._begin(step.plan))
         self._is_executing, is_cancelled = True, False
         while not future.done():
             try:

@@ -4,6 +4,8 @@ Knows blocks by number and policies by protocol. Does not know steps or tokens' 
 """
 
 from collections.abc import Callable
+from heapq import nsmallest
+from operator import attrgetter
 
 from triptych.cache.kv import KvCache, KvTable
 from triptych.core.config import EngineConfig
@@ -12,6 +14,9 @@ from triptych.engine.outcome import Reserved
 from triptych.engine.policies import Policies, Work
 from triptych.engine.roster import Roster
 from triptych.engine.sequence import Phase, Sequence
+
+REMATCHED = 8
+"""Waiting sequences that are looked up in the tree again in one step: what waits costs little."""
 
 Elsewhere = Callable[[LanguageJob, KvTable], int]
 """How many leading tokens of a sequence, full blocks, could be brought from a lower tier or from
@@ -79,7 +84,8 @@ class Room:
         if not roster.waiting or places <= 0:
             return
         waiting = list(roster.waiting)
-        order = self._policies.order([_debt(sequence) for sequence in waiting])
+        self._match(waiting)
+        order = self._policies.order([_claim(sequence) for sequence in waiting])
         spare = sum(map(_grows, roster.running))
         for sequence in [waiting[index] for index in order[:places]]:
             if not self._open(sequence, spare):
@@ -98,6 +104,18 @@ class Room:
             if not sequence.is_foreseen and not sequence.receives:
                 sequence.is_foreseen = True
                 self._foresee(sequence.job, sequence.table)
+
+    def _match(self, waiting: list[Sequence]) -> None:
+        """Note what the tree holds of each, if the order asks: of all that were never looked up,
+        and of a few whose note is the oldest and may be wrong by now."""
+        if not self._policies.matches or len(waiting) == 1:
+            return
+        version = self._cache.version
+        unknown = [sequence for sequence in waiting if sequence.matched < 0]
+        stale = [sequence for sequence in waiting if 0 <= sequence.matched < version]
+        for sequence in unknown + nsmallest(REMATCHED, stale, key=attrgetter("matched")):
+            sequence.hit = self._cache.match(sequence.table, *self._bounds(sequence))
+            sequence.matched = version
 
     def _grow_one(self, sequence: Sequence) -> bool:
         return self._cache.grow(sequence.table, sequence.total)
@@ -128,17 +146,21 @@ class Room:
         has_embeddings = self._recomputes_items and sequence.job.kv is None
         return has_embeddings or not sequence.job.prompt.items
 
-    def _open(self, sequence: Sequence, spare: int) -> bool:
-        """Blocks for all known tokens, and for the one that will arrive behind KV from elsewhere.
+    def _bounds(self, sequence: Sequence) -> tuple[int, int]:
+        """Most tokens that may come from the tree, and what their number is a multiple of.
 
         The last token is computed here, whatever is cached, unless its KV comes from elsewhere. In
         deterministic mode a hit ends at a multiple of the chunk within the prompt: there, and not
         at the border of an item, every sequence with this beginning has ended a chunk.
         """
         limit = sequence.total if sequence.receives else sequence.total - 1
-        align = 1
         if self._config.deterministic:
-            limit, align = min(limit, sequence.prompt_len), self._config.chunk_tokens
+            return min(limit, sequence.prompt_len), self._config.chunk_tokens
+        return limit, 1
+
+    def _open(self, sequence: Sequence, spare: int) -> bool:
+        """Blocks for all known tokens, and for the one that comes behind KV from elsewhere."""
+        limit, align = self._bounds(sequence)
         num_tokens = min(sequence.total + sequence.receives, sequence.peak_tokens)
         table = sequence.table
         if not self._cache.open(table, num_tokens, limit=limit, align=align, spare=spare):
@@ -161,3 +183,8 @@ def _grows(sequence: Sequence) -> bool:
 
 def _debt(sequence: Sequence) -> Work:
     return sequence.work(sequence.computed, sequence.total)
+
+
+def _claim(sequence: Sequence) -> Work:
+    """A waiting sequence as the order sees it."""
+    return _debt(sequence)._replace(hit=sequence.hit, num_overtaken=sequence.num_overtaken)

@@ -44,7 +44,10 @@ class Roster:
 
     def start(self, sequence: Sequence) -> None:
         """A waiting sequence has its blocks now."""
-        self.waiting.remove(sequence)
+        place = self.waiting.index(sequence)
+        for older in self.waiting[:place]:
+            older.num_overtaken += 1
+        del self.waiting[place]
         is_arriving = sequence.receives or sequence.awaited
         sequence.phase = Phase.ARRIVING if is_arriving else Phase.RUNNING
         insort(self.running, sequence, key=_arrival)

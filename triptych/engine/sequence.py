@@ -34,10 +34,11 @@ class Sequence:
     """State of one language job. Changed only by its engine."""
 
     __slots__ = ("arrival", "awaited", "blocked_since", "boundaries", "cached_tokens",
-                 "chunk_tokens", "compute_s", "computed", "deadline_s", "ending", "is_abandoned",
-                 "is_foreseen", "item_blocks", "items_end", "job", "phase", "prefill_s",
-                 "prompt_len", "queue_s", "receives", "submitted_s", "table", "tail_items",
-                 "tokens", "transfer_s")  # fmt: skip
+                 "chunk_tokens", "compute_s", "computed", "deadline_s", "ending", "hit",
+                 "is_abandoned", "is_foreseen", "item_blocks", "items_end", "job", "matched",
+                 "num_overtaken", "overlaps", "phase", "prefill_s", "prompt_len", "queue_s",
+                 "receives", "submitted_s", "table", "tail_items", "tokens",
+                 "transfer_s")  # fmt: skip
 
     def __init__(
         self, job: LanguageJob, table: KvTable, boundaries: tuple[int, ...], chunk_tokens: int
@@ -49,6 +50,8 @@ class Sequence:
         """Chunk ends within the prompt."""
         self.chunk_tokens = chunk_tokens
         """Behind the prompt, chunks end at multiples of this."""
+        self.overlaps = True
+        """Whether text is computed while pictures are on their way."""
         self.prompt_len = len(job.prompt)
         self.phase = Phase.WAITING
         self.computed = 0
@@ -66,6 +69,11 @@ class Sequence:
         self.items_end = job.prompt.items[-1].end if job.prompt.items else 0
         self.tail_items = tuple(PlacedItem(item) for item in job.prompt.items)
         self.arrival = 0
+        self.hit = 0
+        """While it waits: tokens that the tree held when ``matched`` was the cache's version."""
+        self.matched = -1
+        self.num_overtaken = 0
+        """Sequences that came later and were admitted while this one waited."""
         self.submitted_s = self.deadline_s = 0.0
         self.queue_s: float | None = None
         self.blocked_since: float | None = None
@@ -187,6 +195,8 @@ class Sequence:
     def _lacks_item(self, start: int, end: int) -> bool:
         if start >= self.items_end:
             return False
+        if not self.overlaps:
+            end = self.items_end
         return any(
             blocks is None and item.offset < end and item.end > start
             for item, blocks in zip(self.job.prompt.items, self.item_blocks, strict=True)

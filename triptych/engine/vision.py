@@ -243,6 +243,8 @@ class VisionEngine:
         """
         writing: list[tuple[_Picture, Entry]] = []
         left, has_room = self._config.image_budget_tokens, not self._must_wait()
+        if self._config.deterministic:
+            left = 0  # each alone: the shape of a step decides the last bits
         for picture in self._known.values():
             if picture.pixels is None:
                 continue

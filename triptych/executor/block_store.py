@@ -1,4 +1,4 @@
-"""The memory of blocks: one tensor of ``(num_blocks, *layout.shape)``.
+"""The memory of blocks: one tensor of ``(num_blocks * layout.num_shards, *layout.shape)``.
 
 On a CPU it lies in an anonymous memfd that a peer on the same host may map; nothing of it outlives
 the process. Knows bytes and shapes; does not know who owns which block.
@@ -25,7 +25,8 @@ DTYPES = {
 class BlockStore:
     """Blocks of one layout. Implements ``core.ports.BlockMemory``.
 
-    ``tensor`` has the shape ``(num_blocks, *layout.shape)``; ``view`` are the same bytes on a CPU.
+    ``tensor`` has the shape ``(num_blocks * layout.num_shards, *layout.shape)``: the run of shard
+    ``s`` of block ``b`` is ``b * layout.num_shards + s``. ``view`` are the same bytes on a CPU.
     On a GPU ``view`` is a pinned host copy: ``stage`` fills its blocks from the device before they
     are sent, ``absorb`` carries received blocks to the device. Raises ConfigError that names
     ``setting`` when the machine has no room.
@@ -40,7 +41,7 @@ class BlockStore:
         self.fd = -1
         self._host: torch.Tensor | None = None
         _check_room(self.num_bytes, setting)
-        shape = (num_blocks, *layout.shape)
+        shape = (num_blocks * layout.num_shards, *layout.shape)
         try:
             if torch.device(device).type == "cpu":
                 self.fd, memory = _map(layout.kind, self.num_bytes)
@@ -55,11 +56,14 @@ class BlockStore:
         except (OSError, torch.OutOfMemoryError) as error:
             raise ConfigError(f"{setting}: no room for {self.num_bytes} bytes") from error
 
-    def stage(self, blocks: Sequence[int]) -> None:
-        """Make ``view`` current for ``blocks``. Does nothing on a CPU, where it always is."""
+    def stage(self, blocks: Sequence[int], layers: range | None = None) -> None:
+        """Make ``view`` current for ``blocks``, or ``layers`` of them. Does nothing on a CPU, where
+        it always is. On a GPU the copy waits for the current stream: a side stream behind an event
+        would let later layers go on meanwhile, and is to be written where it can be run."""
         if self._host is not None:
             index = list(blocks)
-            self._staging(self._host)[index] = self._raw()[index].cpu()
+            span = slice(None) if layers is None else slice(layers.start, layers.stop)
+            self._runs(self._host)[index, :, span] = self._runs(self._raw())[index, :, span].cpu()
 
     def absorb(self, blocks: Sequence[int]) -> None:
         """Make ``tensor`` current for ``blocks`` written through ``view``. Nothing on a CPU."""
@@ -81,6 +85,11 @@ class BlockStore:
 
     def _raw(self) -> torch.Tensor:
         return self.tensor.view(self.num_blocks, -1).view(torch.uint8)
+
+    def _runs(self, raw: torch.Tensor) -> torch.Tensor:
+        """Bytes as (blocks, shards, layers, bytes of a layer)."""
+        layout = self.layout
+        return raw.view(self.num_blocks, layout.num_shards, layout.num_layers, -1)
 
     def _staging(self, host: torch.Tensor) -> torch.Tensor:
         return host.view(self.num_blocks, -1)

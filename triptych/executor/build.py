@@ -78,8 +78,13 @@ def _build_model(
     memory = language = vision = None
     with Weights(folder, dtype=DTYPES[dtype], device=device) as weights:
         if role & {Stage.PREFILL, Stage.DECODE}:
-            size = config.cache.block_size
-            layout = decoder.kv_layout(spec.text, block_size=size, dtype=dtype, model=fingerprint)
+            layout = decoder.kv_layout(
+                spec.text,
+                block_size=config.cache.block_size,
+                dtype=dtype,
+                model=fingerprint,
+                num_shards=config.model.tensor_parallel,
+            )
             memory = _kv_store(config, layout, device)
             readable = embeddings if Stage.PREFILL in role else None
             model = decoder.Decoder(spec, weights, memory, readable)
@@ -96,7 +101,11 @@ def _build_oracle(
     embeddings = _embedding_store(config, role, "uint8", oracle.WIDTH, fingerprint, "cpu")
     memory = language = vision = None
     if role & {Stage.PREFILL, Stage.DECODE}:
-        layout = oracle.kv_layout(block_size=config.cache.block_size, model=fingerprint)
+        layout = oracle.kv_layout(
+            block_size=config.cache.block_size,
+            model=fingerprint,
+            num_shards=config.model.tensor_parallel,
+        )
         memory = _kv_store(config, layout, "cpu")
         readable = embeddings if Stage.PREFILL in role else None
         language = LanguageExecutor(oracle.OracleLanguage(memory, readable), memory, readable)

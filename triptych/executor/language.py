@@ -4,6 +4,7 @@ Knows the order of the two; the model makes logits, the sampler draws.
 """
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -14,14 +15,18 @@ from triptych.core.plan import LanguagePlan, LanguageResult, Segment
 from triptych.executor.block_store import BlockStore
 from triptych.executor.sampler import draw
 
+OnLayers = Callable[[int], None]
+"""Told ``n`` once layers ``[0, n)`` of all segments of a plan are written."""
+
 
 class LanguageModel(Protocol):
     """A model over one KV store and, where pictures are prefilled, one embedding store."""
 
     vocab_size: int
 
-    def logits(self, plan: LanguagePlan) -> Tensor:
-        """Write the plan's keys and values; float32 (draws, vocab_size) of its draws, in order."""
+    def logits(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> Tensor:
+        """Write the plan's keys and values layer by layer, calling ``on_layers`` behind each;
+        float32 (draws, vocab_size) of its draws, in order."""
         ...
 
 
@@ -36,8 +41,12 @@ class LanguageExecutor:
         self._model = model
 
     @torch.inference_mode()
-    def execute(self, plan: LanguagePlan) -> LanguageResult:
+    def execute(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> LanguageResult:
         """Write the KV of every segment to its blocks; draw the tokens asked for.
+
+        ``on_layers(n)`` is called on this thread behind every layer: layers ``[0, n)`` of all
+        segments are in the store then and change no more (on a GPU: in its stream, before whatever
+        is enqueued after the call). The step may fail nevertheless.
 
         Raises InvariantBroken if a plan names blocks or tokens that are not there, if the logits
         are not numbers, or if the device fails; blocks of the plan then hold anything."""
@@ -47,7 +56,7 @@ class LanguageExecutor:
         for segment in plan.segments:
             self._check(segment)
         try:
-            logits = self._model.logits(plan)
+            logits = self._model.logits(plan, on_layers)
         except (RuntimeError, IndexError) as error:
             raise InvariantBroken(f"a language step failed: {error}") from error
         draws = [segment.draw for segment in plan.segments if segment.draw is not None]

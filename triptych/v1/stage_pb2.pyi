@@ -64,16 +64,18 @@ class EncodeJob(_message.Message):
     def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., item: _Optional[_Union[Item, _Mapping]] = ..., data: _Optional[bytes] = ..., format: _Optional[str] = ..., handle: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("host", "port", "path", "machine")
+    __slots__ = ("host", "port", "path", "machine", "ways")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MACHINE_FIELD_NUMBER: _ClassVar[int]
+    WAYS_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     path: str
     machine: str
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., path: _Optional[str] = ..., machine: _Optional[str] = ...) -> None: ...
+    ways: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., path: _Optional[str] = ..., machine: _Optional[str] = ..., ways: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TransferRef(_message.Message):
     __slots__ = ("handle", "epoch", "instance", "endpoint", "layout", "num_tokens")
@@ -140,7 +142,7 @@ class StopRule(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., strings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LanguageJob(_message.Message):
-    __slots__ = ("header", "prompt", "sampling", "stop", "generated", "items", "kv", "publish")
+    __slots__ = ("header", "prompt", "sampling", "stop", "generated", "items", "kv", "publish", "prefix")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -149,6 +151,7 @@ class LanguageJob(_message.Message):
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     header: JobHeader
     prompt: Prompt
     sampling: Sampling
@@ -157,7 +160,18 @@ class LanguageJob(_message.Message):
     items: _containers.RepeatedCompositeFieldContainer[PromisedItem]
     kv: TransferRef
     publish: str
-    def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[StopRule, _Mapping]] = ..., generated: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[_Union[PromisedItem, _Mapping]]] = ..., kv: _Optional[_Union[TransferRef, _Mapping]] = ..., publish: _Optional[str] = ...) -> None: ...
+    prefix: TransferRef
+    def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop: _Optional[_Union[StopRule, _Mapping]] = ..., generated: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[_Union[PromisedItem, _Mapping]]] = ..., kv: _Optional[_Union[TransferRef, _Mapping]] = ..., publish: _Optional[str] = ..., prefix: _Optional[_Union[TransferRef, _Mapping]] = ...) -> None: ...
+
+class LendJob(_message.Message):
+    __slots__ = ("header", "prompt", "handle")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    header: JobHeader
+    prompt: Prompt
+    handle: str
+    def __init__(self, header: _Optional[_Union[JobHeader, _Mapping]] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., handle: _Optional[str] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
     __slots__ = ("session",)
@@ -250,10 +264,50 @@ class Event(_message.Message):
     def __init__(self, encoded: _Optional[_Union[Encoded, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
 
 class EventBatch(_message.Message):
-    __slots__ = ("events",)
+    __slots__ = ("events", "caches", "links")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    CACHES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[Event]
-    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+    caches: _containers.RepeatedCompositeFieldContainer[CacheBatch]
+    links: _containers.RepeatedCompositeFieldContainer[LinkReport]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., caches: _Optional[_Iterable[_Union[CacheBatch, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkReport, _Mapping]]] = ...) -> None: ...
+
+class CacheChange(_message.Message):
+    __slots__ = ("kind", "tier", "is_stored", "keys")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    IS_STORED_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    tier: str
+    is_stored: bool
+    keys: bytes
+    def __init__(self, kind: _Optional[str] = ..., tier: _Optional[str] = ..., is_stored: _Optional[bool] = ..., keys: _Optional[bytes] = ...) -> None: ...
+
+class CacheBatch(_message.Message):
+    __slots__ = ("sequence", "is_snapshot", "changes")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    IS_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    is_snapshot: bool
+    changes: _containers.RepeatedCompositeFieldContainer[CacheChange]
+    def __init__(self, sequence: _Optional[int] = ..., is_snapshot: _Optional[bool] = ..., changes: _Optional[_Iterable[_Union[CacheChange, _Mapping]]] = ...) -> None: ...
+
+class LinkReport(_message.Message):
+    __slots__ = ("giver", "transport", "latency_s", "bytes_per_s", "failovers")
+    GIVER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    FAILOVERS_FIELD_NUMBER: _ClassVar[int]
+    giver: str
+    transport: str
+    latency_s: float
+    bytes_per_s: float
+    failovers: int
+    def __init__(self, giver: _Optional[str] = ..., transport: _Optional[str] = ..., latency_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ..., failovers: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -315,6 +369,16 @@ class CancelRequest(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CancelResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResyncRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    def __init__(self, session: _Optional[str] = ...) -> None: ...
+
+class ResyncResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

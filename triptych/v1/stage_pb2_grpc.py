@@ -263,6 +263,16 @@ class InstanceStub:
                 request_serializer=triptych_dot_v1_dot_stage__pb2.OpenRequest.SerializeToString,
                 response_deserializer=triptych_dot_v1_dot_stage__pb2.EventBatch.FromString,
                 _registered_method=True)
+        self.Lend = channel.unary_unary(
+                '/triptych.v1.Instance/Lend',
+                request_serializer=triptych_dot_v1_dot_stage__pb2.LendJob.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_stage__pb2.Accepted.FromString,
+                _registered_method=True)
+        self.Resync = channel.unary_unary(
+                '/triptych.v1.Instance/Resync',
+                request_serializer=triptych_dot_v1_dot_stage__pb2.ResyncRequest.SerializeToString,
+                response_deserializer=triptych_dot_v1_dot_stage__pb2.ResyncResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/triptych.v1.Instance/Cancel',
                 request_serializer=triptych_dot_v1_dot_stage__pb2.CancelRequest.SerializeToString,
@@ -291,6 +301,20 @@ class InstanceServicer:
 
     def Open(self, request, context):
         """Events of one session. When the stream ends, for whatever reason, the session's jobs are cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lend(self, request, context):
+        """Accepts the loan of a cached prefix to another instance.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resync(self, request, context):
+        """The session hears a snapshot of all caches next.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -328,6 +352,16 @@ def add_InstanceServicer_to_server(servicer, server):
                     servicer.Open,
                     request_deserializer=triptych_dot_v1_dot_stage__pb2.OpenRequest.FromString,
                     response_serializer=triptych_dot_v1_dot_stage__pb2.EventBatch.SerializeToString,
+            ),
+            'Lend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lend,
+                    request_deserializer=triptych_dot_v1_dot_stage__pb2.LendJob.FromString,
+                    response_serializer=triptych_dot_v1_dot_stage__pb2.Accepted.SerializeToString,
+            ),
+            'Resync': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resync,
+                    request_deserializer=triptych_dot_v1_dot_stage__pb2.ResyncRequest.FromString,
+                    response_serializer=triptych_dot_v1_dot_stage__pb2.ResyncResponse.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -399,6 +433,60 @@ class Instance:
             '/triptych.v1.Instance/Open',
             triptych_dot_v1_dot_stage__pb2.OpenRequest.SerializeToString,
             triptych_dot_v1_dot_stage__pb2.EventBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.Instance/Lend',
+            triptych_dot_v1_dot_stage__pb2.LendJob.SerializeToString,
+            triptych_dot_v1_dot_stage__pb2.Accepted.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/triptych.v1.Instance/Resync',
+            triptych_dot_v1_dot_stage__pb2.ResyncRequest.SerializeToString,
+            triptych_dot_v1_dot_stage__pb2.ResyncResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,7 +14,7 @@ import msgspec
 from triptych.core.census import Census
 from triptych.core.errors import Cancelled, DeadlineExceeded, InstanceLost, TriptychError
 from triptych.core.event import EventBatch
-from triptych.core.handoff import EncodeJob, Job
+from triptych.core.handoff import EncodeJob, Job, LendJob
 from triptych.core.ids import JobId, SessionId
 from triptych.core.view import Description
 from triptych.v1 import stage_pb2 as pb
@@ -92,8 +92,15 @@ class RemoteInstance:
         if isinstance(job, EncodeJob):
             await self._call(self._encoder.Encode, convert.encode_encode_job(job))
             return
+        if isinstance(job, LendJob):
+            await self._call(self._instance.Lend, convert.encode_lend_job(job))
+            return
         method = self._decode.Decode if job.publish is None else self._prefill.Prefill
         await self._call(method, convert.encode_language_job(job))
+
+    async def resync(self, session: SessionId) -> None:
+        """Have the session hear of all caches again."""
+        await self._call(self._instance.Resync, pb.ResyncRequest(session=session))
 
     async def cancel(self, jobs: Sequence[JobId]) -> None:
         """End the jobs; returns when they hold nothing at the instance."""

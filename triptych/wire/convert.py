@@ -13,6 +13,7 @@ from triptych.core.ids import ContentHash, Handle, InstanceId, JobId, SessionId
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import Stage
 from triptych.v1 import stage_pb2 as pb
+from triptych.wire import convert_catalog
 
 _KEY_BYTES = 32
 _TO_STAGE = {
@@ -53,10 +54,7 @@ def encode_language_job(job: handoff.LanguageJob) -> pb.LanguageJob:
     sampling, stop = job.sampling, job.stop
     return pb.LanguageJob(
         header=_encode_header(job.header),
-        prompt=pb.Prompt(
-            token_ids=job.prompt.token_ids,
-            items=[_encode_item(item) for item in job.prompt.items],
-        ),
+        prompt=_encode_prompt(job.prompt),
         sampling=pb.Sampling(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -73,11 +71,12 @@ def encode_language_job(job: handoff.LanguageJob) -> pb.LanguageJob:
         ),
         generated=job.generated,
         items=[
-            pb.PromisedItem(item=_encode_item(promised.item), ref=_encode_ref(promised.ref))
+            pb.PromisedItem(item=_encode_item(promised.item), ref=_encode_maybe(promised.ref))
             for promised in job.items
         ],
-        kv=None if job.kv is None else _encode_ref(job.kv),
+        kv=_encode_maybe(job.kv),
         publish=job.publish,
+        prefix=_encode_maybe(job.prefix),
     )
 
 
@@ -86,10 +85,7 @@ def decode_language_job(message: pb.LanguageJob) -> handoff.LanguageJob:
     sampling, stop = message.sampling, message.stop
     return handoff.LanguageJob(
         header=_decode_header(message.header),
-        prompt=request.Prompt(
-            token_ids=tuple(message.prompt.token_ids),
-            items=tuple(_decode_item(item) for item in message.prompt.items),
-        ),
+        prompt=_decode_prompt(message.prompt),
         sampling=request.Sampling(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -108,11 +104,43 @@ def decode_language_job(message: pb.LanguageJob) -> handoff.LanguageJob:
         ),
         generated=tuple(message.generated),
         items=tuple(
-            handoff.PromisedItem(item=_decode_item(promised.item), ref=_decode_ref(promised.ref))
+            handoff.PromisedItem(
+                item=_decode_item(promised.item),
+                ref=_decode_ref(promised.ref) if promised.HasField("ref") else None,
+            )
             for promised in message.items
         ),
         kv=_decode_ref(message.kv) if message.HasField("kv") else None,
         publish=Handle(message.publish) if message.HasField("publish") else None,
+        prefix=_decode_ref(message.prefix) if message.HasField("prefix") else None,
+    )
+
+
+def encode_lend_job(job: handoff.LendJob) -> pb.LendJob:
+    """The loan of a prefix as its message."""
+    return pb.LendJob(
+        header=_encode_header(job.header), prompt=_encode_prompt(job.prompt), handle=job.handle
+    )
+
+
+def decode_lend_job(message: pb.LendJob) -> handoff.LendJob:
+    """The inverse of ``encode_lend_job``."""
+    return handoff.LendJob(
+        header=_decode_header(message.header),
+        prompt=_decode_prompt(message.prompt),
+        handle=Handle(message.handle),
+    )
+
+
+def _encode_prompt(prompt: request.Prompt) -> pb.Prompt:
+    items = [_encode_item(item) for item in prompt.items]
+    return pb.Prompt(token_ids=prompt.token_ids, items=items)
+
+
+def _decode_prompt(message: pb.Prompt) -> request.Prompt:
+    return request.Prompt(
+        token_ids=tuple(message.token_ids),
+        items=tuple(_decode_item(item) for item in message.items),
     )
 
 
@@ -156,13 +184,21 @@ def _decode_item(message: pb.Item) -> request.Item:
 
 def _encode_endpoint(endpoint: handoff.Endpoint) -> pb.Endpoint:
     return pb.Endpoint(
-        host=endpoint.host, port=endpoint.port, path=endpoint.path, machine=endpoint.machine
+        host=endpoint.host,
+        port=endpoint.port,
+        path=endpoint.path,
+        machine=endpoint.machine,
+        ways=endpoint.ways,
     )
 
 
 def _decode_endpoint(message: pb.Endpoint) -> handoff.Endpoint:
     return handoff.Endpoint(
-        host=message.host, port=message.port, path=message.path, machine=message.machine
+        host=message.host,
+        port=message.port,
+        path=message.path,
+        machine=message.machine,
+        ways=tuple(message.ways),
     )
 
 
@@ -175,6 +211,10 @@ def _encode_ref(ref: handoff.TransferRef) -> pb.TransferRef:
         layout=ref.layout,
         num_tokens=ref.num_tokens,
     )
+
+
+def _encode_maybe(ref: handoff.TransferRef | None) -> pb.TransferRef | None:
+    return None if ref is None else _encode_ref(ref)
 
 
 def _decode_ref(message: pb.TransferRef) -> handoff.TransferRef:
@@ -193,12 +233,20 @@ def _decode_ref(message: pb.TransferRef) -> handoff.TransferRef:
 
 def encode_batch(batch: event.EventBatch) -> pb.EventBatch:
     """A batch of events as its message."""
-    return pb.EventBatch(events=[_encode_event(one) for one in batch.events])
+    return pb.EventBatch(
+        events=[_encode_event(one) for one in batch.events],
+        caches=[convert_catalog.encode_cache_batch(one) for one in batch.caches],
+        links=[convert_catalog.encode_link(one) for one in batch.links],
+    )
 
 
 def decode_batch(message: pb.EventBatch) -> event.EventBatch:
     """The inverse of ``encode_batch``."""
-    return event.EventBatch(tuple(_decode_event(one) for one in message.events))
+    return event.EventBatch(
+        tuple(_decode_event(one) for one in message.events),
+        tuple(convert_catalog.decode_cache_batch(one) for one in message.caches),
+        tuple(convert_catalog.decode_link(one) for one in message.links),
+    )
 
 
 def _encode_event(one: event.Event) -> pb.Event:

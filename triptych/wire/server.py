@@ -94,6 +94,24 @@ class InstanceServicer(stage_pb2_grpc.InstanceServicer):
         finally:
             await batches.aclose()
 
+    async def Lend(  # noqa: N802
+        self, request: pb.LendJob, context: grpc.aio.ServicerContext
+    ) -> pb.Accepted:
+        """Lend a cached prefix to another instance."""
+        return await accept(
+            context, lambda: convert.decode_lend_job(request), self._instance.submit
+        )
+
+    async def Resync(  # noqa: N802
+        self, request: pb.ResyncRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ResyncResponse:
+        """Tell a session of all caches again."""
+        try:
+            await self._instance.resync(SessionId(request.session))
+        except TriptychError as error:
+            await abort(context, error)
+        return pb.ResyncResponse()
+
     async def Cancel(  # noqa: N802
         self, request: pb.CancelRequest, context: grpc.aio.ServicerContext
     ) -> pb.CancelResponse:

@@ -1,19 +1,35 @@
 """Event streams of one instance towards its routers: who listens, what waits to be read.
 
 Everything emitted between two turns of the event loop (one step of an engine) leaves in one batch.
-Knows sessions and which jobs hang on them; does not know what a job is doing, nor any transport.
+What an instance tells of its caches and links rides along. Knows sessions and which jobs hang on
+them; does not know what a job is doing, nor any transport.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 
+from triptych.core.catalog import CacheBatch, LinkReport
 from triptych.core.errors import RequestError, Unavailable
 from triptych.core.event import Encoded, Event, EventBatch, Failed, Finished, Tokens
 from triptych.core.ids import JobId, SessionId
 
 MAX_PENDING = 65_536
 """Events that wait for one reader; a router that reads less than that is gone or stuck."""
+MAX_CACHE_BATCHES = 256
+"""Batches of cache changes that wait for one reader; a snapshot takes the place of more."""
+
+
+class News:
+    """What a session may tell beside its events; nothing of it by default."""
+
+    def snapshot(self) -> CacheBatch | None:
+        """All there is in the caches now; None where sessions tell nothing of them."""
+        return None
+
+    def links(self) -> tuple[LinkReport, ...]:
+        """The links of the instance as it finds them now."""
+        return ()
 
 
 class _Session:
@@ -24,13 +40,29 @@ class _Session:
         self.jobs: set[JobId] = set()
         self.woken = asyncio.Event()
         self.is_broken = False
+        self.caches: list[CacheBatch] = []
+        self.needs_snapshot = True
+        self.links: tuple[LinkReport, ...] = ()
+
+    def take(self, news: News) -> EventBatch:
+        """All that was not read yet."""
+        events, self.pending = tuple(self.pending), []
+        caches, self.caches = tuple(self.caches), []
+        if self.needs_snapshot:
+            snapshot = news.snapshot()
+            caches, self.needs_snapshot = () if snapshot is None else (snapshot,), False
+        before, self.links = self.links, news.links()
+        return EventBatch(events, caches, () if self.links == before else self.links)
 
 
 class Sessions:
     """All open sessions of an instance. One event loop, no locks."""
 
-    def __init__(self, heartbeat_s: float, on_break: Callable[[SessionId], None]) -> None:
+    def __init__(
+        self, heartbeat_s: float, on_break: Callable[[SessionId], None], news: News | None = None
+    ) -> None:
         """``on_break`` is told of a session that ended; it must cancel what was done for it."""
+        self.news = news or News()
         self._heartbeat_s = heartbeat_s
         self._on_break = on_break
         self._open: dict[SessionId, _Session] = {}
@@ -50,21 +82,20 @@ class Sessions:
         return tuple(self._open)
 
     async def stream(self, name: SessionId) -> AsyncGenerator[EventBatch, None]:
-        """Open a session and yield its batches: one (empty) at once, then whenever something
+        """Open a session and yield its batches: one without events at once, then whenever something
         happened, and an empty one after every ``heartbeat_s`` of silence. Closing the iterator
         cancels the session's jobs. Raises RequestError if the name is taken."""
         if name in self._open:
             raise RequestError("the session is open already", field="session")
         session = self._open[name] = _Session()
         try:
-            yield EventBatch()
+            yield session.take(self.news)
             while not session.is_broken:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._heartbeat_s):
                         await session.woken.wait()
                 session.woken.clear()
-                events, session.pending = tuple(session.pending), []
-                yield EventBatch(events)
+                yield session.take(self.news)
             raise Unavailable("the session was closed by the instance")
         finally:
             del self._open[name]
@@ -105,6 +136,23 @@ class Sessions:
                 pass
         if len(session.pending) > MAX_PENDING:
             self._end(name, session)
+
+    def publish(self, batch: CacheBatch) -> None:
+        """Tell every session of changes in the caches. One that reads too slowly hears a snapshot
+        instead, when it reads again."""
+        for session in self._open.values():
+            if not session.needs_snapshot:
+                session.caches.append(batch)
+                session.needs_snapshot = len(session.caches) > MAX_CACHE_BATCHES
+            session.woken.set()
+
+    def resync(self, name: SessionId) -> None:
+        """The session hears a snapshot next. Raises Unavailable when it is not open."""
+        session = self._open.get(name)
+        if session is None:
+            raise Unavailable("the session is not open")
+        session.needs_snapshot = True
+        session.woken.set()
 
     def close(self) -> None:
         """End every session: their readers get Unavailable, their jobs are cancelled."""

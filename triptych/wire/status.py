@@ -39,6 +39,7 @@ STATUS: dict[type[TriptychError], Status] = {
     errors.TransferError: Status(grpc.StatusCode.DATA_LOSS, 502),
     errors.InstanceLost: Status(grpc.StatusCode.UNAVAILABLE, 503),
     errors.Preempted: Status(grpc.StatusCode.UNAVAILABLE, 503),
+    errors.StaleCache: Status(grpc.StatusCode.UNAVAILABLE, 503),
     errors.InvariantBroken: Status(grpc.StatusCode.INTERNAL, 500),
 }
 

@@ -11,6 +11,7 @@ from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
 from triptych.executor.attention.dense import PagedAttention
 from triptych.executor.attention.plan import Planner, Span
+from triptych.executor.ranks import Share
 
 HEADS, SIZE, LAYERS = 2, 6, 3
 
@@ -35,15 +36,18 @@ def naive(query, keys, values, start: int):
     st.sampled_from([1, 3, 16]),
     st.sampled_from([1, 3]),
     st.integers(0, LAYERS - 1),
+    st.sampled_from([Share(), Share(0, 2), Share(1, 2), Share(2, 3)]),
 )
-def test_equals_plain_attention(lengths, block_size, group, layer):
+def test_equals_plain_attention(lengths, block_size, group, layer, share):
     torch.manual_seed(1)
     lengths = sorted((start, 1) for start, count in lengths if count < 5) + [
         (start, count) for start, count in lengths if count >= 5
     ]
     needed = sum(-(-(start + count) // block_size) for start, count in lengths)
     free = random.Random(2).sample(range(needed + 3), needed)
-    store = torch.full((needed + 3, LAYERS, 2, block_size, HEADS, SIZE), float("nan"))
+    shape = (needed + 3, share.num_ranks, LAYERS, 2, block_size, HEADS, SIZE)
+    runs = torch.full(shape, float("nan"))
+    store = runs[:, share.rank]
     spans, histories = [], []
     # What nobody wrote is NaN: an answer that it touches shows it. A step that goes on in a block
     # finds the rest of it cleared by the step that began it.
@@ -61,9 +65,9 @@ def test_equals_plain_attention(lengths, block_size, group, layer):
         [past[:, span.start :] for past, span in zip(histories, spans, strict=True)], dim=1
     )
     query = torch.randn(fresh.shape[1], HEADS * group, SIZE)
-    layout = Layout("kv", "tiny", "float32", tuple(store.shape[1:]), block_size)
+    layout = Layout("kv", "tiny", "float32", tuple(store.shape[1:]), block_size, share.num_ranks)
     plan = Planner(layout, "cpu").plan(spans)
-    attention = PagedAttention(store)
+    attention = PagedAttention(runs.flatten(0, 1), share)
     attention.begin(plan)
     answer = attention.run(query, fresh[0], fresh[1], layer, plan)
     row = 0
@@ -75,6 +79,8 @@ def test_equals_plain_attention(lengths, block_size, group, layer):
             held = store[span.blocks[position // block_size], layer, :, position % block_size]
             assert held.equal(past[:, position])
         row += count
+    others = [rank for rank in range(share.num_ranks) if rank != share.rank]
+    assert runs[:, others].isnan().all(), "runs of other ranks are not ours"
 
 
 def test_long_and_short_contexts_are_not_padded_together():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.executor.driver import Driver, executors, scene
 from triptych.core.lifecycle import Stage
 from triptych.core.request import Sampling, StopRule
+from triptych.executor.models.oracle import MAIN_BYTES, WIDTH
 from triptych.executor.models.oracle_reference import oracle_reference
 from triptych.inputs import oracle_words
 
@@ -39,10 +40,11 @@ def reference(sequence, count: int, **stop) -> tuple[int, ...]:
         max_size=4,
     ),
     st.sampled_from([1, 5, 16]),
+    st.sampled_from([1, 2]),
     st.randoms(use_true_random=False),
 )
-def test_batches_and_chunks_say_what_the_reference_says(requests, block_size, rng):
-    made = executors("oracle", block_size=block_size, kv_blocks=900)
+def test_batches_and_chunks_say_what_the_reference_says(requests, block_size, num_ranks, rng):
+    made = executors("oracle", block_size=block_size, kv_blocks=900, num_ranks=num_ranks)
     driver = Driver(made, seed=rng.randrange(99))
     sequences = [
         driver.add(scene(rng, [*pieces, 2], IMAGE), sampling, salt)
@@ -63,12 +65,16 @@ def grown(driver: Driver, salt: bytes = b"", pieces=(20, (2, 3), 20)):
 
 @pytest.mark.parametrize("token", [0, 15, 16, 22, 40, 46])
 @pytest.mark.parametrize("part", range(4))
-def test_any_changed_byte_of_any_token_changes_what_follows(token: int, part: int):
-    made = executors("oracle")
+@pytest.mark.parametrize(("num_ranks", "head"), [(1, 0), (1, 1), (2, 0), (2, 1)])
+def test_any_changed_byte_of_any_token_changes_what_follows(
+    token: int, part: int, num_ranks: int, head: int
+):
+    made = executors("oracle", num_ranks=num_ranks)
     driver = Driver(made)
     sequence = grown(driver)
-    raw = made.language.memory.tensor.view(-1, 4, 16, 16)
-    raw[sequence.blocks[token // 16], part, token % 16, 3] ^= 1
+    shard, inner = divmod(head, 2 // num_ranks)
+    raw = made.language.memory.tensor.view(-1, num_ranks, 4, 16, 2 // num_ranks, 8)
+    raw[sequence.blocks[token // 16], shard, part, token % 16, inner, 3] ^= 1
     tokens = driver.generate(sequence, 1, 8)
     wanted = reference(sequence, 8)
     assert tokens[:2] == list(wanted[:2])
@@ -88,6 +94,31 @@ def test_swapped_blocks_and_stale_blocks_show():
         assert driver.generate(sequence, 1, 8)[2:] != list(reference(sequence, 8)[2:])
         assert driver.generate(other, 1, 8) == list(reference(other, 8))
         made.close()
+
+
+def test_a_lost_level_of_a_deep_stack_shows():
+    """Everything of an embedding row is read: its main part and each level behind it."""
+    one = scene(random.Random(3), (20, (2, 3), 20), IMAGE)
+    for part in (slice(0, MAIN_BYTES), slice(MAIN_BYTES, MAIN_BYTES + 8), slice(WIDTH - 8, WIDTH)):
+        made = executors("oracle")
+        driver = Driver(made)
+        sequence = driver.add(one)
+        row = made.embeddings.tensor.view(-1, WIDTH)[sequence.item_blocks[0][0] * 7 + 4]
+        row[part] = 0
+        assert driver.generate(sequence, 16, 8) != list(reference(sequence, 8))
+        assert driver.generate(driver.add(one), 16, 8) == list(reference(sequence, 8))
+        made.close()
+
+
+def test_shards_together_are_the_kv_of_one_rank():
+    found = []
+    for num_ranks in (1, 2):
+        made = executors("oracle", num_ranks=num_ranks)
+        driver = Driver(made, seed=num_ranks)
+        found.append(driver.kv(grown(driver)).clone())
+        assert made.language.memory.layout.block_bytes == 16 * 64
+        made.close()
+    assert found[0].equal(found[1])
 
 
 def test_tenants_and_pictures_differ():

@@ -9,21 +9,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from triptych.executor.attention.plan import AttentionPlan, DecodeGroup, Prefill
+from triptych.executor.ranks import WHOLE, Share
 
 
 class PagedAttention:
-    """Attention over one KV store of shape (blocks, layers, 2, block_size, heads, head_dim)."""
+    """Attention of one rank over one KV store of shape (blocks * ranks, layers, 2, block_size,
+    heads of a rank, head_dim). Nothing but the rank's own run of each block is read or written."""
 
-    def __init__(self, store: Tensor) -> None:
-        self._store = store
-        self._heads, self._size = store.shape[-2:]
-        self._rows = store.view(-1, self._heads * self._size)
-        self._pages = store.view(-1, store.shape[3] * self._heads * self._size)
+    def __init__(self, store: Tensor, share: Share = WHOLE) -> None:
+        self.share = share
+        num_layers, _, block_size, self._heads, self._size = store.shape[1:]
+        self._runs = store.view(-1, share.num_ranks, *store.shape[1:])[:, share.rank]
+        first_page = share.rank * num_layers * 2
+        self._rows = store.view(-1, self._heads * self._size)[first_page * block_size :]
+        self._pages = store.view(-1, block_size * self._heads * self._size)[first_page:]
 
     def begin(self, plan: AttentionPlan) -> None:
         """Clear the blocks that a step begins. Once a step, before the first layer's ``run``."""
         if len(plan.fresh):
-            self._store.index_fill_(0, plan.fresh, 0)
+            self._runs.index_fill_(0, plan.fresh, 0)
 
     def run(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, plan: AttentionPlan

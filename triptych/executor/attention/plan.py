@@ -3,9 +3,10 @@
 Everything that depends on lengths is worked out here once per step, for all layers, so that a
 layer's run is a fixed handful of operations (the plan/run split of FlashInfer, arXiv 2501.01005).
 
-A KV store of shape ``(blocks, layers, 2, block_size, heads, head_dim)`` is read in *pages* of
-``block_size`` tokens, page ``(block * layers + layer) * 2 + is_value``, and written in *rows* of
-one token, row ``page * block_size + offset``.
+A KV store of shape ``(blocks * shards, layers, 2, block_size, heads, head_dim)`` is read in *pages*
+of ``block_size`` tokens, page ``(block * shards * layers + layer) * 2 + is_value`` of the first
+shard, and written in *rows* of one token, row ``page * block_size + offset``. Every shard's pages
+and rows lie equally far behind the first one's, so that one plan serves all ranks.
 """
 
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ class Planner:
     def __init__(self, layout: Layout, device: str) -> None:
         self.block_size = layout.block_size
         self.num_layers = layout.shape[0]
+        self._pages_per_block = layout.num_shards * self.num_layers * 2
         self._device = device
         self._layers = np.arange(self.num_layers, dtype=np.int64)[:, None] * 2
 
@@ -119,7 +121,7 @@ class Planner:
 
     def _first_rows(self, spans: Sequence[Span]) -> NDArray[np.int64]:
         """Rows of the keys of layer 0."""
-        size, stride = self.block_size, self.num_layers * 2 * self.block_size
+        size, stride = self.block_size, self._pages_per_block * self.block_size
         rows: list[int] = []
         for start, end, blocks in spans:
             if end - start == 1:
@@ -168,7 +170,7 @@ class Planner:
         )
 
     def _pages(self, table: NDArray[np.int64]) -> tuple[Tensor, ...]:
-        keys = table * (2 * self.num_layers)
+        keys = table * self._pages_per_block
         return self._by_layer(np.concatenate((keys, keys + 1))[None] + self._layers)
 
     def _by_layer(self, index: NDArray[np.int64]) -> tuple[Tensor, ...]:

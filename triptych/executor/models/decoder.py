@@ -1,56 +1,95 @@
 """A decoder with grouped-query attention and M-RoPE over paged keys and values.
 
-Knows one step's tensors and the stores that it reads and writes; keeps nothing of a sequence.
+Knows one step's tensors, the ranks that share a layer, and the stores that it reads and writes;
+keeps nothing of a sequence.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from triptych.core.errors import ConfigError
 from triptych.core.layout import Layout
 from triptych.core.plan import LanguagePlan
 from triptych.executor.attention.dense import PagedAttention
 from triptych.executor.attention.plan import AttentionPlan, Planner
 from triptych.executor.batch import Batch, Batcher
 from triptych.executor.block_store import BlockStore
+from triptych.executor.language import OnLayers
 from triptych.executor.models.config import ModelSpec, TextSpec
 from triptych.executor.models.layers import GatedMlp, Linear, RmsNorm, frequencies, rotate
 from triptych.executor.models.weights import LANGUAGE, Scope, Weights
+from triptych.executor.ranks import Ranks
+
+Total = Callable[[Sequence[Tensor]], Tensor]
+"""What all ranks' summands add up to; given those of the ranks computed here."""
 
 
-class Block:
-    """Attention and MLP, each behind a norm and added to the stream."""
+class HeadGroup:
+    """Attention over one rank's share of the heads, whose keys and values are its own."""
 
-    def __init__(self, scope: Scope, spec: TextSpec, index: int) -> None:
-        size, head = spec.hidden_size, spec.head_dim
+    def __init__(self, scope: Scope, spec: TextSpec, index: int, memory: PagedAttention) -> None:
+        size, head, share = spec.hidden_size, spec.head_dim, memory.share
         self._index = index
-        self._heads, self._kv_heads, self._head = spec.num_heads, spec.num_kv_heads, head
-        attention = scope.at("self_attn")
+        self._memory = memory
+        self._heads = spec.num_heads // share.num_ranks
+        self._kv_heads = spec.num_kv_heads // share.num_ranks
+        self._head = head
         outputs = {
             "q_proj": spec.num_heads * head,
             "k_proj": spec.num_kv_heads * head,
             "v_proj": spec.num_kv_heads * head,
         }
-        self._qkv = Linear(attention, outputs, size, bias=True)
-        self._out = Linear(attention, {"o_proj": size}, spec.num_heads * head, bias=False)
-        self._mlp = GatedMlp(scope.at("mlp"), size, spec.intermediate_size)
-        self._norm = RmsNorm(scope.at("input_layernorm"), size, spec.norm_eps)
-        self._mlp_norm = RmsNorm(scope.at("post_attention_layernorm"), size, spec.norm_eps)
+        self._qkv = Linear(scope, outputs, size, bias=True, share=share)
+        inputs = spec.num_heads * head
+        self._out = Linear(
+            scope, {"o_proj": size}, inputs, bias=False, share=share, is_summand=True
+        )
 
-    def __call__(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], memory: PagedAttention, plan: AttentionPlan
-    ) -> Tensor:
-        """``x`` (tokens, hidden) through the block; its keys and values go to ``memory``."""
-        qkv = self._qkv(self._norm(x)).view(x.shape[0], -1, self._head)
+    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+        """Of ``x`` (tokens, hidden) the rank's summand of the output; writes keys and values."""
+        qkv = self._qkv(x).view(x.shape[0], -1, self._head)
         turned = rotate(qkv[:, : self._heads + self._kv_heads], *rotary)
         query, key = turned[:, : self._heads], turned[:, self._heads :]
         value = qkv[:, self._heads + self._kv_heads :]
-        x = x + self._out(memory.run(query, key, value, self._index, plan))
-        return x + self._mlp(self._mlp_norm(x))
+        return self._out(self._memory.run(query, key, value, self._index, plan))
+
+
+class Block:
+    """Attention and MLP, each behind a norm and added to the stream."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        spec: TextSpec,
+        index: int,
+        memories: Sequence[PagedAttention],
+        total: Total,
+    ) -> None:
+        size, attention, mlp = spec.hidden_size, scope.at("self_attn"), scope.at("mlp")
+        self._total = total
+        self._attention = [HeadGroup(attention, spec, index, memory) for memory in memories]
+        self._mlp = [
+            GatedMlp(mlp, size, spec.intermediate_size, share=memory.share) for memory in memories
+        ]
+        self._norm = RmsNorm(scope.at("input_layernorm"), size, spec.norm_eps)
+        self._mlp_norm = RmsNorm(scope.at("post_attention_layernorm"), size, spec.norm_eps)
+
+    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+        """``x`` (tokens, hidden) through the block; its keys and values go to memory."""
+        inner = self._norm(x)
+        x = x + self._total([heads(inner, rotary, plan) for heads in self._attention])
+        inner = self._mlp_norm(x)
+        return x + self._total([mlp(inner) for mlp in self._mlp])
 
 
 class Decoder:
-    """A language model over a KV store. Implements ``executor.language.LanguageModel``."""
+    """A language model over a KV store, computed by as many ranks as its blocks have shards.
+
+    Implements ``executor.language.LanguageModel``. Embeddings, norms and head are whole.
+    """
 
     def __init__(
         self, spec: ModelSpec, weights: Weights, memory: BlockStore, embeddings: BlockStore | None
@@ -60,8 +99,11 @@ class Decoder:
         body = scope.at("model")
         self.vocab_size = text.vocab_size
         self._table = body.take("embed_tokens.weight", text.vocab_size, text.hidden_size)
+        ranks = Ranks(memory.layout.num_shards)
+        self._memories = [PagedAttention(memory.tensor, share) for share in ranks.shares]
         self._blocks = [
-            Block(body.at(f"layers.{index}"), text, index) for index in range(text.num_layers)
+            Block(body.at(f"layers.{index}"), text, index, self._memories, ranks.total)
+            for index in range(text.num_layers)
         ]
         self._norm = RmsNorm(body.at("norm"), text.hidden_size, text.norm_eps)
         self._head = self._table
@@ -70,7 +112,6 @@ class Decoder:
         else:
             self._head = scope.take("lm_head.weight", text.vocab_size, text.hidden_size)
         self._rotary = Rotary(text, weights.dtype, weights.device)
-        self._attention = PagedAttention(memory.tensor)
         self._rows: Tensor | None = None
         if embeddings is not None:
             self._rows = embeddings.tensor.view(-1, embeddings.layout.shape[-1])
@@ -81,14 +122,17 @@ class Decoder:
             device=weights.device,
         )
 
-    def logits(self, plan: LanguagePlan) -> Tensor:
-        """Write the plan's keys and values; float32 (draws, vocab_size) of its draws, in order."""
+    def logits(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> Tensor:
+        """See ``executor.language.LanguageModel``."""
         batch = self._batcher.make(plan)
         x = self._embed(batch)
         rotary = self._rotary(batch.positions)
-        self._attention.begin(batch.attention)
-        for block in self._blocks:
-            x = block(x, rotary, self._attention, batch.attention)
+        for memory in self._memories:
+            memory.begin(batch.attention)
+        for num_layers, block in enumerate(self._blocks, 1):
+            x = block(x, rotary, batch.attention)
+            if on_layers is not None:
+                on_layers(num_layers)
         x = self._norm(x.index_select(0, batch.drawn_rows))
         return functional.linear(x, self._head).float()
 
@@ -117,7 +161,13 @@ class Rotary:
         )
 
 
-def kv_layout(spec: TextSpec, *, block_size: int, dtype: str, model: str) -> Layout:
-    """Layout of the KV blocks of a model."""
-    shape = (spec.num_layers, 2, block_size, spec.num_kv_heads, spec.head_dim)
-    return Layout("kv", model, dtype, shape, block_size)
+def kv_layout(
+    spec: TextSpec, *, block_size: int, dtype: str, model: str, num_shards: int = 1
+) -> Layout:
+    """Layout of the KV blocks of a model that ``num_shards`` ranks compute. Raises ConfigError if
+    its heads or inner columns cannot be divided among them."""
+    for size, name in ((spec.num_kv_heads, "KV heads"), (spec.intermediate_size, "inner columns")):
+        if size % num_shards:
+            raise ConfigError(f"model.tensor_parallel: {num_shards} does not divide {size} {name}")
+    shape = (spec.num_layers, 2, block_size, spec.num_kv_heads // num_shards, spec.head_dim)
+    return Layout("kv", model, dtype, shape, block_size, num_shards)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from triptych.executor.models.weights import Scope
+from triptych.executor.ranks import WHOLE, Share
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -27,14 +28,32 @@ ACTIVATIONS: dict[str, Layer] = {
 
 
 class Linear:
-    """``x W^T + b``. Several projections of one input are one matrix: fewer, larger products."""
+    """``x W^T + b``. Several projections of one input are one matrix: fewer, larger products.
 
-    def __init__(self, scope: Scope, outputs: dict[str, int], inputs: int, *, bias: bool) -> None:
-        weights = [scope.take(f"{name}.weight", size, inputs) for name, size in outputs.items()]
+    Sizes are those of the whole. A rank has its ``share`` of every projection's outputs, or, where
+    ``is_summand``, of the inputs: then its result is one summand of the whole, and without bias.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        outputs: dict[str, int],
+        inputs: int,
+        *,
+        bias: bool,
+        share: Share = WHOLE,
+        is_summand: bool = False,
+    ) -> None:
+        weights = [
+            scope.take(f"{name}.weight", size, inputs, share=share, dim=int(is_summand))
+            for name, size in outputs.items()
+        ]
         self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.bias: Tensor | None = None
         if bias:
-            parts = [scope.take(f"{name}.bias", size) for name, size in outputs.items()]
+            parts = [
+                scope.take(f"{name}.bias", size, share=share) for name, size in outputs.items()
+            ]
             self.bias = parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,13 +89,24 @@ class LayerNorm:
 
 
 class GatedMlp:
-    """``down(act(gate(x)) * up(x))`` (SwiGLU, arXiv 2002.05202, for silu)."""
+    """``down(act(gate(x)) * up(x))`` (SwiGLU, arXiv 2002.05202, for silu); of a rank with a
+    ``share`` of the inner columns, which has no bias, one summand of it."""
 
     def __init__(
-        self, scope: Scope, size: int, inner: int, *, activation: str = "silu", bias: bool = False
+        self,
+        scope: Scope,
+        size: int,
+        inner: int,
+        *,
+        activation: str = "silu",
+        bias: bool = False,
+        share: Share = WHOLE,
     ) -> None:
-        self._gate_up = Linear(scope, {"gate_proj": inner, "up_proj": inner}, size, bias=bias)
-        self._down = Linear(scope, {"down_proj": size}, inner, bias=bias)
+        outputs = {"gate_proj": inner, "up_proj": inner}
+        self._gate_up = Linear(scope, outputs, size, bias=bias, share=share)
+        self._down = Linear(
+            scope, {"down_proj": size}, inner, bias=bias, share=share, is_summand=True
+        )
         self._activation = ACTIVATIONS[activation]
 
     def __call__(self, x: Tensor) -> Tensor:

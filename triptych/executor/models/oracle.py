@@ -1,9 +1,10 @@
 """The oracle: a model without weights whose every token proves all that was read.
 
 Token ``i`` has the chain value ``h_i = H(h_{i-1}, token or embedding row)``, ``h_{-1} = H(salt)``.
-Its KV, over all layers, is ``h_i``; a segment that begins at ``start`` reads ``h_{start-1}`` back
-from the store. Logits are a hash of the KV of all tokens, read through the block table: a swapped,
-stale, truncated or lost block changes the tokens. ``oracle_reference`` says it without blocks.
+Its KV, over all layers and heads, is ``h_i``; a segment that begins at ``start`` reads
+``h_{start-1}`` back from the store. Logits are a hash of the KV of all tokens, read through the
+block table: a swapped, stale, truncated or lost block, or part of one, changes the tokens.
+``oracle_reference`` says it without blocks.
 """
 
 import hashlib
@@ -14,18 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triptych.core.errors import InvariantBroken
+from triptych.core.errors import ConfigError, InvariantBroken
 from triptych.core.layout import Layout
 from triptych.core.plan import LanguagePlan, Segment
 from triptych.executor.block_store import BlockStore
+from triptych.executor.language import OnLayers
 from triptych.inputs import oracle_words
 
 NUM_LAYERS = 2
-HEAD_DIM = 16
-CHAIN_BYTES = NUM_LAYERS * 2 * HEAD_DIM
-"""A chain value is spread over keys and values of all layers: 64 bytes, a whole BLAKE2b digest."""
-WIDTH = 32
-"""Bytes of an embedding row."""
+NUM_HEADS = 2
+HEAD_DIM = 8
+CHAIN_BYTES = NUM_LAYERS * 2 * NUM_HEADS * HEAD_DIM
+"""A chain value is spread over layers, keys and values, and heads, in this order, whatever the
+number of shards: 64 bytes, a whole BLAKE2b digest."""
+MAIN_BYTES = 32
+DEEP_BYTES = 16
+WIDTH = MAIN_BYTES + DEEP_BYTES
+"""Bytes of an embedding row: the main embedding, then two deep-stack levels of 8 bytes each."""
 
 Bytes = NDArray[np.uint8]
 
@@ -65,10 +71,14 @@ def logits_of(chain: bytes) -> NDArray[np.float32]:
     return logits
 
 
-def kv_layout(*, block_size: int, model: str) -> Layout:
-    """Layout of the oracle's KV blocks."""
-    shape = (NUM_LAYERS, 2, block_size, 1, HEAD_DIM)
-    return Layout("kv", model, "uint8", shape, block_size)
+def kv_layout(*, block_size: int, model: str, num_shards: int = 1) -> Layout:
+    """Layout of the oracle's KV blocks. Raises ConfigError if its heads cannot be divided."""
+    if NUM_HEADS % num_shards:
+        raise ConfigError(
+            f"model.tensor_parallel: {num_shards} does not divide the oracle's {NUM_HEADS} KV heads"
+        )
+    shape = (NUM_LAYERS, 2, block_size, NUM_HEADS // num_shards, HEAD_DIM)
+    return Layout("kv", model, "uint8", shape, block_size, num_shards)
 
 
 class OracleLanguage:
@@ -77,40 +87,62 @@ class OracleLanguage:
     vocab_size = oracle_words.VOCAB_SIZE
 
     def __init__(self, memory: BlockStore, embeddings: BlockStore | None) -> None:
-        self._size = memory.layout.block_size
-        # Parts of a chain value by block: (blocks, layers * 2, tokens, HEAD_DIM).
-        self._kv: Bytes = memory.tensor.numpy().reshape(-1, NUM_LAYERS * 2, self._size, HEAD_DIM)
+        layout = memory.layout
+        self._size = layout.block_size
+        # (blocks, layers * 2, tokens, shards, heads of a shard, HEAD_DIM): a token's last three are
+        # whole parts of its chain value, whatever the number of shards.
+        runs: Bytes = memory.tensor.numpy()
+        shape = (-1, layout.num_shards, NUM_LAYERS * 2, *layout.shape[2:])
+        self._kv: Bytes = runs.reshape(shape).transpose(0, 2, 3, 1, 4, 5)
         self._rows: Bytes | None = None
         if embeddings is not None:
             self._rows = embeddings.tensor.numpy().reshape(-1, WIDTH)
             self._row_block = embeddings.layout.block_size
 
-    def logits(self, plan: LanguagePlan) -> Tensor:
+    def logits(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> Tensor:
         """Write chain values; a hash of all of them for each draw. See ``LanguageModel``."""
-        rows: list[NDArray[np.float32]] = []
-        for segment in plan.segments:
-            self._write(segment)
-        for segment in plan.segments:
-            if segment.draw is not None:
-                rows.append(logits_of(self._read(segment.blocks, segment.end)))
+        self._write(plan, on_layers)
+        rows = [
+            logits_of(self._read(segment.blocks, segment.end))
+            for segment in plan.segments
+            if segment.draw is not None
+        ]
         shape = (len(rows), self.vocab_size)
         return torch.from_numpy(np.concatenate(rows).reshape(shape)) if rows else torch.empty(shape)
 
-    def _write(self, segment: Segment) -> None:
-        size = self._size
+    def _write(self, plan: LanguagePlan, on_layers: OnLayers | None) -> None:
+        """All chain values first, then their parts layer by layer."""
+        values, blocks, offsets = [], [], []
+        last: dict[tuple[int, int], bytes] = {}
+        for segment in plan.segments:
+            links = self._links(segment, last)
+            index = np.arange(segment.start, segment.end)
+            blocks.append(np.array(segment.blocks, dtype=np.int64)[index // self._size])
+            offsets.append(index % self._size)
+            values.append(b"".join(links))
+            last[int(blocks[-1][-1]), int(offsets[-1][-1])] = links[-1]
+        table, offset = np.concatenate(blocks), np.concatenate(offsets)
+        parts = np.frombuffer(b"".join(values), dtype=np.uint8)
+        parts = parts.reshape(len(table), NUM_LAYERS * 2, *self._kv.shape[3:])
+        for layer in range(NUM_LAYERS):
+            pair = slice(layer * 2, layer * 2 + 2)
+            self._kv[table, pair, offset] = parts[:, pair]
+            if on_layers is not None:
+                on_layers(layer + 1)
+
+    def _links(self, segment: Segment, last: dict[tuple[int, int], bytes]) -> list[bytes]:
+        """The segment's chain values. ``last`` are those at the ends of this plan's segments so
+        far, by place: they are not in the store yet."""
         link = first_link(segment.salt)
         if segment.start:
             before = segment.start - 1
-            link = self._kv[segment.blocks[before // size], :, before % size].tobytes()
+            place = segment.blocks[before // self._size], before % self._size
+            link = last.get(place) or self._kv[place[0], :, place[1]].tobytes()
         links = []
         for content in self._contents(segment):
             link = next_link(link, content)
             links.append(link)
-        values = np.frombuffer(b"".join(links), dtype=np.uint8)
-        values = values.reshape(len(links), NUM_LAYERS * 2, HEAD_DIM)
-        index = np.arange(segment.start, segment.end)
-        table = np.array(segment.blocks, dtype=np.int64)
-        self._kv[table[index // size], :, index % size] = values
+        return links
 
     def _contents(self, segment: Segment) -> Sequence[bytes]:
         contents = [token_content(token) for token in segment.tokens]
@@ -131,7 +163,7 @@ class OracleLanguage:
 
     def _read(self, blocks: Sequence[int], end: int) -> bytes:
         used = list(blocks[: -(-end // self._size)])
-        tokens: Bytes = self._kv[used].transpose(0, 2, 1, 3).reshape(-1, CHAIN_BYTES)[:end]
+        tokens: Bytes = self._kv[used].swapaxes(1, 2).reshape(-1, CHAIN_BYTES)[:end]
         return tokens.tobytes()
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from triptych.core.errors import ConfigError
+from triptych.executor.ranks import WHOLE, Share
 
 VISION = "visual."
 LANGUAGE = ("model.", "lm_head.")
@@ -32,14 +33,15 @@ def published_name(name: str) -> str:
 
 
 class Weights:
-    """The tensors of one folder, each taken at most once. A context manager: ``with`` closes the
-    files and checks, when nothing was raised inside, that no tensor of a part was left over."""
+    """The tensors of one folder, each taken at most once, or once by each rank. A context manager:
+    ``with`` closes the files and checks, when nothing was raised inside, that no tensor of a part
+    was left over."""
 
     def __init__(self, folder: Path, *, dtype: torch.dtype, device: str) -> None:
         self.dtype = dtype
         self.device = device
         self.num_bytes = 0
-        """Of all tensors taken so far, as they are held."""
+        """Of all tensors and parts of them taken so far, as they are held."""
         self._files: dict[Path, Any] = {}
         self._places = {
             published_name(name): (path, name)
@@ -73,7 +75,7 @@ class Weights:
         """A tensor that may be there and is not needed."""
         self._taken.add(name)
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def _take(self, name: str, shape: tuple[int, ...], share: Share, dim: int) -> torch.Tensor:
         if name not in self._places:
             raise ConfigError(f"model.path: missing tensor {name}")
         path, stored = self._places[name]
@@ -81,22 +83,26 @@ class Weights:
         try:
             if path not in self._files:
                 self._files[path] = safe_open(path, framework="pt")
-            tensor: torch.Tensor = self._files[path].get_tensor(stored)
+            tensor = self._files[path].get_slice(stored)
+            found = tuple(tensor.get_shape())
+            if found != shape:
+                raise ConfigError(f"model.path: tensor {name} has the shape {found}, not {shape}")
+            part = (*(slice(None),) * dim, share.of(shape[dim]))
+            tensor = tensor[part] if share != WHOLE else self._files[path].get_tensor(stored)
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"model.path: tensor {stored} in {path.name}: {error}") from error
-        if tuple(tensor.shape) != shape:
-            raise ConfigError(
-                f"model.path: tensor {name} has the shape {tuple(tensor.shape)}, not {shape}"
-            )
-        held = tensor.to(device=self.device, dtype=self.dtype)
+        held: torch.Tensor = tensor.to(device=self.device, dtype=self.dtype)
         self.num_bytes += held.nbytes
         return held
+
+
+Take = Callable[[str, tuple[int, ...], Share, int], torch.Tensor]
 
 
 class Scope:
     """Names below one prefix."""
 
-    def __init__(self, take: Callable[[str, tuple[int, ...]], torch.Tensor], prefix: str) -> None:
+    def __init__(self, take: Take, prefix: str) -> None:
         self._take = take
         self._prefix = prefix
 
@@ -104,10 +110,11 @@ class Scope:
         """The scope of the sub-module ``name``."""
         return Scope(self._take, f"{self._prefix}{name}.")
 
-    def take(self, name: str, *shape: int) -> torch.Tensor:
-        """The tensor ``name``, in the model's dtype and on its device. ConfigError that names it
-        if it is missing or has another shape."""
-        return self._take(f"{self._prefix}{name}", shape)
+    def take(self, name: str, *shape: int, share: Share = WHOLE, dim: int = 0) -> torch.Tensor:
+        """The tensor ``name`` of ``shape``, or a rank's share of its dimension ``dim``, in the
+        model's dtype and on its device. ConfigError that names it if it is missing or has another
+        shape."""
+        return self._take(f"{self._prefix}{name}", shape, share, dim)
 
 
 def _index(folder: Path) -> dict[str, Path]:

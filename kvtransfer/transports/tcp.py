@@ -1,12 +1,16 @@
-"""Across hosts: the payload follows its frame, received straight into the taker's blocks."""
+"""Across hosts: the bytes follow in the connection's stream, received straight into the taker's
+memory. Also what ways fall back to for a store that they cannot share."""
 
+import math
 import socket
 from collections.abc import Sequence
 
 from kvtransfer.channel import Address, Channel
-from kvtransfer.manifest import Chunk, Manifest
-from triptych.core.errors import TransferError
+from kvtransfer.manifest import Abort, Data, Manifest
+from kvtransfer.transports.transport import Extent, slices
+from triptych.core.errors import TransferError, from_code
 from triptych.core.handoff import TransferRef
+from triptych.core.ports import BlockMemory
 
 
 def listen(host: str) -> socket.socket:
@@ -31,16 +35,46 @@ def tune(sock: socket.socket, timeout_s: float) -> None:
 
 
 class StreamSource:
-    """Blocks that follow in the stream."""
+    """Bytes that follow their Chunk in a Data frame."""
+
+    view = None
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def read(self, chunk: Chunk, targets: Sequence[memoryview]) -> None:
+    def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
-        if chunk.blocks:
-            raise TransferError("chunk: names blocks of a store that was not opened")
-        self._channel.receive_payload(targets)
+        message, payload_bytes = self._channel.receive()
+        if isinstance(message, Abort):
+            raise from_code(message.code, message.detail)
+        if not isinstance(message, Data):
+            raise TransferError(f"{type(message).__name__} where the bytes of a chunk belong")
+        if payload_bytes != sum(extent.length for extent in theirs):
+            raise TransferError(f"{payload_bytes} bytes where a chunk announced others")
+        self._channel.receive_payload(ours)
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class StreamCarrier:
+    """Sends the bytes of a chunk in a Data frame behind it."""
+
+    poll_s = math.inf
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def attach(self, memory: BlockMemory) -> bytes:  # noqa: ARG002
+        """See ``transport.Carrier``."""
+        return b""
+
+    def push(self, memory: BlockMemory, extents: Sequence[Extent]) -> None:
+        """See ``transport.Carrier``."""
+        self._channel.send(Data(), slices(memory.view, extents))
+
+    def poll(self) -> None:
+        """See ``transport.Carrier``."""
 
     def close(self) -> None:
         """Nothing was opened."""
@@ -67,6 +101,11 @@ class Tcp:
 
     def source(self, channel: Channel, manifest: Manifest, ref: TransferRef) -> StreamSource:  # noqa: ARG002
         """See ``transport.Transport``."""
-        if manifest.is_mapped:
-            raise TransferError("manifest: a store to map, over TCP")
         return StreamSource(channel)
+
+    def carrier(self, channel: Channel) -> StreamCarrier:
+        """See ``transport.Transport``."""
+        return StreamCarrier(channel)
+
+    def close(self) -> None:
+        """Nothing was opened."""

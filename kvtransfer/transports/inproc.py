@@ -9,10 +9,9 @@ from socket import socket
 from typing import Protocol
 
 from kvtransfer.channel import Address, Channel
-from kvtransfer.manifest import Chunk, Manifest
-from kvtransfer.tcp import StreamSource
-from kvtransfer.transport import Source, slices
-from triptych.core.errors import InstanceLost, TransferError
+from kvtransfer.manifest import Manifest
+from kvtransfer.transports.transport import Extent, OneSided, Source, slices, split
+from triptych.core.errors import InstanceLost
 from triptych.core.handoff import TransferRef
 from triptych.core.ids import InstanceId
 from triptych.core.ports import BlockMemory
@@ -33,21 +32,18 @@ class Neighbour(Protocol):
 class MemorySource:
     """A store of this process."""
 
-    def __init__(self, memory: BlockMemory) -> None:
-        self._memory = memory
+    def __init__(self, view: memoryview) -> None:
+        self.view = view.toreadonly()
 
-    def read(self, chunk: Chunk, targets: Sequence[memoryview]) -> None:
+    def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
-        if len(chunk.blocks) != chunk.num_blocks or max(chunk.blocks) >= self._memory.num_blocks:
-            raise TransferError("chunk: blocks that the store does not have")
-        rest = list(targets)
-        for source in slices(self._memory, chunk.blocks):
+        rest = list(ours)
+        for source in slices(self.view, theirs):
+            part, rest = split(rest, len(source))
             at = 0
-            while at < len(source):
-                count = min(len(rest[0]), len(source) - at)
-                rest[0][:count] = source[at : at + count]
-                at += count
-                rest = [rest[0][count:], *rest[1:]] if count < len(rest[0]) else rest[1:]
+            for target in part:
+                target[:] = source[at : at + len(target)]
+                at += len(target)
 
     def close(self) -> None:
         """Nothing was opened."""
@@ -69,11 +65,16 @@ class Inproc:
         """See ``transport.Transport``."""
         return self._neighbour(ref).connect(), None
 
-    def source(self, channel: Channel, manifest: Manifest, ref: TransferRef) -> Source:
+    def source(self, channel: Channel, manifest: Manifest, ref: TransferRef) -> Source:  # noqa: ARG002
         """See ``transport.Transport``."""
-        if not manifest.is_mapped:
-            return StreamSource(channel)
-        return MemorySource(self._neighbour(ref).memory(manifest.memory))
+        return MemorySource(self._neighbour(ref).memory(manifest.store).view)
+
+    def carrier(self, channel: Channel) -> OneSided:  # noqa: ARG002
+        """See ``transport.Transport``."""
+        return OneSided()
+
+    def close(self) -> None:
+        """Nothing was opened."""
 
     def _neighbour(self, ref: TransferRef) -> Neighbour:
         neighbour = self._neighbours.get(ref.instance)

@@ -1,0 +1,85 @@
+"""How long things take: seconds per token by stage and instance, seconds per byte by link.
+
+Learned online from the timings of finished jobs (an exponentially weighted mean for each place of
+the topology, so a restarted instance inherits it) and from what takers report of their links;
+priors where nothing was seen. Linear in tokens and bytes, no more. Knows no queue, no policy.
+"""
+
+from collections.abc import Iterable
+
+from triptych.core.catalog import LinkReport, Tier
+from triptych.core.ids import InstanceId
+from triptych.core.lifecycle import Stage
+
+WEIGHT = 0.2
+"""Of the newest timing in the mean."""
+FEWEST_TOKENS = 32
+"""Jobs that computed fewer say more of a step's fixed cost than of a token's."""
+PRIOR_S = {Stage.ENCODE: 1e-4, Stage.PREFILL: 1e-4, Stage.DECODE: 1e-2}
+"""Seconds per token of a stage that was never seen: a small GPU's order of magnitude."""
+PRIOR_LATENCY_S = 1e-3
+PRIOR_BYTES_PER_S = 1e9
+"""A link that nobody measured: 10 GbE, about."""
+TIER_BYTES_PER_S = {Tier.HOST: 5e9, Tier.DISK: 5e8}
+"""Reading back what an instance itself keeps on a lower tier."""
+
+
+class Latencies:
+    """What was seen so far. Changed by ``learn`` and ``report``; everything else is pure."""
+
+    def __init__(self) -> None:
+        self._token_s: dict[tuple[Stage, str], float] = {}
+        self._links: dict[str, dict[str, LinkReport]] = {}
+        """By taker, then by giver."""
+        self._failovers: dict[InstanceId, int] = {}
+
+    def learn(self, stage: Stage, instance: InstanceId, num_tokens: int, seconds: float) -> None:
+        """A job computed ``num_tokens`` in ``seconds``."""
+        if num_tokens < FEWEST_TOKENS or seconds <= 0.0:
+            return
+        place, seen = (stage, _place(instance)), seconds / num_tokens
+        before = self._token_s.get(place, seen)
+        self._token_s[place] = before + WEIGHT * (seen - before)
+
+    def token_s(self, stage: Stage, instance: InstanceId) -> float:
+        """Seconds per token; of an instance not seen yet, the mean of its stage."""
+        known = self._token_s.get((stage, _place(instance)))
+        if known is not None:
+            return known
+        others = [seconds for (each, _), seconds in self._token_s.items() if each is stage]
+        return sum(others) / len(others) if others else PRIOR_S[stage]
+
+    def report(self, taker: InstanceId, reports: Iterable[LinkReport]) -> None:
+        """All links of a taker as it finds them; of several transports to one giver, the fastest is
+        believed to be used."""
+        links: dict[str, LinkReport] = {}
+        self._failovers[taker] = 0
+        for report in reports:
+            self._failovers[taker] += report.failovers
+            best = links.get(_place(report.giver))
+            if best is None or report.bytes_per_s > best.bytes_per_s:
+                links[_place(report.giver)] = report
+        self._links[_place(taker)] = links
+
+    def forget(self, taker: InstanceId) -> None:
+        """An incarnation is gone: its count of failovers ends. Speeds stay for the next one."""
+        self._failovers.pop(taker, None)
+
+    def transfer_s(self, giver: InstanceId, taker: InstanceId, num_bytes: float) -> float:
+        """Seconds to move ``num_bytes``; none within one instance."""
+        if giver == taker or num_bytes <= 0:
+            return 0.0
+        link = self._links.get(_place(taker), {}).get(_place(giver))
+        if link is None or link.bytes_per_s <= 0.0:
+            return PRIOR_LATENCY_S + num_bytes / PRIOR_BYTES_PER_S
+        return link.latency_s + num_bytes / link.bytes_per_s
+
+    @property
+    def num_failovers(self) -> int:
+        """How often another transport had to be used, on all links, since their takers started."""
+        return sum(self._failovers.values())
+
+
+def _place(instance: InstanceId) -> str:
+    """``prefill-0`` of ``prefill-0@3``."""
+    return instance.partition("@")[0]
