@@ -144,9 +144,8 @@ async def test_random_cancels_leave_nothing_behind(tmp_path: Path) -> None:
 
 async def test_a_restarted_server_finds_its_prefixes_on_the_disk(tmp_path: Path) -> None:
     rng = random.Random(2)
-    settings = config(
-        "EPD1", *TINY, *below(tmp_path, host=MIB, disk=4 * MIB), 'cluster.secret="kept"'
-    )
+    sizes = below(tmp_path, host=2 * MIB, disk=4 * MIB)  # all fits: none is lost before it is saved
+    settings = config("EPD1", *TINY, *sizes, 'cluster.secret="kept"')
     prompts: list[Parts] = [
         [words(rng, 10, 25), picture(rng), words(rng, 10, 25)] for _ in range(3)
     ]
@@ -162,9 +161,8 @@ async def test_a_restarted_server_finds_its_prefixes_on_the_disk(tmp_path: Path)
 
 async def test_damage_on_the_disk_is_a_miss_and_never_a_wrong_token(tmp_path: Path) -> None:
     rng = random.Random(3)
-    settings = config(
-        "EPD1", *TINY, *below(tmp_path, host=MIB, disk=4 * MIB), 'cluster.secret="kept"'
-    )
+    sizes = below(tmp_path, host=2 * MIB, disk=4 * MIB)  # all fits: none is lost before it is saved
+    settings = config("EPD1", *TINY, *sizes, 'cluster.secret="kept"')
     prompts: list[Parts] = [
         [words(rng, 10, 25), picture(rng), words(rng, 10, 25)] for _ in range(3)
     ]
