@@ -213,7 +213,7 @@ def test_the_index_does_what_the_model_does():
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=120,
+            max_examples=150,
             stateful_step_count=180,
             deadline=None,
             suppress_health_check=list(HealthCheck),
