@@ -5,10 +5,10 @@ does not know who reads the batches, nor what a directory makes of them.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
-from triptych.cache.watch import Watchers
+from triptych.cache.watch import TierWatchers, Watchers
 from triptych.core.catalog import KEY_BYTES, CacheBatch, Change, Tier
 from triptych.core.ids import BlockId, ContentHash
 
@@ -41,6 +41,16 @@ class Bulletin:
         """Tell of everything that ``watchers`` hear: of ``kv`` or ``item``, on that tier."""
         self._there[kind, tier] = {}
         watchers.add(_Ear(lambda key, is_stored: self._note(kind, tier, key, is_stored)))
+
+    def watch_tiers(
+        self, kind: str, watchers: TierWatchers, there: Mapping[Tier, Sequence[ContentHash]]
+    ) -> None:
+        """The same of the tiers below a cache, which hold what is ``there`` already."""
+        for tier, keys in there.items():
+            self._there[kind, tier] = {}
+            for key in keys:
+                self._note(kind, tier, key, True)
+        watchers.add(_TierEar(lambda tier, key, is_stored: self._note(kind, tier, key, is_stored)))
 
     def snapshot(self) -> CacheBatch:
         """All there is now. It may contain more than its number says; hearing a change twice does
@@ -102,3 +112,16 @@ class _Ear:
 
     def evicted(self, key: ContentHash, _blocks: Sequence[BlockId]) -> None:
         self._note(key, False)
+
+
+class _TierEar:
+    """A watcher of the tiers below one cache."""
+
+    def __init__(self, note: Callable[[Tier, ContentHash, bool], None]) -> None:
+        self._note = note
+
+    def tier_stored(self, tier: Tier, key: ContentHash) -> None:
+        self._note(tier, key, True)
+
+    def tier_evicted(self, tier: Tier, key: ContentHash) -> None:
+        self._note(tier, key, False)

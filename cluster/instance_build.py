@@ -13,13 +13,15 @@ from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
 from cluster.publishing import Publishing
+from cluster.tiers_build import Movers, build_tiers, prefixes_of, recalling
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
+from encoder_service.recall import Recall
 from kvtransfer.build import build_outbox, build_receiver, build_ways
 from kvtransfer.intake import Intake
 from kvtransfer.lending import Lending
-from kvtransfer.prefixes import Lent, Prefixes
+from kvtransfer.prefixes import Lent
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
 from kvtransfer.transports.inproc import Neighbour
@@ -57,7 +59,12 @@ async def build_instance(
     Raises ConfigError."""
     card = load_card(spec.config.model.path)
     executors = await _load(spec, card.fingerprint)
-    assembly = _Assembly(spec, card, executors, {} if neighbours is None else neighbours)
+    try:
+        tiers = await build_tiers(spec, executors, MonotonicClock())
+    except BaseException:
+        executors.close()
+        raise
+    assembly = _Assembly(spec, card, executors, tiers, {} if neighbours is None else neighbours)
     try:
         return assembly.instance()
     except BaseException:
@@ -86,14 +93,17 @@ class _Assembly:
         spec: InstanceSpec,
         card: ModelCard,
         executors: Executors,
+        tiers: Movers,
         neighbours: MutableMapping[InstanceId, Neighbour],
     ) -> None:
         self._spec = spec
         self._card = card
         self._executors = executors
+        self._tiers = tiers
         self._clock = clock = MonotonicClock()
         self._instance: HostedInstance | None = None
         self._intake: Intake | None = None
+        self._recall: Recall | None = None
         config = spec.config
         self._bulletin = Bulletin(config.cluster.directory_flush_s)
         self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
@@ -114,6 +124,11 @@ class _Assembly:
         self._closing = AsyncExitStack()
         """Closes in the reverse order of building."""
         self._closing.callback(executors.close)
+        self._closing.push_async_callback(tiers.close)
+        for mover in (tiers.kv, tiers.embedding):
+            if mover is not None:
+                self._censuses.append(mover.census)
+                self._checks.append(mover.check)
         self._closing.push_async_callback(self._outbox.close)
         self._closing.push_async_callback(self._receiver.close)
 
@@ -170,6 +185,8 @@ class _Assembly:
         self._censuses.append(lambda: (cache.holdings(), cache.totals()))
         cache.watch_room(self._wake)
         self._bulletin.watch("item", Tier.DEVICE, cache.watchers)
+        if self._tiers.embedding is not None:
+            cache.watchers.add(self._tiers.embedding)
         return cache
 
     def _add_encode(self, cache: EmbeddingCache) -> None:
@@ -180,9 +197,11 @@ class _Assembly:
         decoders = DecoderPool(config.limits)
         bound = config.engine.max_sequences + config.engine.max_waiting
         pictures = Pictures(decoders, self._card.image.patch_size, bound)
+        tiers = self._tiers.embedding
+        recall = self._recall = Recall(cache, tiers, self._clock, self._must_wait)
         emit = self._sessions.emit
         service, pump = build_encode(
-            engine, executor, self._outbox, pictures, self._clock, self._wake, emit
+            engine, executor, self._outbox, (pictures, recall), self._clock, self._wake, emit
         )
         self._closing.push_async_callback(pictures.close)
         asyncio.get_running_loop().call_soon(decoders.warm)
@@ -192,21 +211,26 @@ class _Assembly:
         self._censuses.append(lambda: (_jobs(engine.census()), {}))
         self._checks.append(engine.check)
 
+    def _kv_cache(self) -> KvCache:
+        config = self._spec.config.cache
+        cache = KvCache(
+            config.kv_blocks,
+            config.block_size,
+            self._card.fingerprint,
+            prefix=config.prefix,
+            order=EVICTION_ORDERS[config.eviction],
+        )
+        self._bulletin.watch("kv", Tier.DEVICE, cache.watchers)
+        return cache
+
     def _add_language(self, cache: EmbeddingCache | None) -> None:
         """Prefill, decode or both over one engine."""
         spec, config, executor = self._spec, self._spec.config, self._executors.language
         assert executor is not None
         clock, emit, memory = self._clock, self._sessions.emit, executor.memory
-        kv = KvCache(
-            config.cache.kv_blocks,
-            config.cache.block_size,
-            self._card.fingerprint,
-            prefix=config.cache.prefix,
-            order=EVICTION_ORDERS[config.cache.eviction],
-        )
-        self._bulletin.watch("kv", Tier.DEVICE, kv.watchers)
+        kv = self._kv_cache()
         lent = Lent(self._receiver, memory, clock, config.transfer.lease_s)
-        prefixes = Prefixes((lent,))
+        prefixes = prefixes_of(kv, self._tiers.kv, lent, self._bulletin)
         self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
         can_prefill = Stage.PREFILL in spec.role
         engine = LanguageEngine(
@@ -216,6 +240,7 @@ class _Assembly:
             recomputes_items=can_prefill,
             max_tokens=self._max_tokens(),
             elsewhere=prefixes.elsewhere,
+            foresee=prefixes.foresee,
         )
         services: list[PrefillService | DecodeService] = []
 
@@ -233,7 +258,12 @@ class _Assembly:
         sources = None
         if can_prefill and cache is not None and executor.embeddings is not None:
             intake = self._intake = Intake(
-                cache, executor.embeddings, self._receiver, spec.id, clock
+                cache,
+                executor.embeddings,
+                self._receiver,
+                spec.id,
+                clock,
+                recalling(self._tiers.embedding),
             )
             self._closing.push_async_callback(intake.close)
             self._censuses.append(lambda: (intake.census(), {}))
@@ -259,6 +289,8 @@ class _Assembly:
         """What one engine let go of, or finished, may be what the other waits for."""
         for pump in self._pumps:
             pump.wake()
+        if self._recall is not None:
+            self._recall.wake()
         if self._instance is not None:
             self._instance.touch()
 

@@ -222,6 +222,7 @@ class DecodeService:
         if self._sources is not None:
             while work.entries:
                 self._sources[1].release(work.entries.pop())
+            self._sources[2].forget(work.job.header.id)
         if self._works.pop(work.job.header.id, None) is not None:
             self._engine.release(work.job.header.id)
             work.gone.set()

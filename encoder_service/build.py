@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from encoder_service.pictures import Pictures
+from encoder_service.recall import Recall
 from encoder_service.service import EncodeService
 from kvtransfer.sender import Outbox
 from triptych.core.clock import Clock
@@ -18,7 +19,7 @@ def build_encode(
     engine: VisionEngine,
     executor: VisionExecutor,
     outbox: Outbox,
-    pictures: Pictures,
+    pictures: tuple[Pictures, Recall],
     clock: Clock,
     wake: Callable[[], None],
     emit: Callable[[Event], None],

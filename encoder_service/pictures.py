@@ -1,6 +1,9 @@
 """Encoded pictures to pixels of the size that their place in the prompt asks for, a bounded number
 at a time. Knows the pool of decoding children and nothing of engines."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from triptych.core.errors import Overloaded
 from triptych.core.handoff import EncodeJob
 from triptych.inputs.decode import DecoderPool
@@ -25,9 +28,15 @@ class Pictures:
         RequestError if it cannot be decoded within the limits."""
         _, rows, columns = job.item.grid
         width, height = columns * self._patch_size, rows * self._patch_size
+        with self.waiting():
+            return await self._pool.decode(job.data, job.format, width, height)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A picture whose encoded bytes are kept meanwhile; it counts like one being decoded."""
         self._num_decoding += 1
         try:
-            return await self._pool.decode(job.data, job.format, width, height)
+            yield
         finally:
             self._num_decoding -= 1
 

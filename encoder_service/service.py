@@ -1,7 +1,7 @@
 """The encode stage of one instance: a picture in, its visual tokens offered to whoever prefills.
 
-A picture whose embedding is here or on its way is never decoded. Knows neither gRPC nor Ray nor
-tensors; pixels pass through unseen.
+A picture whose embedding is here, on its way or in a lower tier is never decoded. Knows neither
+gRPC nor Ray nor tensors; pixels pass through unseen.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from functools import partial
 import msgspec
 
 from encoder_service.pictures import Pictures
+from encoder_service.recall import Recall
 from kvtransfer.offer import Offer
 from kvtransfer.sender import Outbox
 from triptych.core.clock import Clock
@@ -51,16 +52,17 @@ class EncodeService:
         engine: VisionEngine,
         memory: BlockMemory,
         outbox: Outbox,
-        pictures: Pictures,
+        pictures: tuple[Pictures, Recall],
         clock: Clock,
         wake: Callable[[], None],
         emit: Callable[[Event], None],
     ) -> None:
-        """``wake`` tells the engine's pump that there is something to do, ``emit`` the session."""
+        """``pictures`` decode, and bring what was encoded before; ``wake`` tells the engine's pump
+        that there is something to do, ``emit`` the session."""
         self._engine = engine
         self._memory = memory
         self._outbox = outbox
-        self._pictures = pictures
+        self._pictures, self._recall = pictures
         self._clock = clock
         self._wake = wake
         self._emit = emit
@@ -84,7 +86,7 @@ class EncodeService:
             partial(self._released, work),
         )
         if needs_pixels:
-            decoding = self._decode(work, job)
+            decoding = self._obtain(work, job)
             work.decoding = asyncio.create_task(decoding, name=f"decode {job.header.id}")
         self._wake()
 
@@ -124,19 +126,28 @@ class EncodeService:
         """Jobs that hold something, leases included, and their sessions."""
         return {job: work.job.header.session for job, work in self._works.items()}
 
-    async def _decode(self, work: _Work, job: EncodeJob) -> None:
-        """Pixels at the size of the item's grid, then to the engine. Only this keeps the encoded
-        bytes, and ends long before the lease does."""
+    async def _obtain(self, work: _Work, job: EncodeJob) -> None:
+        """The embedding from a lower tier, or else pixels at the size of the item's grid, to the
+        engine. Only this keeps the encoded bytes, and ends long before the lease does."""
         try:
+            with self._pictures.waiting():
+                deadline_s = work.accepted_s + job.header.budget_s
+                async with self._recall.bring(job.item, job.header.id, deadline_s) as is_here:
+                    if is_here and self._engine.join(self._aged(work), work.submitted_s):
+                        return
             pixels = await self._pictures.decode(job)
-            work.submitted_s = self._clock.now()
-            left_s = job.header.budget_s - (work.submitted_s - work.accepted_s)
-            header = msgspec.structs.replace(job.header, budget_s=left_s)
-            decoded = msgspec.structs.replace(work.job, header=header)
-            self._engine.submit(decoded, pixels, work.submitted_s)
+            self._engine.submit(self._aged(work), pixels, work.submitted_s)
         except TriptychError as error:
             self._fail(work, error.code, str(error))
-        self._wake()
+        finally:
+            self._wake()
+
+    def _aged(self, work: _Work) -> EncodeJob:
+        """The job as the engine takes it now: with what is left of its time."""
+        work.submitted_s = self._clock.now()
+        left_s = work.job.header.budget_s - (work.submitted_s - work.accepted_s)
+        header = msgspec.structs.replace(work.job.header, budget_s=left_s)
+        return msgspec.structs.replace(work.job, header=header)
 
     def _fail(self, work: _Work, code: str, detail: str) -> None:
         if work.offer is not None:

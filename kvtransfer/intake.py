@@ -2,7 +2,7 @@
 
     entry READY                   use it; the promise, if any, is consumed in the background
     no promise and not READY      said to be absent: its KV may be cached instead
-    entry new, or without writer  fetch the promise into it
+    entry new, or without writer  fill it from a lower tier, or fetch the promise into it
     entry PENDING                 somebody fetches or encodes the same picture: wait for that, and
                                   fetch our own promise if it gives up
     promise made by ourselves     our own encoder fills the entry: wait for the promise, no copy
@@ -12,7 +12,7 @@ Runs on one event loop. Does not know pictures, models or who will read the rows
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from kvtransfer.receiver import Receiver
@@ -29,6 +29,14 @@ log = logging.getLogger(__name__)
 Ready = Callable[[int, Entry | None], None]
 """Index of an item, and its entry; None: nothing was promised and nothing is cached."""
 
+Recall = Callable[[Entry], Awaitable[bool]]
+"""Fills a new entry from a lower tier. Whether it did; the entry's rows are anything otherwise."""
+
+
+async def recall_none(_entry: Entry) -> bool:
+    """There is no lower tier."""
+    return False
+
 
 class Intake:
     """Brings the promised embeddings of language jobs into the instance's embedding cache."""
@@ -40,7 +48,9 @@ class Intake:
         receiver: Receiver,
         instance: InstanceId,
         clock: Clock,
+        recall: Recall = recall_none,
     ) -> None:
+        self._recall = recall
         self._cache = cache
         self._memory = memory
         self._receiver = receiver
@@ -143,7 +153,10 @@ class Intake:
         else:
             while not entry.is_ready and not self._cache.claim(entry):
                 await self._watch(entry, deadline_s)
-            if entry.is_new:
+            if entry.is_new and await self._recall(entry):
+                self._cache.commit(entry)
+                self._consume(ref, deadline_s)
+            elif entry.is_new:
                 await self._fetch(ref, entry.blocks, deadline_s)
                 self._memory.absorb(entry.blocks)
                 self._cache.commit(entry)

@@ -13,7 +13,7 @@ from triptych.cache.kv import KvTable
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
 from triptych.core.handoff import LanguageJob, PromisedItem
-from triptych.core.ids import BlockId
+from triptych.core.ids import BlockId, JobId
 from triptych.core.ports import BlockMemory
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,15 @@ class PrefixSource(Protocol):
         """Leading tokens that could be brought, full blocks. Called on the loop; must not block."""
         ...
 
+    def foresee(self, job: LanguageJob, table: KvTable) -> None:
+        """The sequence waits for its turn: what ``num_tokens`` will be asked about may be made
+        ready."""
+        ...
+
+    def forget(self, job: JobId) -> None:
+        """The job is over: nothing will be brought for it any more."""
+        ...
+
     async def bring(self, job: LanguageJob, place: Place, deadline_s: float) -> int:
         """Fill blocks behind ``place.start``; up to which token all KV is there and verified, at
         least ``place.start``. When this has returned or raised, nobody writes to the blocks."""
@@ -50,6 +59,16 @@ class Prefixes:
     def elsewhere(self, job: LanguageJob, table: KvTable) -> int:
         """See ``engine.room.Elsewhere``."""
         return max((source.num_tokens(job, table) for source in self._sources), default=0)
+
+    def foresee(self, job: LanguageJob, table: KvTable) -> None:
+        """See ``engine.room.Foresee``."""
+        for source in self._sources:
+            source.foresee(job, table)
+
+    def forget(self, job: JobId) -> None:
+        """The job is over."""
+        for source in self._sources:
+            source.forget(job)
 
     async def bring(self, job: LanguageJob, place: Place, deadline_s: float) -> int:
         """Fill as much of ``place`` as can be had; up to which token it is."""
@@ -74,6 +93,12 @@ class Lent:
     def num_tokens(self, job: LanguageJob, _table: KvTable) -> int:
         """See ``PrefixSource``."""
         return 0 if job.prefix is None else job.prefix.num_tokens
+
+    def foresee(self, _job: LanguageJob, _table: KvTable) -> None:
+        """Nothing is made ready: what is lent is fetched when its blocks are there."""
+
+    def forget(self, _job: JobId) -> None:
+        """Nothing was noted."""
 
     async def bring(self, job: LanguageJob, place: Place, deadline_s: float) -> int:
         """See ``PrefixSource``."""

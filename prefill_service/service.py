@@ -253,6 +253,7 @@ class PrefillService:
         while work.entries:
             self._embeddings.release(work.entries.pop())
         if work.is_released and self._works.pop(work.job.header.id, None) is not None:
+            self._prefixes.forget(work.job.header.id)
             self._engine.release(work.job.header.id)
             work.gone.set()
         self._wake()

@@ -77,7 +77,7 @@ class _Look:
             for each in view.instances
             if each.state is InstanceState.READY
             and each.description.id not in avoid
-            and coverage.of(each.description.id).kv_tokens[-1]
+            and coverage.of(each.description.id).kv_tokens[0]  # what lies lower is not lent
         ]
 
     def plan(self, prefill: InstanceView) -> _Plan:
@@ -89,7 +89,7 @@ class _Look:
         plans = [self._with(prefill, own, begin_s, None)]
         for lender in self._lenders:
             other = lender.description.id
-            lent = min(self._coverage.of(other).kv_tokens[-1], most) // size * size
+            lent = min(self._coverage.of(other).kv_tokens[0], most) // size * size
             if lent > own and other != name and match(lender, prefill):
                 num_bytes = (lent - own) * _token_bytes(prefill)
                 fetch_s = self._latencies.transfer_s(other, name, num_bytes)

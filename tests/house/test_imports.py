@@ -11,7 +11,7 @@ import pytest
 from tests.house.sources import ROOT, imports, is_imported, packages, python_files, shipped_files
 
 ROOMS = {
-    "cryptography": r"kvtransfer/seal\.py",
+    "cryptography": r"kvtransfer/seal\.py|triptych/offload/disk\.py",
     "ray": r"cluster/ray_actors\.py",
     "grpc": (
         r"triptych/(wire|client)/.*|triptych/client\.py|\w+_service/server\.py"
@@ -22,7 +22,7 @@ ROOMS = {
         r"|bench/peer_transformers\.py|examples/.*"
     ),
     "transformers": r"bench/peer_transformers\.py|examples/.*",
-    "numpy": r"triptych/(codec|executor|inputs)/.*|kvtransfer/repartition\.py|examples/.*",
+    "numpy": r"triptych/(codec|executor|inputs|offload)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",

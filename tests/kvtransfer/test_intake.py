@@ -374,3 +374,56 @@ async def test_random_requests_under_pressure():
             await asyncio.gather(*(one(round_ * 100 + number) for number in range(15)))
         assert sum(counts.values()) == 90
         assert min(counts.values()) > 3, counts
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_lower_tier_saves_the_fetch_and_the_promise_is_consumed(is_there: bool):
+    async with bench() as b:
+        asked = []
+
+        async def recall(entry) -> bool:
+            asked.append(entry.key)
+            if is_there:
+                for block in entry.blocks:
+                    b.both.target.block(block)[:] = b.both.source.block(20)
+            return is_there
+
+        b.intake._recall = recall
+        task = b.bring(b.item("a"))
+        if is_there:
+            await task
+            assert not b.both.released  # nothing was waited for
+        b.encode("a", [3, 4])
+        await task
+        assert asked == [b"a"]
+        b.assert_bytes(b.entries[0], [20, 20] if is_there else [3, 4])
+        b.release()
+        await b.assert_idle()
+        assert b.both.released == {"a": ["taken"]}
+
+
+async def test_a_cancelled_recall_leaves_the_entry_to_others():
+    async with bench() as b:
+        begun = asyncio.Event()
+
+        async def recall(_) -> bool:
+            begun.set()
+            await asyncio.Event().wait()
+            return True
+
+        b.intake._recall = recall
+        first = b.bring(b.item("a"))
+        await begun.wait()
+        second = b.bring(b.item("a", handle="again"))
+        await asyncio.sleep(0)
+        b.intake._recall = never
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        b.encode("again", [5, 6])
+        await second
+        b.assert_bytes(b.entries[0], [5, 6])
+
+
+async def never(_) -> bool:
+    return False

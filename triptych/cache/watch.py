@@ -1,4 +1,4 @@
-"""Who hears what becomes findable in a cache and what is forgotten: tiers and directories.
+"""Who hears what becomes findable in a cache or a tier, and what is forgotten.
 
 Knows keys and blocks. Does not know what anybody does with them.
 """
@@ -6,6 +6,7 @@ Knows keys and blocks. Does not know what anybody does with them.
 from collections.abc import Callable
 from typing import Protocol
 
+from triptych.core.catalog import Tier
 from triptych.core.ids import BlockId, ContentHash
 
 
@@ -42,3 +43,34 @@ class Watchers:
     def _tell(self, say: Callable[[Watcher], None]) -> None:
         for watcher in self._all:
             say(watcher)
+
+
+class TierWatcher(Protocol):
+    """Hears of the contents of the tiers below a cache, on the event loop."""
+
+    def tier_stored(self, tier: Tier, key: ContentHash) -> None:
+        """``key`` can be brought from ``tier`` from now on."""
+        ...
+
+    def tier_evicted(self, tier: Tier, key: ContentHash) -> None:
+        """``key`` is in ``tier`` no longer."""
+        ...
+
+
+class TierWatchers:
+    """The watchers of one cache's tiers, told in the order of joining."""
+
+    def __init__(self) -> None:
+        self._all: list[TierWatcher] = []
+
+    def add(self, watcher: TierWatcher) -> None:
+        """Tell ``watcher`` of every change from now on."""
+        self._all.append(watcher)
+
+    def changed(self, tier: Tier, key: ContentHash, is_stored: bool) -> None:
+        """See ``TierWatcher``."""
+        for watcher in self._all:
+            if is_stored:
+                watcher.tier_stored(tier, key)
+            else:
+                watcher.tier_evicted(tier, key)

@@ -77,6 +77,15 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Embedding blocks of an encode or prefill instance."""
     prefix: bool = True
     """Keep KV of finished sequences for later ones with the same beginning."""
+    host_bytes: Amount = 0
+    """Host memory of an instance below its block stores, split by their sizes; 0: none."""
+    disk_path: str = ""
+    """Folder for the disk tier's files, one a block store; empty: no disk tier. What is in them
+    is used again after a restart if ``cluster.secret`` is set and is the same."""
+    disk_bytes: Amount = 0
+    """Size of an instance's files there, made at once, split like ``host_bytes``."""
+    at_rest: str = "raw"
+    """How blocks lie in these tiers: ``raw``."""
     eviction: str = "lru"
     """What goes first when KV or embedding blocks run out: ``lru``, ``lfu`` (with ageing) or
     ``cost`` (uses times the work to compute it again over its bytes, with ageing)."""
@@ -318,6 +327,10 @@ def _check(config: Config) -> None:
         raise ConfigError("cluster.directory: embedded, or a URL of redis, rediss or unix")
     if not _is_loopback(config.router.admin) and not config.router.admin_key:
         raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
+    if bool(config.cache.disk_bytes) != bool(config.cache.disk_path):
+        raise ConfigError("cache.disk_bytes: goes together with cache.disk_path")
+    if config.cache.disk_bytes and not config.cache.host_bytes:
+        raise ConfigError("cache.disk_bytes: a disk tier needs cache.host_bytes above it")
     for key, allowed in choices.items():
         section, _, name = key.partition(".")
         value = getattr(getattr(config, section), name)
@@ -333,6 +346,7 @@ def _is_loopback(address: str) -> bool:
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "engine.order": ("fcfs", "longest_prefix"),
+    "cache.at_rest": ("raw",),
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),
     "transfer.wire": ("raw", "int8", "fp8"),

@@ -18,7 +18,7 @@ from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.engine.bounds import check_job
 from triptych.engine.outcome import Advanced, Drew, Outcome
 from triptych.engine.policies import Budget, Policies, Work
-from triptych.engine.room import Elsewhere, Room, nowhere
+from triptych.engine.room import Elsewhere, Foresee, Room, nobody, nowhere
 from triptych.engine.roster import Roster
 from triptych.engine.sequence import Phase, Sequence
 from triptych.engine.step import Step
@@ -48,6 +48,7 @@ class LanguageEngine:
             prefilled, and recomputed after a preemption.
         max_tokens: longest sequence, prompt and output, that the model takes.
         elsewhere: what of a prompt's KV could be brought here instead of being computed.
+        foresee: hears of each sequence that has to wait for its turn, once.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LanguageEngine:
         recomputes_items: bool,
         max_tokens: int,
         elsewhere: Elsewhere = nowhere,
+        foresee: Foresee = nobody,
     ) -> None:
         self._config = config
         self._cache = cache
@@ -73,6 +75,7 @@ class LanguageEngine:
             self._roster,
             recomputes_items=recomputes_items,
             elsewhere=elsewhere,
+            foresee=foresee,
         )
         self._step: Step[LanguagePlan] | None = None
         self._num_submitted = 0
@@ -190,6 +193,7 @@ class LanguageEngine:
         self._look_over(now)
         if self._room.grow():
             self._room.admit(now)
+        self._room.look_ahead()
         segments = tuple(
             self._roster.known[work.job].segment(work.start, work.end) for work in self._batch()
         )

@@ -28,6 +28,14 @@ def nowhere(_job: LanguageJob, _table: KvTable) -> int:
     return 0
 
 
+Foresee = Callable[[LanguageJob, KvTable], None]
+"""Hears of a sequence that waits for its turn: ``Elsewhere`` will be asked about it."""
+
+
+def nobody(_job: LanguageJob, _table: KvTable) -> None:
+    """Nothing is made ready."""
+
+
 class Room:
     """Gives blocks to the sequences of a roster, the oldest first."""
 
@@ -40,6 +48,7 @@ class Room:
         *,
         recomputes_items: bool,
         elsewhere: Elsewhere = nowhere,
+        foresee: Foresee = nobody,
     ) -> None:
         self._config = config
         self._cache = cache
@@ -47,6 +56,7 @@ class Room:
         self._roster = roster
         self._recomputes_items = recomputes_items
         self._elsewhere = elsewhere
+        self._foresee = foresee
         self.num_preempted = 0
         """Since the start."""
 
@@ -87,6 +97,13 @@ class Room:
             if sequence.receives:
                 sequence.note_started(now)
             sequence.note_waiting(now)
+
+    def look_ahead(self) -> None:
+        """Tell of the sequences that were not admitted, each once."""
+        for sequence in self._roster.waiting:
+            if not sequence.is_foreseen and not sequence.receives:
+                sequence.is_foreseen = True
+                self._foresee(sequence.job, sequence.table)
 
     def _match(self, waiting: list[Sequence]) -> None:
         """Note what the tree holds of each, if the order asks: of all that were never looked up,

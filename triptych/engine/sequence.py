@@ -35,9 +35,10 @@ class Sequence:
 
     __slots__ = ("arrival", "awaited", "blocked_since", "boundaries", "cached_tokens",
                  "chunk_tokens", "compute_s", "computed", "deadline_s", "ending", "hit",
-                 "is_abandoned", "item_blocks", "items_end", "job", "matched", "num_overtaken",
-                 "overlaps", "phase", "prefill_s", "prompt_len", "queue_s", "receives",
-                 "submitted_s", "table", "tail_items", "tokens", "transfer_s")  # fmt: skip
+                 "is_abandoned", "is_foreseen", "item_blocks", "items_end", "job", "matched",
+                 "num_overtaken", "overlaps", "phase", "prefill_s", "prompt_len", "queue_s",
+                 "receives", "submitted_s", "table", "tail_items", "tokens",
+                 "transfer_s")  # fmt: skip
 
     def __init__(
         self, job: LanguageJob, table: KvTable, boundaries: tuple[int, ...], chunk_tokens: int
@@ -60,6 +61,8 @@ class Sequence:
         """Leading tokens whose KV is being brought from a lower tier or another instance."""
         self.is_abandoned = False
         """Whether all outside have let go of the blocks, or never touched them."""
+        self.is_foreseen = False
+        """Whether its waiting was told."""
         self.ending: tuple[str, str] | None = None
         """Code and detail of an end that waits for the step in flight."""
         self.item_blocks: list[tuple[BlockId, ...] | None] = [None] * len(job.prompt.items)
