@@ -95,9 +95,7 @@ def _measure_links(config: Config, arguments: argparse.Namespace) -> int:
         return 0
     print(links.table(found))
     digest = "on" if config.transfer.digest else "off"
-    print(
-        f"\nBlocks of these sizes, 64 MiB a transfer; digests {digest}; medians of {turns} turns."
-    )
+    print(f"\nBlocks of these sizes, 64 MiB a transfer; digests {digest}; medians of {turns}.")
     return 0
 
 

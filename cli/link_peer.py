@@ -1,4 +1,4 @@
-"""The other end of a measured link: a process that offers blocks and sends bytes over a bare socket.
+"""The other end of a measured link: offers blocks, and sends bytes over a bare socket.
 
 ``python -m cli.link_peer`` with its settings and what to offer as lines of JSON on standard input;
 it ends with it. Knows the outbox, and nothing of time.

@@ -125,9 +125,8 @@ class Transfers:
         theirs = self._ours.blocks(block_bytes)  # which look like ours
         handles = [f"{self.name} {number}" for number in range(self._count, self._count + count)]
         self._count += count
-        await self._propose(
-            Offers(block_bytes, {one: drawn(theirs, num_blocks) for one in handles})
-        )
+        blocks = {handle: drawn(theirs, num_blocks) for handle in handles}
+        await self._propose(Offers(block_bytes, blocks))
         return handles
 
     async def _fetch(self, handle: str, block_bytes: int, count: int) -> float:
