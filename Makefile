@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve ask setup runtime test test-fast test-ray test-gpu check fmt lint type imports \
-	docs proto bench bench-gpu eval-demo train-demo doctor size clean
+	docs proto bench bench-gpu bench-links eval-demo train-demo doctor size clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ bench: setup ## Compare topologies and plain Transformers on the demo model (min
 
 bench-gpu: setup ## The same on a CUDA device; says why not where there is none
 	@exec $(RUN) -m bench --device cuda $(ARGS)
+
+bench-links: setup ## Measure every way of blocks between two processes beside a plain copy
+	@exec $(RUN) -m bench links $(ARGS)
 
 eval-demo: setup ## Ask the demo model at least 1,000 held-out questions
 	@exec $(RUN) -m examples.demo_model.evaluate $(ARGS)

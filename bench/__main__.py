@@ -1,6 +1,7 @@
 """``make bench``: compare topologies and plain Transformers; a table, a JSON file and a plot.
 
-``python -m bench prefix`` measures the prefix cache on a trace of prompts.
+``python -m bench prefix`` measures the prefix cache on a trace of prompts, ``python -m bench
+links`` every way between two processes.
 """
 
 import argparse
@@ -15,11 +16,14 @@ from pathlib import Path
 
 import msgspec
 
-from bench import plots, prefix_trace, report
+from bench import links, plots, prefix_trace, report
 from bench.compare import Plan, compare
 from bench.systems import PlainTransformers, System, SystemFailed, TriptychServer, has_cuda
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"prefix": prefix_trace.main}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "links": links.main,
+    "prefix": prefix_trace.main,
+}
 """What the first word may be; without one of these, the comparison runs."""
 
 

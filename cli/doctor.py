@@ -5,6 +5,7 @@ torch in a child process: no tensors here, and a broken driver cannot take the d
 """
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ from typing import Any
 
 import msgspec
 
+from cli import links
+from cli.progress import Progress
 from triptych.core.config import Config, load
 from triptych.core.errors import ConfigError
 
@@ -56,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="TOML file to judge by")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--links", action="store_true", help="measure the ways of blocks instead")
+    parser.add_argument("--link-sizes", type=_sizes, default=links.SIZES, metavar="BYTES,...")
+    parser.add_argument("--link-turns", type=int, default=links.TURNS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,12 +71,32 @@ def run(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         print(f"triptych doctor: {error}", file=sys.stderr)
         return 2
+    if arguments.links:
+        return _measure_links(config, arguments)
     findings = examine(config)
     if arguments.json:
         print(json.dumps({"findings": [msgspec.to_builtins(finding) for finding in findings]}))
     else:
         _show(findings)
     return int(any(finding.state == "problem" for finding in findings))
+
+
+def _sizes(words: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in words.split(","))
+
+
+def _measure_links(config: Config, arguments: argparse.Namespace) -> int:
+    progress = Progress()
+    sizes, turns = arguments.link_sizes, arguments.link_turns
+    found = asyncio.run(links.measure(config.transfer, sizes, turns, progress))
+    progress.done()
+    if arguments.json:
+        print(json.dumps({"links": [msgspec.to_builtins(link, str_keys=True) for link in found]}))
+        return 0
+    print(links.table(found))
+    digest = "on" if config.transfer.digest else "off"
+    print(f"\nBlocks of these sizes, 64 MiB a transfer; digests {digest}; medians of {turns}.")
+    return 0
 
 
 def examine(config: Config) -> tuple[Finding, ...]:
