@@ -124,7 +124,7 @@ async def measure(servers: dict[str, TriptychServer], plan: Plan) -> tuple[Row, 
             speakers = [Speaker(name, server, opening) for name, server in servers.items()]
             for number in range(plan.num_turns):
                 _say(repetition, number, plan)
-                for speaker in speakers:
+                for speaker in speakers if (repetition + number) % 2 else speakers[::-1]:
                     question = QUESTIONS[number % len(QUESTIONS)]
                     turn = await speaker.turn(question, plan.max_tokens)
                     if repetition >= 0:  # the one before warms up

@@ -66,7 +66,7 @@ def draw_lines(panels: Sequence[Panel], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     rows, columns = -(-len(panels) // 3), min(len(panels), 3)
-    size = (4.4 * columns, 3.8 * rows)
+    size = (4.4 * columns, 4.2 * rows)
     figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
@@ -82,7 +82,8 @@ def draw_lines(panels: Sequence[Panel], path: Path, title: str) -> None:
         axis.set_title(panel.title, fontsize="medium")
         axis.set_xlabel(panel.x)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small", loc="best")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}  # never over a line
+        axis.legend(fontsize="x-small", ncol=2, **below)
     figure.suptitle(title, fontsize="medium")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

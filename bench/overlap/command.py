@@ -67,7 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     print("\n" + analytic.ttft_table())
     found = {"settings": words.set, "plan": plan, "pictures": pictures, "tokens": tokens}
     data, file = record.write(words.out, "overlap", load, found)
-    title = f"{words.topology}, {words.model.name}, {record.machine()}"
+    title = "Computed: Qwen2.5-VL-7B on H200s, from bytes and published rates"
+    if pictures or tokens:
+        title = f"Measured: {words.topology}, {words.model.name}, {record.machine()}. {title}"
     plots.draw_lines(panels(pictures, tokens), file, title)
     print(f"written: {data}\nwritten: {file}")
     return 0
