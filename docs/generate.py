@@ -49,6 +49,7 @@ _TYPES = {
     "dict[str, str]": "table of text",
     "dict[str, tuple[str, ...]]": "table of arrays of text",
     "Annotated[float, Meta(ge=1)]": "number >= 1",
+    "Annotated[int, Meta(ge=2, le=256)]": "integer 2 to 256",
 }
 
 

@@ -6,17 +6,28 @@ from typing import Any
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
 from kvtransfer.transports.inproc import Inproc, Neighbour
+from kvtransfer.transports.nccl import Nccl
+from kvtransfer.transports.nixl import Nixl
 from kvtransfer.transports.shm import Shm
 from kvtransfer.transports.tcp import Tcp
 from kvtransfer.transports.transport import Transport
-from triptych.core.clock import Clock
+from triptych.core.clock import Clock, MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.ids import InstanceId
 
 Maker = Callable[[InstanceId, TransferConfig], Transport | None]
 """Makes a way for an instance; None where this machine lacks what the way needs."""
 
-WAYS: dict[str, Maker] = {}
+
+def _nixl(instance: InstanceId, config: TransferConfig) -> Nixl | None:
+    return Nixl(instance, config, MonotonicClock()) if Nixl.is_usable() else None
+
+
+def _nccl(_: InstanceId, config: TransferConfig) -> Nccl | None:
+    return Nccl(config) if Nccl.is_usable(config) else None
+
+
+WAYS: dict[str, Maker] = {"nixl": _nixl, "nccl": _nccl}
 """Ways beside those of every instance, by the name that ``transfer.transport`` may have."""
 
 

@@ -186,6 +186,13 @@ class Channel:
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(0))
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the peer has closed, whatever of its words is still to be read."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def wait(self, events: int, until_s: float, *, patient: bool = False) -> bool:
         """Wait until the socket is ready for ``events``: True, or was woken: False (``on_wake``
         has run). At ``until_s`` the peer counts as lost; with ``patient``, False instead."""
@@ -207,6 +214,16 @@ class Channel:
             os.eventfd_read(self._wake_fd)
             self.on_wake()
         return bool(ready)
+
+    def check(self) -> None:
+        """Raise what would end a wait (the deadline, or what ``on_wake`` raises), without one."""
+        if self._clock.now() >= self.deadline_s:
+            raise DeadlineExceeded("a transfer took too long")
+        poll = select.poll()
+        poll.register(self._wake_fd, select.POLLIN)
+        if poll.poll(0):
+            os.eventfd_read(self._wake_fd)
+            self.on_wake()
 
     def _receive_frame(
         self, timeout_s: float | None, max_body_bytes: int

@@ -1,7 +1,7 @@
 """One connection of an outbox: fetches served one after the other, on a thread of its own.
 
 Blocking threads, because they were measured 3 to 5 times as fast as asyncio streams. Knows the
-giver's half of the conversation; the bytes go by a carrier, out of a packing.
+connection, its heartbeats and what was opened for it; a fetch is ``giving``.
 """
 
 import logging
@@ -9,19 +9,32 @@ import math
 import select
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvtransfer.channel import Channel
 from kvtransfer.converted import packing
+from kvtransfer.giving import Giving
 from kvtransfer.landing import Packing
 from kvtransfer.lease import Ended, Release, Verdict
-from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Fetch, Finish, Manifest, Wait
-from kvtransfer.offer import Offer
+from kvtransfer.manifest import (
+    Abort,
+    Ack,
+    Acked,
+    Again,
+    Chunk,
+    Credit,
+    Fetch,
+    Finish,
+    Manifest,
+    Ready,
+    Wait,
+)
+from kvtransfer.offer import Ahead, Offer
 from kvtransfer.pieces import Piece
-from kvtransfer.transports.transport import Carrier, slices
+from kvtransfer.transports.transport import Carrier
 from triptych.core.errors import InstanceLost, TransferError, TriptychError
-from triptych.core.ids import BlockId
+from triptych.core.ports import BlockMemory
 
 if TYPE_CHECKING:
     from kvtransfer.sender import Outbox
@@ -87,12 +100,11 @@ class Conversation:
         """Give what ``fetch`` asks for. Whatever is raised, the lease is released first."""
         self._heard_s = self._clock.now()
         self.is_serving = True
-        carrier = self._carrier(fetch.via)
-        self._poll_s = carrier.poll_s
+        carrier = self.carrier(fetch.via)
         offer = self._offer = self._claim(fetch)
         verdict = Verdict(Release.TAKER_LOST, detail="its taker was lost")
         try:
-            self._give(offer, fetch, carrier)
+            Giving(self, offer, fetch, carrier).run()
             self._offers.take(offer)
             verdict = Verdict(Release.TAKEN, detail="it was taken already")
         except Ended as ended:
@@ -108,74 +120,79 @@ class Conversation:
         until_s = self._clock.now() + self._config.lease_s
         try:
             while (offer := self._offers.claim(fetch, self.peer, self.channel.wake)) is None:
-                self._pause()
+                self.pause(_only_wait)
                 if self._clock.now() >= until_s:
                     raise Ended(Verdict(Release.EXPIRED, detail="nothing was offered in time"))
         finally:
             self._offers.give_up(fetch, self.channel.wake)
         return offer
 
-    def _give(self, offer: Offer, fetch: Fetch, carrier: Carrier) -> None:
-        layout, packed = offer.memory.layout, self._packing(offer, fetch.wire)
-        store = packed.memory
-        attach = carrier.attach(store)
-        number = self._outbox.number(store)
-        self._say(Manifest(layout, packed.wire, number, len(store.view), attach))
-        first, end = fetch.first_token // layout.block_size, layout.num_blocks(fetch.end_token)
-        wanted = (first, end) if fetch.first_token < fetch.end_token else (end, end)
-        while True:
-            piece, blocks, total = self._offers.look(offer, wanted, self._config.message_bytes)
-            if piece is not None:
-                self._give_chunk(packed, carrier, piece, blocks)
-                packed.read()
-            elif total is None:
-                self._pause()
-            elif total < end:
-                raise Ended(Verdict(Release.FAILED, detail=f"{end} blocks wanted, {total} made"))
-            else:
-                break
-        self._say(Finish(total, offer.tail or b""))
-        while isinstance(self._hear(), Wait):
-            continue  # it still reads
+    # -- for the fetch that is being served
 
-    def _give_chunk(
-        self, packed: Packing, carrier: Carrier, piece: Piece, blocks: Sequence[BlockId]
-    ) -> None:
-        places, spans = packed.pack(piece, blocks)
-        tag = b""
-        if self._config.digest:
-            tag = self.channel.tag(self.channel.num_sent, slices(packed.memory.view, spans))
-        self._say(Chunk(*piece, tuple(places), tag))
-        carrier.push(packed.memory, spans)
+    def look(self, offer: Offer, wanted: tuple[int, int], allowance: int) -> Ahead:
+        """See ``Offers.look``."""
+        return self._offers.look(offer, wanted, self._config.message_bytes, allowance)
 
-    def _carrier(self, via: str) -> Carrier:
+    def put_back(self, offer: Offer, pieces: Sequence[Piece]) -> None:
+        """See ``Offer.put_back``."""
+        self._offers.put_back(offer, pieces)
+
+    def number(self, memory: BlockMemory) -> int:
+        """Number of a store at this giver."""
+        return self._outbox.number(memory)
+
+    def carrier(self, via: str) -> Carrier:
+        """What carries bytes to this taker by a way. Raises TransferError."""
         if via not in self._carriers:
             self._carriers[via] = self._outbox.carrier(via, self.channel)
+        self._poll_s = min(carrier.poll_s for carrier in self._carriers.values())
         return self._carriers[via]
 
-    def _packing(self, offer: Offer, wire: str) -> Packing:
+    def packing(self, offer: Offer, wire: str) -> Packing:
+        """How blocks of an offer's store go out in a format."""
         key = (self._outbox.number(offer.memory), wire)
         if key not in self._packings:
             self._packings[key] = packing(offer.memory, wire, self._config, self._outbox.staging)
         return self._packings[key]
 
-    def _say(self, message: Manifest | Chunk | Wait | Finish) -> None:
+    def tag(self, parts: Sequence[memoryview]) -> bytes:
+        """Digest of bytes that the next frame announces; empty if digests are off."""
+        return self.channel.tag(self.channel.num_sent, parts) if self._config.digest else b""
+
+    def say(self, message: Manifest | Chunk | Ready | Wait | Finish) -> None:
+        """Send a frame."""
         self.channel.send(message)
         self._spoke_s = self._clock.now()
 
-    def _pause(self) -> None:
-        """Wait to be woken, with heartbeats, which the taker answers."""
+    def pause(self, hear: Callable[[Wait | Credit | Again], None]) -> None:
+        """Wait until woken or told something, with heartbeats, which the taker answers."""
         until_s = self._spoke_s + self._config.heartbeat_s
         if self._clock.now() >= until_s:
-            self._say(Wait())
+            self.say(Wait())
         elif self._wait(until_s):
-            if not isinstance(self._hear(), Wait):
-                raise TransferError("a taker has nothing to say but that it lives")
+            message = self.hear()
+            if isinstance(message, Ack):
+                raise TransferError("a taker acknowledges what it does not have")
+            hear(message)
         elif self._clock.now() >= self._heard_s + self._config.timeout_s:
             raise InstanceLost("the taker is silent")
 
+    def hear(self) -> Wait | Credit | Again | Ack:
+        """What the taker says next; it must say something."""
+        if self._poll_s < math.inf:
+            until_s = self._clock.now() + self._config.timeout_s
+            while not self._wait(until_s) and self._clock.now() < until_s:
+                continue
+        message, _ = self.channel.receive()
+        if not isinstance(message, Wait | Credit | Again | Ack):
+            raise TransferError("a taker answers with Wait, Credit, Again or Ack")
+        self._heard_s = self._clock.now()
+        if self._offer is not None:
+            self._offer.lease.heard_s = self._heard_s
+        return message
+
     def _wait(self, until_s: float) -> bool:
-        """Wait for the taker's words until then, or until woken or the carrier has something to
+        """Wait for the taker's words until then, or until woken or a carrier has something to
         do. Whether there are some."""
         soon_s = min(until_s, self._clock.now() + self._poll_s)
         has_words = self.channel.wait(select.POLLIN, soon_s, patient=True)
@@ -183,19 +200,6 @@ class Conversation:
             for carrier in self._carriers.values():
                 carrier.poll()
         return has_words
-
-    def _hear(self) -> Wait | Ack:
-        if self._poll_s < math.inf:
-            until_s = self._clock.now() + self._config.timeout_s
-            while not self._wait(until_s) and self._clock.now() < until_s:
-                continue
-        message, _ = self.channel.receive()
-        if not isinstance(message, Wait | Ack):
-            raise TransferError("a taker answers with Wait or Ack")
-        self._heard_s = self._clock.now()
-        if self._offer is not None:
-            self._offer.lease.heard_s = self._heard_s
-        return message
 
     def _abort(self, verdict: Verdict) -> None:
         """Tell the taker, if the stream is at a place where it can be told. The connection ends."""
@@ -211,3 +215,9 @@ class Conversation:
 
 def _nothing() -> None:
     """Nothing is to be checked any more."""
+
+
+def _only_wait(message: Wait | Credit | Again) -> None:
+    """A taker has nothing to say before there is something for it but that it lives."""
+    if not isinstance(message, Wait):
+        raise TransferError("a taker has nothing to say but that it lives")

@@ -6,8 +6,11 @@
     Fetch(handle, ...)         ->                              once per transfer
                                <-  Wait ...                    while nothing is there to send
                                <-  Manifest(layout, ...)       the handle is offered
-                               <-  Chunk(...)                  as pieces are appended
+                               <-  Ready(n)                    pieces are there, credits are not
+    Credit(n)                  ->                              so many chunks may come
+                               <-  Chunk(...)                  one against each credit
                                <-  Data + payload              behind a chunk, if in the stream
+    Again(via)                 ->                              the way is broken; Manifest follows
                                <-  Finish(num_blocks, tail)
     Ack                        ->                              every byte has arrived
                                <-  Acked                       only now it counts
@@ -35,6 +38,8 @@ MAX_GREETING_BYTES = 1_024
 MAX_TAIL_BYTES = 65_536
 MAX_ATTACH_BYTES = 65_536
 MAX_CHUNK_BLOCKS = 512
+MAX_READY = 256
+"""Chunks or credits that one message speaks of."""
 RAW = "raw"
 """The wire format of bytes as they lie in blocks."""
 
@@ -46,6 +51,7 @@ _Name = Annotated[str, Meta(max_length=256)]
 _Text = Annotated[str, Meta(max_length=2_048)]
 _Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 _Index = Annotated[int, Meta(ge=0, le=2**40)]
+_Count = Annotated[int, Meta(ge=0, le=MAX_READY)]
 _Tag = Annotated[bytes, Meta(max_length=16)]
 _Attach = Annotated[bytes, Meta(max_length=MAX_ATTACH_BYTES)]
 _Places = Annotated[tuple[_Index, ...], Meta(min_length=1, max_length=MAX_CHUNK_BLOCKS)]
@@ -112,6 +118,33 @@ class Chunk(_Body, frozen=True):
     """Where they are: a block of the giver's store each."""
     tag: _Tag
     """AES-GMAC of the bytes in order; empty if digests are off."""
+    num_ready: _Count = 0
+    """Further chunks that could go now."""
+    is_free: bool = False
+    """Whether it comes without a credit, being small."""
+
+
+class Ready(_Body, frozen=True):
+    """The giver has chunks and no credit for them, or credits and no chunks."""
+
+    num_ready: _Count
+    num_returned: _Count
+    """Credits that the giver gives back."""
+
+
+class Credit(_Body, frozen=True):
+    """The taker lets ``count`` further chunks come, and has read the first ``num_read``."""
+
+    count: _Count
+    num_read: _Index
+
+
+class Again(_Body, frozen=True):
+    """The way does not carry: the taker wants all but the first ``num_read`` chunks by another.
+    Credits are void, and what the giver says before its next Manifest is not listened to."""
+
+    via: _Name
+    num_read: _Index
 
 
 class Data(_Body, frozen=True):
@@ -145,9 +178,13 @@ class Acked(_Body, frozen=True):
     """The giver had not taken the memory back before the ack came: the bytes are valid."""
 
 
-Message = Hello | Welcome | Fetch | Manifest | Chunk | Data | Wait | Finish | Abort | Ack | Acked
+Message = (
+    Hello | Welcome | Fetch | Manifest | Chunk | Data | Wait | Finish | Abort | Ack | Acked
+    | Ready | Credit | Again
+)  # fmt: skip
 _TYPES: tuple[type[Message], ...] = (
     Hello, Welcome, Fetch, Manifest, Chunk, Data, Wait, Finish, Abort, Ack, Acked,
+    Ready, Credit, Again,
 )  # fmt: skip
 """In the order of their numbers on the wire, from 1: never reorder."""
 

@@ -11,10 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvtransfer.lease import Ended, Lease, LeaseState, Release, Verdict
-from kvtransfer.manifest import MAX_CHUNK_BLOCKS, MAX_TAIL_BYTES, Fetch
+from kvtransfer.manifest import MAX_CHUNK_BLOCKS, MAX_READY, MAX_TAIL_BYTES, Fetch
 from kvtransfer.pieces import Piece, piece_bytes
 from triptych.core.clock import Clock
 from triptych.core.errors import InvariantBroken
@@ -25,6 +25,18 @@ log = logging.getLogger(__name__)
 
 MAX_VERDICTS = 8192
 """How many handles that are over are remembered, to answer a late fetch at once."""
+
+
+class Ahead(NamedTuple):
+    """What of an offer goes next, and what is behind."""
+
+    piece: Piece | None
+    blocks: tuple[BlockId, ...]
+    """Of the piece."""
+    num_ready: int
+    """Chunks that could go behind the piece."""
+    total: int | None
+    """Blocks of the whole transfer, once it is complete."""
 
 
 class Offer:
@@ -111,21 +123,43 @@ class Offer:
 
         self._changed(self, change)
 
-    def take_out(self, first: int, end: int, max_bytes: int) -> Piece | None:
+    def take_out(self, first: int, end: int, max_bytes: int, allowance: int) -> Piece | None:
         """The next piece of blocks ``[first, end)``, cut to ``max_bytes`` if it is of more than one
-        block; None if none is written. What lies outside the range is dropped for good."""
+        block; None if none is written, or it has more bytes than ``allowance``. What lies outside
+        the range is dropped for good."""
         while self._pieces:
-            piece = self._pieces.popleft()
+            piece = self._pieces[0]
             begin, behind = max(piece.first_block, first), min(piece.end_block, end)
             if begin >= behind:
+                self._pieces.popleft()
                 continue
-            each = piece_bytes(self.memory.layout, piece) // piece.num_blocks
-            most = max(1, min(MAX_CHUNK_BLOCKS, max_bytes // each))
-            if begin + most < behind:
-                rest = behind - begin - most
-                self._pieces.appendleft(piece._replace(first_block=begin + most, num_blocks=rest))
-            return piece._replace(first_block=begin, num_blocks=min(most, behind - begin))
+            each, most = self._cut(piece, max_bytes)
+            count = min(most, behind - begin)
+            if each * count > allowance:
+                return None
+            self._pieces.popleft()
+            if begin + count < behind:
+                rest = behind - begin - count
+                self._pieces.appendleft(piece._replace(first_block=begin + count, num_blocks=rest))
+            return piece._replace(first_block=begin, num_blocks=count)
         return None
+
+    def num_ready(self, first: int, end: int, max_bytes: int) -> int:
+        """Chunks that the written pieces of blocks ``[first, end)`` make, at most ``MAX_READY``."""
+        count = 0
+        for piece in self._pieces:
+            span = min(piece.end_block, end) - max(piece.first_block, first)
+            count += -(-max(0, span) // self._cut(piece, max_bytes)[1])
+        return min(count, MAX_READY)
+
+    def put_back(self, pieces: Sequence[Piece]) -> None:
+        """Pieces that were taken out are to be given once more, before the others."""
+        self._pieces.extendleft(reversed(pieces))
+
+    def _cut(self, piece: Piece, max_bytes: int) -> tuple[int, int]:
+        """Bytes of a block's part of ``piece``, and how many blocks of it make a chunk."""
+        each = piece_bytes(self.memory.layout, piece) // piece.num_blocks
+        return each, max(1, min(MAX_CHUNK_BLOCKS, max_bytes // each))
 
     def _join(self) -> None:
         """Make one piece of the last ones, as far as they fit together."""
@@ -248,17 +282,22 @@ class Offers:
             if self._expected.get(Handle(fetch.handle)) == wake:
                 del self._expected[Handle(fetch.handle)]
 
-    def look(
-        self, offer: Offer, wanted: tuple[int, int], max_bytes: int
-    ) -> tuple[Piece | None, tuple[BlockId, ...], int | None]:
-        """The next piece of blocks ``[first, end)`` that can go, the blocks it is of, and how many
-        blocks there are in all once that is known. Raises Ended if the offer is to end."""
+    def look(self, offer: Offer, wanted: tuple[int, int], max_bytes: int, allowance: int) -> Ahead:
+        """The next piece of blocks ``wanted`` that can go, if it has no more bytes than
+        ``allowance``, and what is behind it. Raises Ended if the offer is to end."""
         with self._lock:
             if offer.verdict is not None:
                 raise Ended(offer.verdict)
-            piece = offer.take_out(*wanted, max_bytes)
+            piece = offer.take_out(*wanted, max_bytes, allowance)
             blocks = () if piece is None else offer.blocks[piece.first_block : piece.end_block]
-            return piece, tuple(blocks), None if offer.tail is None else offer.num_blocks
+            num_ready = offer.num_ready(*wanted, max_bytes)
+            total = None if offer.tail is None else offer.num_blocks
+            return Ahead(piece, tuple(blocks), num_ready, total)
+
+    def put_back(self, offer: Offer, pieces: Sequence[Piece]) -> None:
+        """See ``Offer.put_back``."""
+        with self._lock:
+            offer.put_back(pieces)
 
     def take(self, offer: Offer) -> None:
         """The ack came: from here on it cannot be withdrawn. Raises Ended if it was before."""
@@ -282,12 +321,22 @@ class Offers:
         self._remember(offer.lease.id, verdict)
 
     def _tell(self, offer: Offer, verdict: Verdict) -> None:
-        """Tell the owner, then forget the offer: until then a withdrawal can wait for this."""
+        """Tell the owner, and forget the offer in the same turn of its loop: who sees a census
+        without it has been told, and the other way round."""
+
+        def tell() -> None:
+            self._forget(offer)
+            offer.on_release(verdict.reason.value)
+            offer.settled.set_result(None)
+
         try:
-            self._call_soon(offer.on_release, verdict.reason.value)
+            self._call_soon(tell)
         except RuntimeError:
             log.debug("the event loop is closed: nobody is left to hear of a release")
-        offer.settled.set_result(None)
+            self._forget(offer)
+            offer.settled.set_result(None)
+
+    def _forget(self, offer: Offer) -> None:
         with self._lock:
             del self._offers[offer.lease.id]
 

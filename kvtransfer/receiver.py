@@ -12,9 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from kvtransfer.channel import Channel, Unreachable
+from kvtransfer.inbound import Link
 from kvtransfer.landing import Wanted
-from kvtransfer.taking import Link, Taking
+from kvtransfer.routes import Routes
+from kvtransfer.taking import Taking
 from kvtransfer.transports.transport import Transport
+from kvtransfer.window import Window
+from triptych.core.catalog import LinkReport
 from triptych.core.census import Holding
 from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
@@ -50,7 +54,8 @@ class Receiver:
         self._config = config
         self._secret = secret
         self._clock = clock
-        self._transports = transports
+        self._routes = Routes(transports, config.transport, clock)
+        self._windows: dict[InstanceId, Window] = {}
         self._threads = ThreadPoolExecutor(MAX_FETCHES, f"{instance} taker")
         self._lock = threading.Lock()
         self._idle: list[Link] = []
@@ -79,7 +84,7 @@ class Receiver:
         if self._is_closed:
             raise Cancelled("the instance stops")
         loop = asyncio.get_running_loop()
-        taking = Taking(ref, wanted)
+        taking = Taking(ref, wanted, self._clock, self._config)
         taking.on_arrived = lambda count: _tell(loop, taking, on_arrived, count)
         self._active.add(taking)
         work = loop.run_in_executor(self._threads, self._take, taking, deadline_s)
@@ -105,6 +110,10 @@ class Receiver:
         givers = [taking.ref.instance for taking in list(self._active)]
         return [Holding("fetch", giver, givers.count(giver)) for giver in sorted(set(givers))]
 
+    def links(self) -> list[LinkReport]:
+        """How the ways to other instances are, by the transfers that were made."""
+        return self._routes.reports()
+
     async def close(self) -> None:
         """End all fetches with Cancelled, then the connections. Idempotent."""
         self._is_closed = True
@@ -118,34 +127,43 @@ class Receiver:
 
     # -- on a fetch's thread
 
-    def _take(self, taking: "Taking", deadline_s: float) -> bytes:
-        link = self._pooled(taking.ref.instance) or self._connect(taking, deadline_s)
-        channel = link.channel
+    def _take(self, taking: Taking, deadline_s: float) -> bytes:
+        ways = self._routes.rank(taking.ref, taking.num_bytes)
+        link = self._connect(taking, ways, deadline_s)
+        channel, window = link.channel, self._window(link.peer)
         channel.deadline_s = deadline_s
         channel.on_wake = taking.check
+        claim = window.claim(deadline_s, channel.wake)
+        rest = [way for way in ways if way is not link.transport]
         is_clean = False
         try:
             taking.attach(channel.wake)
-            tail = taking.run(link, self._clock, self._config)
+            tail = taking.run(link, claim, [link.transport, *rest], self._routes)
             is_clean = True
         finally:
-            taking.attach(None)
+            taking.detach()
+            window.leave(claim)
             if is_clean:
                 self._keep(link)
             else:
                 link.close()
         return tail
 
-    def _connect(self, taking: "Taking", deadline_s: float) -> Link:
-        """A new connection by the nearest way that works. Raises InstanceLost."""
+    def _window(self, peer: InstanceId) -> Window:
+        with self._lock:
+            return self._windows.setdefault(peer, Window(self._config.credits))
+
+    def _connect(self, taking: Taking, ways: list[Transport], deadline_s: float) -> Link:
+        """A connection by the quickest way that works. Raises InstanceLost."""
         ref = taking.ref
         problem = InstanceLost(f"{ref.instance} offers no way to reach it")
-        for transport in self._choose(ref):
+        for way in ways:
             try:
-                return self._open(transport, taking, deadline_s)
+                return self._pooled(ref.instance, way) or self._open(way, taking, deadline_s)
             except Unreachable as error:
                 # Another network namespace has the same boot id but not the same Unix sockets.
                 problem = error
+                self._routes.broke(ref.instance, way.name)
         raise problem
 
     def _open(self, transport: Transport, taking: "Taking", deadline_s: float) -> Link:
@@ -170,25 +188,18 @@ class Receiver:
             return Link(ref.instance, transport, channel)
         finally:
             if not is_open:
-                taking.attach(None)
+                taking.detach()
                 channel.close()
 
-    def _choose(self, ref: TransferRef) -> list[Transport]:
-        """The ways to fetch ``ref``, nearest first. The same process needs no permission."""
-        name = self._config.transport
-        return [
-            transport
-            for transport in self._transports
-            if name in ("auto", transport.name) or transport.name == "inproc"
-            if transport.can_reach(ref)
-        ]
-
-    def _pooled(self, peer: InstanceId) -> Link | None:
+    def _pooled(self, peer: InstanceId, way: Transport) -> Link | None:
         """An idle connection to ``peer``; those that the other side has closed are dropped."""
         with self._lock:
             dead = [link for link in self._idle if link.channel.has_news()]
             alive = [link for link in self._idle if link not in dead]
-            found = next((link for link in reversed(alive) if link.peer == peer), None)
+            found = next(
+                (each for each in reversed(alive) if each.peer == peer and each.transport is way),
+                None,
+            )
             self._idle = [link for link in alive if link is not found]
         for link in dead:
             link.close()

@@ -13,8 +13,13 @@ from typing import NamedTuple, Protocol
 
 from kvtransfer.channel import Address, Channel
 from kvtransfer.manifest import Manifest
+from triptych.core.errors import TransferError
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
+
+
+class WayBroken(TransferError):
+    """A way does not carry, although the peer may live: another way may do. Raised by sources."""
 
 
 class Extent(NamedTuple):
@@ -36,7 +41,8 @@ class Source(Protocol):
         """Fill ``ours`` with ``theirs``, in order; both have the same total length, but may be cut
         differently. ``theirs`` lie within the announced size of the store. Blocks, as long as the
         connection's deadlines allow. Nobody writes into ``ours`` once it has returned or raised.
-        Raises TransferError or InstanceLost; may have written some of them by then."""
+        Raises WayBroken if another way may do, TransferError or InstanceLost if none will; may have
+        written some of them by then."""
         ...
 
     def close(self) -> None:
@@ -83,7 +89,8 @@ class Transport(Protocol):
         ...
 
     def source(self, channel: Channel, manifest: Manifest, ref: TransferRef) -> Source:
-        """Open the store that a manifest announced. Raises TransferError or InstanceLost."""
+        """Open the store that a manifest announced. Raises WayBroken, TransferError or
+        InstanceLost."""
         ...
 
     def carrier(self, channel: Channel) -> Carrier:

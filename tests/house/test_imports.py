@@ -17,7 +17,10 @@ ROOMS = {
         r"triptych/(wire|client)/.*|triptych/client\.py|\w+_service/server\.py"
         r"|router/doors/grpc_door\.py|cluster/node\.py|examples/.*"
     ),
-    "torch": r"triptych/executor/.*|bench/peer_transformers\.py|examples/.*",
+    "torch": (
+        r"triptych/executor/.*|kvtransfer/transports/process_group\.py"
+        r"|bench/peer_transformers\.py|examples/.*"
+    ),
     "transformers": r"bench/peer_transformers\.py|examples/.*",
     "numpy": r"triptych/(codec|executor|inputs)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",

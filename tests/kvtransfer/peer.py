@@ -15,7 +15,7 @@ import msgspec
 from kvtransfer import manifest
 from kvtransfer.build import build_outbox, build_receiver
 from kvtransfer.channel import Channel
-from tests.kvtransfer.stores import SECRET, Store, ref_to
+from tests.kvtransfer.stores import SECRET, Store, by, ref_to
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.errors import TriptychError
@@ -106,7 +106,8 @@ def main() -> None:
     if point:
         die_at(point, how)
     run = {"give": give, "take": take}[side]
-    asyncio.run(run(msgspec.json.decode(config, type=TransferConfig)))
+    settings = msgspec.json.decode(config, type=TransferConfig)
+    asyncio.run(run(by(settings.transport, settings)))
 
 
 if __name__ == "__main__":

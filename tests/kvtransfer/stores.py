@@ -7,9 +7,13 @@ import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import msgspec
+import pytest
+
 from kvtransfer.build import build_outbox, build_receiver, build_ways
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
+from kvtransfer.transports.nixl_agent import is_installed
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.handoff import Endpoint, TransferRef
@@ -19,6 +23,33 @@ from triptych.core.layout import Layout
 SECRET = b"a secret of the cluster"
 QUICK = TransferConfig(heartbeat_s=0.05, timeout_s=1.0, lease_s=10.0)
 """Impatient, but not so much that a busy machine looks dead."""
+
+NIXL = pytest.param(
+    "nixl", marks=pytest.mark.skipif(not is_installed(), reason="nixl is not installed")
+)
+BETWEEN_PROCESSES = ("shm", "tcp", NIXL, "nccl")
+EVERYWHERE = ("inproc", *BETWEEN_PROCESSES)
+"""Ways, for parametrised tests. Gloo keeps NCCL's rules in the place of NCCL."""
+
+
+def by(way: str, config: TransferConfig = QUICK) -> TransferConfig:
+    """``config`` for an instance that is to be reached by ``way``."""
+    if way not in ("nixl", "nccl"):
+        return config
+    if way == "nccl":
+        from tests.kvtransfer.transports import nccl_rules  # torch takes seconds
+
+        nccl_rules.register()
+        config = msgspec.structs.replace(config, nccl_backend=nccl_rules.NAME)
+    return msgspec.structs.replace(config, transport=way)
+
+
+def only(endpoint: Endpoint, way: str) -> Endpoint:
+    """``endpoint`` as if it offered ``way`` alone."""
+    if way == "shm":
+        return Endpoint(path=endpoint.path, machine=endpoint.machine)
+    assert way in ("tcp", *endpoint.ways)
+    return Endpoint(endpoint.host, endpoint.port, ways=() if way == "tcp" else (way,))
 
 
 def layout(width: int = 7, model: str = "m", dtype: str = "float32") -> Layout:
@@ -108,11 +139,11 @@ class Pair:
         async with asyncio.timeout(within_s):
             while self.outbox.census() or self.receiver.census():
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0)  # what was told through the loop is heard
 
 
 @asynccontextmanager
 async def pair(way="shm", config=QUICK, *, source=None, target=None, secret=SECRET, wrap=None):
+    config = by(way, config)
     clock = MonotonicClock()
     loop = asyncio.get_running_loop()
     outbox = build_outbox(InstanceId("giver@0"), config, SECRET, clock, loop.call_soon_threadsafe)
@@ -121,10 +152,8 @@ async def pair(way="shm", config=QUICK, *, source=None, target=None, secret=SECR
     given = ways if wrap is None else [wrap(each) for each in ways]
     receiver = build_receiver(InstanceId("taker@0"), config, secret, clock, given)
     endpoint = outbox.start()
-    if way == "tcp":
-        endpoint = Endpoint(host=endpoint.host, port=endpoint.port)
-    if way == "shm":
-        endpoint = Endpoint(path=endpoint.path, machine=endpoint.machine)
+    if way not in ("inproc", "auto"):
+        endpoint = only(endpoint, way)
     both = Pair(outbox, receiver, source or Store().fill(1), target or Store().fill(2), endpoint)
     try:
         yield both

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from tests.kvtransfer.shapes import Numbers, as_type, kv, number, replaced, rows
-from tests.kvtransfer.stores import QUICK, pair, ref_to
+from tests.kvtransfer.stores import EVERYWHERE, QUICK, pair, ref_to
 from triptych.core.clock import MonotonicClock
 
-WAYS = ("inproc", "shm", "tcp")
 WIRES = ("raw", "int8", "fp8")
 SHAPES = {
     "same": (kv(), kv()),
@@ -85,7 +84,7 @@ def mirror(store, content):
         other.close()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_numbers_arrive_whatever_the_shapes_and_the_wire(shape, wire, way):

@@ -8,17 +8,16 @@ import pytest
 
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import Faulty, Slow, relay
-from tests.kvtransfer.stores import QUICK, Store, layout, pair
+from tests.kvtransfer.stores import EVERYWHERE, QUICK, Store, layout, pair
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError
 
-WAYS = ("inproc", "shm", "tcp")
 RETRYABLE = (TransferError, InstanceLost)
 pytestmark = pytest.mark.usefixtures("no_leak")
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "truncate", "swap", "replay", "fail"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_damaged_chunk_never_counts(way, fault):
     caught = 0
     for seed in range(12):
@@ -40,7 +39,7 @@ async def test_a_damaged_chunk_never_counts(way, fault):
     assert caught == 12
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_without_digests_a_damaged_chunk_is_believed(way):
     """The control of the test above: it is the digest that notices."""
     config = msgspec.structs.replace(QUICK, digest=False)
@@ -53,7 +52,7 @@ async def test_without_digests_a_damaged_chunk_is_believed(way):
         assert both.source.block(1) != both.target.block(1)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_no_write_happens_after_a_cancelled_fetch_has_ended(way):
     """N8: the blocks belong to somebody else the moment ``fetch`` has raised."""
     for hits in range(1, 4):
@@ -77,7 +76,7 @@ async def test_no_write_happens_after_a_cancelled_fetch_has_ended(way):
             await both.assert_idle(0.9)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_no_write_happens_after_the_deadline_or_the_end_of_the_receiver(way):
     slow = Slow()
     async with pair(way, wrap=lambda inner: Faulty(inner, slow)) as both:
@@ -101,7 +100,7 @@ async def test_no_write_happens_after_the_deadline_or_the_end_of_the_receiver(wa
         fetching.exception()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_taker_that_is_slow_but_alive_is_waited_for(way):
     """The giver has said everything and the copying takes longer than the timeout."""
     config = msgspec.structs.replace(QUICK, timeout_s=1.0, lease_s=1.0)

@@ -16,12 +16,15 @@ from kvtransfer.manifest import (
     Abort,
     Ack,
     Acked,
+    Again,
     Chunk,
+    Credit,
     Data,
     Fetch,
     Finish,
     Hello,
     Manifest,
+    Ready,
     Wait,
     Welcome,
 )
@@ -40,6 +43,9 @@ MESSAGES = [
     Abort("data_loss", "why"),
     Ack(),
     Acked(),
+    Ready(3, 0),
+    Credit(2, 9),
+    Again("tcp", 4),
 ]
 
 

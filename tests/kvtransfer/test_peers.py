@@ -10,7 +10,7 @@ import pytest
 
 from kvtransfer.build import build_receiver
 from kvtransfer.channel import Channel
-from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Data, Fetch, Finish, Manifest, Wait
+from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Data, Fetch, Finish, Manifest, Ready, Wait
 from kvtransfer.pieces import Piece, extents
 from kvtransfer.transports.inproc import Inproc
 from kvtransfer.transports.shm import FileSource
@@ -71,7 +71,7 @@ class Scripted(Inproc):
         return super().source(channel, manifest, ref)
 
 
-def chunk(first=0, places=(1, 2), tag=None, count=None, layers=(0, 2)):
+def chunk(first=0, places=(1, 2), tag=None, count=None, layers=(0, 2), is_free=True):
     """A chunk with the right tag of what it names."""
 
     def make(channel: Channel) -> Chunk:
@@ -84,7 +84,7 @@ def chunk(first=0, places=(1, 2), tag=None, count=None, layers=(0, 2)):
             sealed = channel.tag(channel.num_sent, parts)
             del parts
             store.close()
-        return Chunk(*piece, places, sealed)
+        return Chunk(*piece, places, sealed, 0, is_free)
 
     return make
 
@@ -125,6 +125,9 @@ WRONG = {
     "a payload too long": [STREAM, chunk(), (Data(), bytes(2 * SIZE + 1))],
     "a payload for nothing": [MAPPED, chunk(), bytes_of(1, 2)],
     "bytes of other blocks": [STREAM, chunk(), bytes_of(1, 3)],
+    "a chunk without a credit": [MAPPED, chunk(is_free=False)],
+    "credits that it does not have": [MAPPED, Ready(0, 1)],
+    "ready before it began": [Ready(1, 0)],
     "no digest": [MAPPED, chunk(tag=b"")],
     "a wrong digest": [MAPPED, chunk(tag=bytes(16))],
     "too few blocks": [MAPPED, chunk(places=(1,)), END],

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kvtransfer.build import build_outbox, build_receiver
-from tests.kvtransfer.stores import QUICK, SECRET, Store, ref_to
+from kvtransfer.build import build_outbox, build_receiver, build_ways
+from tests.kvtransfer.stores import BETWEEN_PROCESSES, QUICK, SECRET, Store, by, only, ref_to
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import Endpoint
@@ -45,9 +45,9 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(side: str, point: str = "", how: str = "SIGKILL", config=QUICK):
+async def peer(side: str, point: str = "", how: str = "SIGKILL", *, way: str = ""):
     command = [sys.executable, "-m", "tests.kvtransfer.peer", side]
-    command += [msgspec.json.encode(config).decode(), point, how]
+    command += [msgspec.json.encode(by(way, QUICK)).decode(), point, how]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
     try:
@@ -59,16 +59,12 @@ async def peer(side: str, point: str = "", how: str = "SIGKILL", config=QUICK):
         process._transport.close()
 
 
-def only(endpoint: Endpoint, way: str) -> Endpoint:
-    if way == "tcp":
-        return Endpoint(host=endpoint.host, port=endpoint.port)
-    return Endpoint(path=endpoint.path, machine=endpoint.machine)
-
-
 @asynccontextmanager
-async def taking():
+async def taking(way: str = ""):
     """A receiver here, its store, and a function that fetches."""
-    receiver = build_receiver(InstanceId("taker@0"), QUICK, SECRET, MonotonicClock())
+    config, clock = by(way, QUICK), MonotonicClock()
+    ways = build_ways(InstanceId("taker@0"), config)
+    receiver = build_receiver(InstanceId("taker@0"), config, SECRET, clock, ways)
     store = Store().fill(2)
 
     async def fetch(endpoint: Endpoint, handle: str, blocks: list[int]) -> bytes:
@@ -80,13 +76,15 @@ async def taking():
         yield receiver, store, fetch
     finally:
         await receiver.close()
+        for each in ways:
+            each.close()
         store.close()
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 async def test_bytes_pass_between_processes(way):
     expected = Store().fill(1)
-    async with peer("give") as giver, taking() as (receiver, store, fetch):
+    async with peer("give", way=way) as giver, taking(way) as (receiver, store, fetch):
         endpoint = only(msgspec.convert(await giver.hear("endpoint"), Endpoint), way)
         for turn in range(5):
             handle = f"h{turn}"
@@ -104,17 +102,21 @@ async def test_bytes_pass_between_processes(way):
 MESSAGES = ("Welcome", "Wait", "Manifest", "Chunk", "Finish", "Acked")
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", MESSAGES)
 async def test_the_giver_is_killed_at_every_message(name, when, way):
     fds = len(os.listdir("/proc/self/fd"))
-    async with taking() as (receiver, store, fetch), peer("give", f"{when}:{name}") as giver:
+    async with (
+        taking(way) as (receiver, store, fetch),
+        peer("give", f"{when}:{name}", way=way) as giver,
+    ):
         endpoint = only(msgspec.convert(await giver.hear("endpoint"), Endpoint), way)
         task = asyncio.create_task(fetch(endpoint, "h", [9, 3, 4]))
         if name == "Wait":
-            await asyncio.sleep(0.2)
-        giver.send(do="offer", handle="h", blocks=[1, 2, 3], finish=True)
+            await asyncio.wait([task], timeout=5)
+        else:
+            giver.send(do="offer", handle="h", blocks=[1, 2, 3], finish=True)
         if (when, name) == ("after", "Acked"):
             assert await task == b"tail"
         else:
@@ -131,11 +133,11 @@ async def test_the_giver_is_killed_at_every_message(name, when, way):
     assert len(os.listdir("/proc/self/fd")) <= fds + 2
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 @pytest.mark.parametrize("name", ["Manifest", "Chunk", "Finish", "Acked"])
 async def test_a_giver_that_hangs_is_given_up_and_cannot_come_back(name, way):
-    async with taking() as (receiver, store, fetch):
-        async with peer("give", f"before:{name}", "SIGSTOP") as giver:
+    async with taking(way) as (receiver, store, fetch):
+        async with peer("give", f"before:{name}", "SIGSTOP", way=way) as giver:
             endpoint = only(msgspec.convert(await giver.hear("endpoint"), Endpoint), way)
             giver.send(do="offer", handle="h", blocks=[1, 2, 3], finish=True)
             start = MonotonicClock().now()
@@ -165,11 +167,12 @@ async def test_a_giver_that_hangs_before_the_connection_costs_one_timeout():
 
 
 @asynccontextmanager
-async def giving():
+async def giving(way: str = ""):
     """An outbox here and what it released."""
     loop = asyncio.get_running_loop()
+    config = by(way, QUICK)
     outbox = build_outbox(
-        InstanceId("giver@0"), QUICK, SECRET, MonotonicClock(), loop.call_soon_threadsafe
+        InstanceId("giver@0"), config, SECRET, MonotonicClock(), loop.call_soon_threadsafe
     )
     store = Store().fill(1)
     released: list[str] = []
@@ -181,10 +184,10 @@ async def giving():
         store.close()
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 @pytest.mark.parametrize("point", ["after:Hello", "before:Fetch", "after:Fetch", "before:Ack"])
 async def test_the_taker_is_killed_at_every_message(point, way):
-    async with giving() as (outbox, _, offer, released), peer("take", point) as taker:
+    async with giving(way) as (outbox, _, offer, released), peer("take", point, way=way) as taker:
         endpoint = only(outbox.start(), way)
         await taker.hear("ready")
         offer.append([1, 2, 3])
@@ -202,9 +205,12 @@ async def test_the_taker_is_killed_at_every_message(point, way):
                 await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 async def test_a_taker_killed_after_its_ack_has_taken(way):
-    async with giving() as (outbox, _, offer, released), peer("take", "after:Ack") as taker:
+    async with (
+        giving(way) as (outbox, _, offer, released),
+        peer("take", "after:Ack", way=way) as taker,
+    ):
         endpoint = only(outbox.start(), way)
         offer.append([1])
         offer.finish()
@@ -217,13 +223,13 @@ async def test_a_taker_killed_after_its_ack_has_taken(way):
         assert outbox.census() == []
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 @pytest.mark.parametrize("finished", [True, False])
 async def test_a_taker_that_hangs_is_fenced_and_its_bytes_never_count(finished, way):
     """The memory is reused while it sleeps: what it has copied is worthless, and it is told."""
     async with (
-        giving() as (outbox, store, offer, released),
-        peer("take", "after:Fetch", "SIGSTOP") as taker,
+        giving(way) as (outbox, store, offer, released),
+        peer("take", "after:Fetch", "SIGSTOP", way=way) as taker,
     ):
         endpoint = only(outbox.start(), way)
         offer.append([1, 2])

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from tests.kvtransfer.stores import QUICK, pair
+from tests.kvtransfer.stores import EVERYWHERE, QUICK, pair
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import (
     Cancelled,
@@ -17,14 +17,13 @@ from triptych.core.errors import (
 )
 from triptych.core.ids import Handle
 
-WAYS = ("inproc", "shm", "tcp")
 pytestmark = pytest.mark.usefixtures("no_leak")
 
 
 # -- failures that are announced
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 @pytest.mark.parametrize("moment", ["before", "waiting", "open", "finished"])
 async def test_the_producer_fails(way, moment):
     async with pair(way) as both:
@@ -60,7 +59,7 @@ async def test_the_producer_fails(way, moment):
         await both.assert_idle(0.9)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_withdrawing_returns_when_the_memory_is_free(way):
     async with pair(way) as both:
         both.offer("alone")
@@ -137,7 +136,7 @@ async def test_a_fetch_of_what_is_never_offered_ends():
 # -- the end of the taker
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 @pytest.mark.parametrize("moment", ["waiting", "open"])
 async def test_cancelling_a_fetch_frees_both_sides_at_once(way, moment):
     async with pair(way) as both:
@@ -157,7 +156,7 @@ async def test_cancelling_a_fetch_frees_both_sides_at_once(way, moment):
             assert both.released == {"h": ["taker_lost"]}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_deadline_ends_a_fetch(way):
     async with pair(way) as both:
         both.offer()
@@ -179,7 +178,7 @@ async def test_closing_the_receiver_ends_its_fetches():
             await both.fetch(1, [0])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_closing_the_outbox_ends_everything(way):
     async with pair(way) as both:
         both.offer("lonely")
@@ -204,3 +203,15 @@ async def test_idle_or_dead_peers_do_not_pile_up():
                 await both.outbox.withdraw(Handle(f"h{number}"))
                 await both.fetch(1, [0], handle=f"h{number}")
         assert both.receiver._idle == []
+
+
+async def test_idle_means_that_the_owner_was_told():
+    """The census forgets a lease in the turn in which its owner hears of it, neither before nor
+    behind."""
+    async with pair("shm") as both:
+        both.offer().fail("data_loss", "the producer broke")
+        assert [holding.kind for holding in both.outbox.census()] == ["lease"]
+        assert both.released == {"h": []}, "the loop had no turn yet"
+        await asyncio.sleep(0)
+        assert both.outbox.census() == []
+        assert both.released == {"h": ["failed"]}

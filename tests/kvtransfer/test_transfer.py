@@ -8,7 +8,15 @@ import msgspec
 import pytest
 
 from kvtransfer.lease import Release
-from tests.kvtransfer.stores import QUICK, Store, layout, pair, ref_to
+from tests.kvtransfer.stores import (
+    BETWEEN_PROCESSES,
+    EVERYWHERE,
+    QUICK,
+    Store,
+    layout,
+    pair,
+    ref_to,
+)
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import (
     InstanceLost,
@@ -18,7 +26,6 @@ from triptych.core.errors import (
 from triptych.core.handoff import Endpoint
 from triptych.core.ids import Handle, InstanceId
 
-WAYS = ("inproc", "shm", "tcp")
 pytestmark = pytest.mark.usefixtures("no_leak")
 
 
@@ -27,7 +34,7 @@ def open_fds() -> int:
 
 
 @pytest.mark.parametrize("digest", [True, False])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_blocks_and_tail_arrive_as_they_are_appended(way, digest):
     config = msgspec.structs.replace(QUICK, digest=digest)
     async with pair(way, config) as both:
@@ -35,7 +42,10 @@ async def test_blocks_and_tail_arrive_as_they_are_appended(way, digest):
         seen = []
         fetching = asyncio.create_task(both.fetch(5, [30, 2, 3, 4, 17], seen=seen))
         offer.append([7, 8])
-        await asyncio.sleep(0.15)
+        async with asyncio.timeout(5):
+            while not seen:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
         assert seen == [2]
         assert both.released == {"h": []}
         offer.append([0, 32])
@@ -49,7 +59,7 @@ async def test_blocks_and_tail_arrive_as_they_are_appended(way, digest):
         assert both.released == {"h": [Release.TAKEN.value]}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_many_random_transfers_at_once_over_pooled_connections(way):
     rng = random.Random(way)
     async with pair(way, source=Store(259).fill(3), target=Store(300).fill(4)) as both:
@@ -89,7 +99,7 @@ async def test_many_random_transfers_at_once_over_pooled_connections(way):
 
 
 @pytest.mark.parametrize("plain", [True, False])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_stores_without_descriptor_go_in_the_stream(way, plain):
     async with pair(way, source=Store(plain=True).fill(5), target=Store(plain=plain)) as both:
         offer = both.offer()
@@ -99,7 +109,7 @@ async def test_stores_without_descriptor_go_in_the_stream(way, plain):
         both.assert_equal([3, 1, 2], [9, 8, 7])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_large_blocks_and_more_small_ones_than_one_chunk_holds(way):
     for width, num_blocks in ((40_000, 5), (1, 1300)):
         of = layout(width)
@@ -113,7 +123,7 @@ async def test_large_blocks_and_more_small_ones_than_one_chunk_holds(way):
             both.assert_equal(order, range(num_blocks))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_two_stores_over_one_connection(way):
     async with pair(way) as both:
         wide = layout(11)
@@ -136,7 +146,7 @@ async def test_two_stores_over_one_connection(way):
         mine.close()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_no_blocks_wanted_still_waits_for_the_tail(way):
     async with pair(way) as both:
         fetching = asyncio.create_task(both.fetch(3, [], first=3))
@@ -151,7 +161,7 @@ async def test_no_blocks_wanted_still_waits_for_the_tail(way):
         assert both.released == {"h": ["taken"]}
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 async def test_a_wait_longer_than_the_timeout_is_bridged_by_heartbeats(way):
     async with pair(way) as both:
         fetching = asyncio.create_task(both.fetch(1, [5]))
@@ -167,7 +177,7 @@ async def test_a_wait_longer_than_the_timeout_is_bridged_by_heartbeats(way):
 # -- what is refused
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_handle_serves_one_fetch(way):
     async with pair(way) as both:
         offer = both.offer()
@@ -258,7 +268,7 @@ async def test_blocks_out_of_range_are_a_bug_of_the_caller():
             both.offer().append([33])
 
 
-@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 async def test_a_wrong_secret_is_dropped_before_anything(way):
     async with pair(way, secret=b"another") as both:
         offer = both.offer()

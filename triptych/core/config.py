@@ -86,12 +86,12 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Movement of blocks between instances."""
 
     transport: str = "auto"
-    """``shm``, ``tcp`` or ``auto`` (shm on the same host, tcp across)."""
+    """``auto``, or the one way to use: ``shm``, ``tcp``, ``nixl``, ``nccl``."""
     wire: str = "raw"
     """``raw``, or each row quantised as ``int8`` or ``fp8`` on its way (lossy, half the bytes of
     16-bit blocks); what the giver does not know comes raw."""
-    credits: Count = 4
-    """Messages of a fetch that may be on their way."""
+    credits: Annotated[int, Meta(ge=2, le=256)] = 4
+    """Messages of one instance that may be on their way to another at once; the same everywhere."""
     message_bytes: Count = 1_048_576
     """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
     layerwise: bool = True
@@ -106,6 +106,10 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Silence after which a peer is taken for dead."""
     lease_s: Seconds = 10.0
     """How long offered blocks wait for a taker that never came."""
+    nixl_backend: str = "UCX"
+    """NIXL plugin of the way ``nixl``: ``UCX``, or ``LIBFABRIC`` for EFA."""
+    nccl_backend: str = "nccl"
+    """Backend of torch.distributed of the way ``nccl``: ``nccl``, ``gloo`` or a registered one."""
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -330,7 +334,7 @@ _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "engine.order": ("fcfs", "longest_prefix"),
     "cache.eviction": ("lru", "lfu", "cost"),
-    "transfer.transport": ("auto", "shm", "tcp"),
+    "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),
     "transfer.wire": ("raw", "int8", "fp8"),
     "cluster.backend": ("ray", "process", "local"),
     "router.placement": ("prefix_aware", "least_loaded", "round_robin"),

@@ -1,0 +1,138 @@
+"""One fetch as its giver sees it: pieces out of an offer against the taker's credits.
+
+    Manifest; while pieces are ready: a Chunk per credit; without credit Ready, until Credit comes
+    Again(via): the same by another way, from the first chunk on that the taker has not read
+
+Small chunks need no credit: to ask would take longer than to send them. Knows pieces, credits and
+carriers; the connection and its heartbeats are the conversation's.
+"""
+
+import sys
+from collections import deque
+from typing import TYPE_CHECKING
+
+from kvtransfer.lease import Ended, Release, Verdict
+from kvtransfer.manifest import RAW, Ack, Again, Chunk, Credit, Fetch, Finish, Manifest, Ready, Wait
+from kvtransfer.offer import Ahead, Offer
+from kvtransfer.pieces import Piece
+from kvtransfer.transports.transport import Carrier, slices
+from triptych.core.errors import TransferError
+
+if TYPE_CHECKING:
+    from kvtransfer.giver import Conversation
+
+SMALL_BYTES = 65_536
+"""A raw chunk up to this size needs no credit."""
+
+
+class Giving:
+    """What is given of one offer to its only taker."""
+
+    def __init__(self, talk: "Conversation", offer: Offer, fetch: Fetch, carrier: Carrier) -> None:
+        self._talk = talk
+        self._offer = offer
+        self._layout = offer.memory.layout
+        self._carrier = carrier
+        self._packed = talk.packing(offer, fetch.wire)
+        self._free_bytes = SMALL_BYTES if self._packed.wire == RAW else 0
+        first, end = (
+            fetch.first_token // self._layout.block_size,
+            self._layout.num_blocks(fetch.end_token),
+        )
+        self._wanted = (first, end) if fetch.first_token < fetch.end_token else (end, end)
+        self._credits = 0
+        self._has_asked = False
+        """Whether Ready was said and no Credit has come since."""
+        self._unread: deque[Piece] = deque()
+        """Given, and perhaps not read yet."""
+        self._num_read = 0
+        self._is_over = False
+
+    def run(self) -> None:
+        """Give everything and return when the taker has acknowledged it. Raises Ended."""
+        self._announce()
+        while not self._is_over:
+            total = self._advance()
+            if total is None:
+                self._talk.pause(self.hear)
+            elif total < self._wanted[1]:
+                detail = f"{self._wanted[1]} blocks wanted, {total} made"
+                raise Ended(Verdict(Release.FAILED, detail=detail))
+            else:
+                self._finish(total)
+
+    def hear(self, message: Wait | Credit | Again) -> None:
+        """Take in what the taker says before the end."""
+        if isinstance(message, Credit):
+            self._note_read(message.num_read)
+            self._credits += message.count
+            self._has_asked = False
+        elif isinstance(message, Again):
+            self._note_read(message.num_read)
+            self._give_again(message.via)
+
+    def _announce(self) -> None:
+        store = self._packed.memory
+        attach = self._carrier.attach(store)
+        number, size = self._talk.number(store), len(store.view)
+        self._talk.say(Manifest(self._layout, self._packed.wire, number, size, attach))
+
+    def _advance(self) -> int | None:
+        """Give what may go now. How many blocks there are in all, once all that is wanted went."""
+        while True:
+            allowance = sys.maxsize if self._credits else self._free_bytes
+            ahead = self._talk.look(self._offer, self._wanted, allowance)
+            if ahead.piece is None:
+                break
+            self._give(ahead, ahead.piece)
+        if ahead.num_ready:
+            if not self._has_asked:
+                self._has_asked = True
+                self._talk.say(Ready(ahead.num_ready, 0))
+            return None
+        if self._credits and ahead.total is None:
+            unused, self._credits = self._credits, 0
+            self._talk.say(Ready(0, unused))
+        return ahead.total
+
+    def _give(self, ahead: Ahead, piece: Piece) -> None:
+        """Announce a chunk and let the carrier have its bytes."""
+        is_free = not self._credits
+        self._credits -= not is_free
+        places, spans = self._packed.pack(piece, ahead.blocks)
+        store = self._packed.memory
+        tag = self._talk.tag(slices(store.view, spans))
+        self._unread.append(piece)
+        self._talk.say(Chunk(*piece, tuple(places), tag, ahead.num_ready, is_free))
+        self._carrier.push(store, spans)
+
+    def _finish(self, total: int) -> None:
+        """Say that it was all, and wait for the ack, or for the wish to have it another way."""
+        self._talk.say(Finish(total, self._offer.tail or b""))
+        while True:
+            message = self._talk.hear()
+            if isinstance(message, Ack):
+                self._is_over = True
+                self._note_read(self._num_read + len(self._unread))
+                return
+            self.hear(message)
+            if isinstance(message, Again):
+                return
+
+    def _note_read(self, num_read: int) -> None:
+        """The taker has read the first ``num_read`` chunks: they need not be kept."""
+        if not self._num_read <= num_read <= self._num_read + len(self._unread):
+            raise TransferError("a taker has read what was not sent")
+        while self._num_read < num_read:
+            self._num_read += 1
+            self._unread.popleft()
+            self._packed.read()
+
+    def _give_again(self, via: str) -> None:
+        self._carrier = self._talk.carrier(via)
+        for _ in self._unread:
+            self._packed.read()
+        self._talk.put_back(self._offer, tuple(self._unread))
+        self._unread.clear()
+        self._credits, self._has_asked = 0, False
+        self._announce()

@@ -1,0 +1,136 @@
+"""Which way to a giver: by the seconds that a transfer should take on each, as far as measured.
+
+Every transfer measures the way that it took: the round trip of its ack, and bytes by seconds of
+chunks that are large enough. A way that broke, or could not be opened, is avoided for a while.
+Knows names and numbers; what a way is, is ``transports``.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from kvtransfer.transports.transport import Transport
+from triptych.core.catalog import LinkReport
+from triptych.core.clock import Clock
+from triptych.core.handoff import TransferRef
+from triptych.core.ids import InstanceId
+
+PRIORS = {
+    "inproc": (5e-5, 8e9),
+    "shm": (1e-4, 8e9),
+    "nixl": (2e-4, 8e9),
+    "nccl": (5e-4, 4e9),
+    "tcp": (2e-4, 1e9),
+}
+"""Seconds and bytes per second of a way that was never measured."""
+PRIOR = (5e-4, 1e9)
+"""Of a way that is not among them."""
+SHARE = 0.2
+"""Of a new measurement in the running mean."""
+SAMPLE_BYTES = 262_144
+"""Chunks below this say nothing about bandwidth."""
+AVOID_S = 30.0
+"""How long a broken way is the last resort."""
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What one transfer took."""
+
+    round_trip_s: float
+    num_bytes: int = 0
+    """Of chunks large enough to tell."""
+    seconds: float = 0.0
+
+
+class _Route:
+    """One way to one giver."""
+
+    def __init__(self, way: str) -> None:
+        self.latency_s, self.bytes_per_s = PRIORS.get(way, PRIOR)
+        self.has_latency = self.has_bandwidth = False
+        self.num_broken = 0
+        self.avoid_until_s = 0.0
+
+
+class Routes:
+    """What the ways to each giver are worth. Any thread may call."""
+
+    def __init__(self, transports: Sequence[Transport], name: str, clock: Clock) -> None:
+        self._transports = transports
+        self._name = name
+        """The configured transport; ``auto`` for any."""
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._routes: dict[tuple[InstanceId, str], _Route] = {}
+
+    def rank(self, ref: TransferRef, num_bytes: int) -> list[Transport]:
+        """The ways to fetch ``num_bytes`` of ``ref``, the quickest first; equals in the order of
+        nearness. The same process needs no permission."""
+        name, now_s = self._name, self._clock.now()
+        ways = [
+            way
+            for way in self._transports
+            if name in ("auto", way.name) or way.name == "inproc"
+            if way.can_reach(ref)
+        ]
+
+        def cost(way: Transport) -> tuple[bool, float]:
+            route = self._route(ref.instance, way.name)
+            latency_s = route.latency_s if route.has_latency else route.latency_s * load
+            return now_s < route.avoid_until_s, latency_s + num_bytes / route.bytes_per_s
+
+        with self._lock:
+            load = self._load(ref.instance)
+            return sorted(ways, key=cost)
+
+    def learn(self, giver: InstanceId, way: str, measured: Measured) -> None:
+        """A transfer was made."""
+        with self._lock:
+            route = self._route(giver, way)
+            share = SHARE if route.has_latency else 1.0
+            route.latency_s += share * (measured.round_trip_s - route.latency_s)
+            route.has_latency = True
+            if measured.seconds > 0:
+                share = SHARE if route.has_bandwidth else 1.0
+                rate = measured.num_bytes / measured.seconds
+                route.bytes_per_s += share * (rate - route.bytes_per_s)
+                route.has_bandwidth = True
+
+    def broke(self, giver: InstanceId, way: str) -> None:
+        """A way could not be opened, or broke; another is taken in its place."""
+        with self._lock:
+            route = self._route(giver, way)
+            route.num_broken += 1
+            route.avoid_until_s = self._clock.now() + AVOID_S
+
+    def reports(self) -> list[LinkReport]:
+        """Every way that was measured or broke."""
+        with self._lock:
+            return [
+                LinkReport(giver, way, route.latency_s, route.bytes_per_s, route.num_broken)
+                for (giver, way), route in sorted(self._routes.items())
+                if route.has_latency or route.num_broken
+            ]
+
+    def forget(self, giver: InstanceId) -> None:
+        """An instance is gone for good."""
+        with self._lock:
+            for key in [key for key in self._routes if key[0] == giver]:
+                del self._routes[key]
+
+    def _load(self, giver: InstanceId) -> float:
+        """By how much the round trips to a giver are slower than their priors. All ways hold the
+        same conversation on sockets: what slows one slows what was never measured as well, and a
+        busy giver must not be asked by every way in turn."""
+        return max(
+            (
+                max(1.0, route.latency_s / PRIORS.get(name, PRIOR)[0])
+                for (peer, name), route in self._routes.items()
+                if peer == giver and route.has_latency
+            ),
+            default=1.0,
+        )
+
+    def _route(self, giver: InstanceId, way: str) -> _Route:
+        return self._routes.setdefault((giver, way), _Route(way))

@@ -1,0 +1,199 @@
+"""Many fetches on one link: credits bound and order it, and a way that breaks is replaced."""
+
+import asyncio
+import threading
+import time
+
+import msgspec
+import pytest
+
+from kvtransfer.channel import Channel
+from kvtransfer.manifest import Chunk, Credit, Fetch, Finish, Ready, Wait
+from kvtransfer.transports.transport import WayBroken
+from tests.kvtransfer.faults import Faulty
+from tests.kvtransfer.stores import QUICK, SECRET, Store, layout, pair
+from triptych.core.clock import MonotonicClock
+from triptych.core.errors import InstanceLost, TransferError
+
+pytestmark = pytest.mark.usefixtures("no_leak")
+WIDE = layout(10_000)
+"""Blocks of 640 kB: each a chunk that needs a credit."""
+
+
+def stores(num_blocks: int = 40):
+    return {"source": Store(num_blocks, WIDE).fill(1), "target": Store(num_blocks, WIDE)}
+
+
+def slowly(source, theirs, targets) -> None:
+    time.sleep(0.01)
+    source.read(theirs, targets)
+
+
+@pytest.mark.parametrize("way", ["inproc", "shm", "tcp"])
+async def test_the_earlier_deadline_finishes_first_although_it_came_later(way):
+    config = msgspec.structs.replace(QUICK, credits=2)
+    wrap = lambda inner: Faulty(inner, slowly)  # noqa: E731
+    async with pair(way, config, wrap=wrap, **stores()) as both:
+        order = []
+
+        async def one(handle: str, first: int, limit_s: float) -> None:
+            offer = both.offer(handle)
+            offer.append(range(first, first + 20))
+            offer.finish()
+            blocks = range(first, first + 20)
+            await both.fetch(20, blocks, handle=handle, limit_s=limit_s)
+            order.append(handle)
+
+        late = asyncio.create_task(one("late", 0, 60.0))
+        await asyncio.sleep(0.05)
+        soon = asyncio.create_task(one("soon", 20, 20.0))
+        await asyncio.gather(late, soon)
+        assert order == ["soon", "late"]
+        both.assert_equal(range(40), range(40))
+        await both.assert_idle()
+        assert [window.num_free for window in both.receiver._windows.values()] == [2]
+
+
+async def test_a_fetch_that_waits_for_its_producer_keeps_nobody_from_the_link():
+    config = msgspec.structs.replace(QUICK, credits=2)
+    async with pair("shm", config, **stores()) as both:
+        waiting = []
+        for number in range(6):
+            both.offer(f"w{number}").append([number])
+            fetch = both.fetch(2, [number, 39 - number], handle=f"w{number}", limit_s=5.0)
+            waiting.append(asyncio.create_task(fetch))
+        await asyncio.sleep(0.2)
+        offer = both.offer("whole")
+        offer.append(range(10, 20))
+        offer.finish()
+        async with asyncio.timeout(3):
+            await both.fetch(10, range(10, 20), handle="whole", limit_s=50.0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await both.assert_idle()
+
+
+async def test_a_stalled_taker_bounds_what_is_on_its_way():
+    """It answers heartbeats, so it lives; but it gives no credit."""
+    async with pair("shm", **stores()) as both:
+        offer = both.offer()
+        offer.append(range(20))
+        offer.finish()
+        chunks = []
+
+        def take() -> None:
+            channel = Channel(both.outbox.connect(), MonotonicClock(), 3.0)
+            try:
+                channel.greet(SECRET, "taker@0")
+                print_ = both.source.layout.fingerprint
+                channel.send(Fetch("h", 0, print_, 0, 80, "inproc"))
+                while True:
+                    message, _ = channel.receive()
+                    if isinstance(message, Ready) and not chunks:
+                        assert message.num_ready == 20
+                        channel.send(Credit(3, 0))
+                    elif isinstance(message, Chunk):
+                        chunks.append(message)
+                    elif isinstance(message, Wait):
+                        channel.send(Wait())
+                    elif isinstance(message, Finish):
+                        return
+            except InstanceLost:
+                return
+            finally:
+                channel.close()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        await asyncio.sleep(2 * QUICK.timeout_s)
+        assert len(chunks) == 3
+        assert [chunk.num_ready for chunk in chunks] == [19, 18, 17]
+        assert both.released == {"h": []}
+        await both.outbox.withdraw("h")
+        await asyncio.to_thread(thread.join)
+
+
+class Breaking:
+    """A way that carries some chunks, then breaks: of every connection, or only once."""
+
+    def __init__(self, good: int) -> None:
+        self.left = good
+
+    def __call__(self, source, theirs, targets) -> None:
+        self.left -= 1
+        if self.left < 0:
+            targets[0][:7] = b"garbage"
+            raise WayBroken("it does not carry any more")
+        source.read(theirs, targets)
+
+
+@pytest.mark.parametrize("good", [0, 1, 5])
+@pytest.mark.parametrize("layers", [True, False])
+async def test_a_way_that_breaks_is_replaced_in_the_middle_of_a_transfer(good, layers):
+    fault = Breaking(good)
+    wrap = lambda inner: Faulty(inner, fault) if inner.name == "shm" else inner  # noqa: E731
+    async with pair("auto", wrap=wrap, **stores()) as both:
+        for turn in range(2):
+            handle = f"h{turn}"
+            offer, seen = both.offer(handle), []
+            fetching = asyncio.create_task(both.fetch(7, range(7), handle=handle, seen=seen))
+            if layers:
+                offer.append([9, 8, 7], 1)
+                await asyncio.sleep(0.05)
+                offer.append([9, 8, 7])
+            else:
+                offer.append([9, 8, 7])
+            await asyncio.sleep(0.05)
+            offer.append([30, 1, 2, 3])
+            offer.finish(b"tail")
+            assert await fetching == b"tail"
+            both.assert_equal([9, 8, 7, 30, 1, 2, 3], range(7))
+            assert seen == sorted(seen)
+            assert both.released[handle] == ["taken"]
+            both.target.view[:] = bytes(len(both.target.view))
+        links = {report.transport: report for report in both.receiver.links()}
+        assert links["shm"].failovers == 1
+        assert links["tcp"].failovers == 0
+        assert links["tcp"].bytes_per_s > 0
+        await both.assert_idle()
+
+
+async def test_a_way_that_cannot_be_opened_is_replaced():
+    class Closed(Faulty):
+        def source(self, channel, announced, ref):
+            raise WayBroken("no such device")
+
+    wrap = lambda inner: Closed(inner, None) if inner.name == "shm" else inner  # noqa: E731
+    async with pair("auto", wrap=wrap) as both:
+        offer = both.offer()
+        offer.append([4, 5])
+        offer.finish()
+        await both.fetch(2, [1, 2])
+        both.assert_equal([4, 5], [1, 2])
+        assert {r.transport: r.failovers for r in both.receiver.links()}["shm"] == 1
+
+
+async def test_without_another_way_a_broken_one_is_an_error():
+    wrap = lambda inner: Faulty(inner, Breaking(0))  # noqa: E731
+    async with pair("shm", wrap=wrap) as both:
+        offer = both.offer()
+        offer.append([4])
+        offer.finish()
+        with pytest.raises(TransferError, match="carry"):
+            await both.fetch(1, [1])
+        await both.assert_idle()
+        assert both.released == {"h": ["taker_lost"]}
+
+
+async def test_every_transfer_measures_its_way():
+    async with pair("shm", **stores()) as both:
+        assert both.receiver.links() == []
+        offer = both.offer()
+        offer.append(range(9))
+        offer.finish()
+        await both.fetch(9, range(9))
+        (report,) = both.receiver.links()
+        assert (report.giver, report.transport, report.failovers) == ("giver@0", "shm", 0)
+        assert 0 < report.latency_s < 1
+        assert report.bytes_per_s > 1e6

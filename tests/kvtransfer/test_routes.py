@@ -1,0 +1,71 @@
+"""Which way is taken: what was measured decides, and what broke is avoided for a while."""
+
+from kvtransfer.routes import AVOID_S, Measured, Routes
+from tests.kvtransfer.stores import layout, ref_to
+from triptych.core.clock import ManualClock
+from triptych.core.handoff import Endpoint
+from triptych.core.ids import InstanceId
+
+GIVER = InstanceId("giver@0")
+REF = ref_to(GIVER, Endpoint(), 1, layout())
+
+
+class Way:
+    def __init__(self, name: str, *, reaches: bool = True) -> None:
+        self.name = name
+        self.can_reach = lambda _: reaches
+
+
+def routes(*names: str, name: str = "auto"):
+    clock = ManualClock()
+    return Routes([Way(each) for each in names], name, clock), clock
+
+
+def names(made: Routes, num_bytes: int = 1 << 20):
+    return [way.name for way in made.rank(REF, num_bytes)]
+
+
+def test_the_nearest_is_taken_until_something_is_known():
+    assert names(routes("inproc", "shm", "nixl", "tcp")[0]) == ["inproc", "shm", "nixl", "tcp"]
+    assert names(routes("inproc", "shm", "tcp", name="tcp")[0]) == ["inproc", "tcp"]
+    assert Routes([Way("shm", reaches=False)], "auto", ManualClock()).rank(REF, 1) == []
+
+
+def test_measured_bandwidth_decides_for_large_and_latency_for_small():
+    made, _ = routes("shm", "tcp")
+    made.learn(GIVER, "shm", Measured(0.001, 1 << 20, 0.02))  # 52 MB/s, 1 ms
+    made.learn(GIVER, "tcp", Measured(0.005, 1 << 20, 0.002))  # 524 MB/s, 5 ms
+    assert names(made, 64) == ["shm", "tcp"]
+    assert names(made, 1 << 20) == ["tcp", "shm"]
+    reports = {report.transport: report for report in made.reports()}
+    assert reports["shm"].bytes_per_s == (1 << 20) / 0.02
+    made.learn(GIVER, "shm", Measured(0.001))
+    assert {r.transport: r for r in made.reports()}["shm"] == reports["shm"], "no sample, no change"
+    made.learn(GIVER, "shm", Measured(0.011, 1 << 20, 0.01))
+    shm = {report.transport: report for report in made.reports()}["shm"]
+    assert 0.0029 < shm.latency_s < 0.0031
+    assert (1 << 20) / 0.02 < shm.bytes_per_s < (1 << 20) / 0.01
+
+
+def test_a_broken_way_is_the_last_resort_for_a_while_and_counted():
+    made, clock = routes("shm", "nixl", "tcp")
+    made.broke(GIVER, "shm")
+    assert names(made) == ["nixl", "tcp", "shm"]
+    made.broke(GIVER, "nixl")
+    made.broke(GIVER, "nixl")
+    assert names(made) == ["tcp", "shm", "nixl"]
+    assert {r.transport: r.failovers for r in made.reports()} == {"nixl": 2, "shm": 1}
+    clock.advance(AVOID_S)
+    assert names(made) == ["shm", "nixl", "tcp"]
+    other = ref_to("other@0", Endpoint(), 1, layout())
+    assert [way.name for way in made.rank(other, 1)] == ["shm", "nixl", "tcp"]
+    made.forget(GIVER)
+    assert made.reports() == []
+
+
+def test_a_busy_giver_is_not_asked_by_every_way_in_turn():
+    made, _ = routes("inproc", "shm", "tcp")
+    made.learn(GIVER, "inproc", Measured(0.05))
+    assert names(made, 64) == ["inproc", "shm", "tcp"]
+    made.learn(GIVER, "inproc", Measured(0.05, 1 << 20, 0.1))  # 10 MB/s: that is not the load
+    assert names(made, 64 << 20)[0] == "shm"
