@@ -10,10 +10,11 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve ask setup runtime test test-fast test-ray test-gpu check fmt lint type imports \
-	docs proto bench bench-gpu bench-links eval-demo train-demo doctor size clean
+	docs proto bench bench-gpu bench-links bench-conversation bench-overlap \
+	eval-demo train-demo doctor size clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
 serve: runtime ## Start the server with the demo model (ARGS="--topology EPD1 ...")
 	@exec $(VENV)/bin/triptych serve $(ARGS)
@@ -66,6 +67,12 @@ bench-gpu: setup ## The same on a CUDA device; says why not where there is none
 
 bench-links: setup ## Measure every way of blocks between two processes beside a plain copy
 	@exec $(RUN) -m bench links $(ARGS)
+
+bench-conversation: setup ## Ten turns about three pictures: time and reuse by turn
+	@exec $(RUN) -m bench conversation $(ARGS)
+
+bench-overlap: setup ## What overlap of stages and transfers hides, by switch
+	@exec $(RUN) -m bench overlap $(ARGS)
 
 eval-demo: setup ## Ask the demo model at least 1,000 held-out questions
 	@exec $(RUN) -m examples.demo_model.evaluate $(ARGS)

@@ -1,26 +1,22 @@
 """``make bench``: compare topologies and plain Transformers; a table, a JSON file and a plot.
 
-``python -m bench prefix`` measures the prefix cache on a trace of prompts, ``python -m bench
-links`` every way between two processes.
+A first word names another measurement, which has words of its own.
 """
 
 import argparse
 import asyncio
-import os
-import platform
 import sys
-import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
-import msgspec
-
-from bench import links, plots, prefix_trace, report
+from bench import conversation, links, plots, prefix_trace, record, report
 from bench.compare import Plan, compare
+from bench.overlap import command as overlap
 from bench.systems import PlainTransformers, System, SystemFailed, TriptychServer, has_cuda
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "conversation": conversation.main,
+    "overlap": overlap.main,
     "links": links.main,
     "prefix": prefix_trace.main,
 }
@@ -61,69 +57,23 @@ def main(arguments: list[str] | None = None) -> int:
         systems.append(PlainTransformers(words.model, words.device))
     rates = tuple(float(rate) for rate in words.rates.split(","))
     plan = Plan(rates, words.seconds, words.repetitions, words.seed)
-    load = os.getloadavg()[0]
-    if load > 0.3:
-        print(f"note: the machine is busy already (load {load:.1f}); the figures will show it")
+    load = record.load()
     try:
-        rows = asyncio.run(compare(systems, plan, _say))
+        rows = asyncio.run(compare(systems, plan, record.say))
     except SystemFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     print("\n" + report.table(rows))
     print("Medians of the repetitions; in brackets the least and the greatest.")
-    for path in write(words, plan, rows, load):
-        print(f"written: {path}")
+    found = {"settings": _settings(words), "plan": plan, "rows": rows}
+    data, picture = record.write(words.out, "", load, found)
+    plots.draw(rows, picture, f"{Path(words.model).name}, {record.machine(words.device)}")
+    print(f"written: {data}\nwritten: {picture}")
     return 0
-
-
-def write(
-    words: argparse.Namespace, plan: Plan, rows: tuple[report.Row, ...], load: float
-) -> tuple[Path, Path]:
-    """JSON with everything that is needed to read the figures, and the plot."""
-    words.out.mkdir(parents=True, exist_ok=True)
-    stem = time.strftime("%Y%m%d-%H%M%S")
-    machine = f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {words.device}"
-    packages = ("torch", "transformers", "ray", "triptych")
-    document = {
-        "machine": machine,
-        "load_before": load,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
-        "settings": _settings(words),
-        "plan": plan,
-        "rows": rows,
-    }
-    data = words.out / f"{stem}.json"
-    data.write_bytes(msgspec.json.format(msgspec.json.encode(document)))
-    picture = words.out / f"{stem}.png"
-    plots.draw(rows, picture, f"{Path(words.model).name}, {machine}")
-    return data, picture
 
 
 def _settings(words: argparse.Namespace) -> list[str]:
     return [f"model.device={words.device}", *words.set]
-
-
-def _say(text: str) -> None:
-    if sys.stdout.isatty():
-        sys.stdout.write(text)
-    elif text.endswith("\n"):
-        sys.stdout.write(text.removeprefix("\r\033[K"))
-    sys.stdout.flush()
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -99,6 +100,14 @@ async def get(target: Target, path: str) -> tuple[int, bytes]:
 
 async def _stream(target: Target, body: bytes) -> AsyncIterator[int]:
     """Number of tokens in each event of the answer, as the events come in."""
+    async for event in events(target, body):
+        if num_tokens := count(event):
+            yield num_tokens
+
+
+async def events(target: Target, body: bytes) -> AsyncIterator[dict[str, Any]]:
+    """Events of a streamed chat completion as they come in, the end mark left out. Raises Refused,
+    ValueError (what the server said instead), EOFError or OSError."""
     reader, writer = await asyncio.open_connection(target.host, target.port, limit=_LINE_LIMIT)
     try:
         writer.write(_head(target, "POST", "/v1/chat/completions", len(body)) + body)
@@ -114,8 +123,7 @@ async def _stream(target: Target, body: bytes) -> AsyncIterator[int]:
             for line in lines:
                 data = line.removeprefix(b"data:").strip()
                 if line.startswith(b"data:") and data != b"[DONE]":
-                    if num_tokens := _count(json.loads(data)):
-                        yield num_tokens
+                    yield json.loads(data)
                 elif data == b"[DONE]":
                     return
         raise EOFError("the stream ended without [DONE]")
@@ -123,8 +131,9 @@ async def _stream(target: Target, body: bytes) -> AsyncIterator[int]:
         await _close(writer)
 
 
-def _count(event: dict[str, object]) -> int:
-    """Tokens of one event: as many as its ids, or one for text from a server that sends no ids."""
+def count(event: dict[str, Any]) -> int:
+    """Tokens of one event: as many as its ids, or one for text from a server that sends no ids.
+    Raises ValueError if the event tells of an error."""
     if "error" in event:
         raise ValueError(f"error event: {event['error']}")
     choices = event.get("choices")
@@ -136,15 +145,14 @@ def _count(event: dict[str, object]) -> int:
     return int(bool(choices[0].get("delta", {}).get("content")))
 
 
+def picture_part(png: bytes) -> dict[str, Any]:
+    """A picture as a message carries it."""
+    url = "data:image/png;base64," + base64.b64encode(png).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 def _body(model: str, ask: Ask) -> bytes:
-    content: list[dict[str, object]] = [
-        {
-            "type": "image_url",
-            "image_url": {"url": "data:image/png;base64," + base64.b64encode(data).decode()},
-        }
-        for data in ask.pictures
-    ]
-    content.append({"type": "text", "text": ask.question})
+    content = [*map(picture_part, ask.pictures), {"type": "text", "text": ask.question}]
     return json.dumps(
         {
             "model": model,

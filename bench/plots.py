@@ -59,14 +59,18 @@ class Panel(NamedTuple):
 
 
 def draw_lines(panels: Sequence[Panel], path: Path, title: str) -> None:
-    """Write a PNG: panels side by side."""
+    """Write a PNG: panels side by side, three in a row."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    rows, columns = -(-len(panels) // 3), min(len(panels), 3)
+    size = (4.4 * columns, 4.2 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, panel in zip(axes.flat, panels, strict=False):
         for name, points in panel.lines.items():
             axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
         if panel.ceiling is not None:
@@ -78,7 +82,8 @@ def draw_lines(panels: Sequence[Panel], path: Path, title: str) -> None:
         axis.set_title(panel.title, fontsize="medium")
         axis.set_xlabel(panel.x)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small", loc="lower right")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)}  # never over a line
+        axis.legend(fontsize="x-small", ncol=2, **below)
     figure.suptitle(title, fontsize="medium")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -95,11 +95,16 @@ class TriptychServer:
         name = msgspec.json.decode(models)["data"][0]["id"]
         self._target = msgspec.structs.replace(target, model=name)
 
-    async def run(self, run: Run, on_end: Callable[[Outcome], None]) -> tuple[Outcome, ...]:
-        """Ask over HTTP, open loop."""
+    @property
+    def target(self) -> Target:
+        """Where it answers; raises SystemFailed unless it is started."""
         if self._target is None:
             raise SystemFailed(f"{self.name} was not started")
-        return await open_loop(self._target, run.asks, run.arrivals_s, on_end)
+        return self._target
+
+    async def run(self, run: Run, on_end: Callable[[Outcome], None]) -> tuple[Outcome, ...]:
+        """Ask over HTTP, open loop."""
+        return await open_loop(self.target, run.asks, run.arrivals_s, on_end)
 
     async def stop(self) -> None:
         """Ctrl-C, then whatever it takes."""

@@ -100,10 +100,12 @@ class Cluster:
         await self.close()
 
 
-async def start_cluster(config: Config, on_progress: Callable[[str], None] = _silent) -> Cluster:
+async def start_cluster(
+    config: Config, on_progress: Callable[[str], None] = _silent, host: Host | None = None
+) -> Cluster:
     """Start every instance of the topology; returns when all serve. Raises TriptychError, and then
-    nothing is left running."""
-    host = await _open_host(config, on_progress)
+    nothing is left running. ``host`` takes the place of the configured backend."""
+    host = host or await _open_host(config, on_progress)
     secret = config.cluster.secret.encode() or secrets.token_bytes(32)
     directory = Directory()
     try:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 
 import msgspec
 
@@ -53,13 +54,26 @@ class HostedProcess:
         await _end(self._process)
 
 
+Place = Callable[[InstanceSpec], tuple[InstanceSpec, tuple[str, ...]]]
+"""Where an instance runs: its specification as it holds there (its own address), and the words of a
+command that starts another one there and becomes it, such as ``ip netns exec NAME``."""
+
+
+def _here(spec: InstanceSpec) -> tuple[InstanceSpec, tuple[str, ...]]:
+    return spec, ()
+
+
 class ProcessHost:
     """Starts children of this process."""
 
+    def __init__(self, place: Place = _here) -> None:
+        self._place = place
+
     async def start(self, spec: InstanceSpec) -> Hosted:
         """Start a child and return when its instance serves."""
+        spec, words = self._place(spec)
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
+            *(*words, sys.executable),
             *("-m", "cluster"),
             stdin=PIPE,
             stdout=PIPE,

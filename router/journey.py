@@ -94,7 +94,7 @@ class Trip:
         self.timings: dict[str, Timing] = {}
         """Of the last attempt: ``encode`` (the slowest item), ``prefill``, ``decode``."""
         self.tally: Counter[str] = Counter()
-        """What the directory was good for, over all attempts; names of ``router.metrics``."""
+        """What was found and what encoded, over all attempts; names of ``router.metrics``."""
 
 
 async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
@@ -169,6 +169,7 @@ async def _attempt(
                             yield token
                     case Encoded():
                         _note(trip, "encode", event.timing)
+                        trip.tally["cached" if event.timing.cached_tokens else "computed"] += 1
                         progress.encoded()
                     case Finished() if event.job != decode:
                         _note(trip, "prefill", event.timing)

@@ -78,6 +78,12 @@ class RouterMetrics:
             ["kind"],
             registry=registry,
         )
+        self._items = Counter(
+            "triptych_encode_items",
+            "Pictures asked of encode instances, computed or cached there",
+            ["source"],
+            registry=registry,
+        )
         self._counts = {
             name: Counter(f"triptych_{metric}", text, registry=registry)
             for name, (metric, text) in _COUNTS.items()
@@ -109,8 +115,10 @@ class RouterMetrics:
         """A request needed ``count`` more attempts than one."""
         self._retries.inc(count)
 
-    def directory(self, tally: Mapping[str, int]) -> None:
-        """What the directory was good for in one choice of a request."""
+    def tallied(self, tally: Mapping[str, int]) -> None:
+        """What the directory was good for in one choice of a request, and what was encoded."""
+        for source in ("computed", "cached"):
+            self._items.labels(source).inc(tally.get(source, 0))
         self._directory_hits.labels("kv").inc(tally.get("kv_hits", 0))
         self._directory_hits.labels("item").inc(tally.get("item_hits", 0))
         for name, counter in self._counts.items():

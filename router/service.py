@@ -219,7 +219,7 @@ class RequestService:
         self._metrics.ended(f"{state.value}:{code}" if code else state.value)
         self._metrics.retried(sum(max(0, trip.attempts - 1) for trip in trips))
         for trip in trips:
-            self._metrics.directory(trip.tally)
+            self._metrics.tallied(trip.tally)
 
     def _trips(self, request: Request, prompt: Prompt) -> list[Trip]:
         """One trip per choice; output cut to what fits behind the prompt."""

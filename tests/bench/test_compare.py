@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from bench import __main__ as command
+from bench import plots, record
 from bench.client import Outcome
 from bench.compare import Plan, compare
 from bench.systems import SystemFailed
@@ -68,8 +69,9 @@ async def test_a_system_that_does_not_answer_is_not_measured():
 
 async def test_results_are_written_with_what_is_needed_to_read_them(tmp_path):
     _, rows = await rows_of([], [])
-    words = command.parser().parse_args(["--out", str(tmp_path)])
-    data, picture = command.write(words, Plan((1.0, 4.0), 2.0, 2, 7), rows, 0.1)
+    found = {"settings": [], "plan": Plan((1.0, 4.0), 2.0, 2, 7), "rows": rows}
+    data, picture = record.write(tmp_path, "", 0.1, found)
+    plots.draw(rows, picture, "a title")
     document = msgspec.json.decode(data.read_bytes())
     assert {"machine", "packages", "plan", "rows", "settings"} <= document.keys()
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from cluster.build import Cluster, start_cluster
+from cluster.host import Host
 from router.answer import Delta, Final
 from router.build import Core, start_core
 from router.ledger import check as check_ledger
@@ -147,19 +148,19 @@ class Flow:
 
 
 @contextlib.asynccontextmanager
-async def flow(config: Config) -> AsyncIterator[Flow]:
+async def flow(config: Config, host: Host | None = None) -> AsyncIterator[Flow]:
     """Start everything; on leaving, everything must be idle and then gone, and the ledger must
-    know exactly one end of every request."""
+    know exactly one end of every request. ``host`` takes the place of the backend."""
     with tempfile.NamedTemporaryFile("r", suffix=".ledger") as written:
         router = msgspec.structs.replace(config.router, ledger=written.name)
-        async with _flow(msgspec.structs.replace(config, router=router)) as running:
+        async with _flow(msgspec.structs.replace(config, router=router), host) as running:
             yield running
         assert check_ledger(written) == []
 
 
 @contextlib.asynccontextmanager
-async def _flow(config: Config) -> AsyncIterator[Flow]:
-    cluster = await start_cluster(config, lambda _: None)
+async def _flow(config: Config, host: Host | None) -> AsyncIterator[Flow]:
+    cluster = await start_cluster(config, lambda _: None, host)
     try:
         core = await start_core(config, cluster)
         try:

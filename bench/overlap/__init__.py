@@ -1,0 +1,1 @@
+"""What overlap of stages and transfers hides: measured here, and computed for a large model."""
