@@ -85,7 +85,8 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_bytes: Amount = 0
     """Size of an instance's files there, made at once, split like ``host_bytes``."""
     at_rest: str = "raw"
-    """How blocks lie in these tiers: ``raw``."""
+    """How blocks lie in these tiers: ``raw``, or each row quantised as ``int8`` or ``fp8`` (lossy,
+    half the bytes of 16-bit blocks)."""
     eviction: str = "lru"
     """What goes first when KV or embedding blocks run out: ``lru``, ``lfu`` (with ageing) or
     ``cost`` (uses times the work to compute it again over its bytes, with ageing)."""
@@ -346,7 +347,7 @@ def _is_loopback(address: str) -> bool:
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "engine.order": ("fcfs", "longest_prefix"),
-    "cache.at_rest": ("raw",),
+    "cache.at_rest": ("raw", "int8", "fp8"),
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),
     "transfer.wire": ("raw", "int8", "fp8"),

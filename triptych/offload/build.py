@@ -11,12 +11,11 @@ from triptych.core.clock import Clock
 from triptych.core.config import CacheConfig
 from triptych.core.errors import ConfigError
 from triptych.core.hashing import digest
-from triptych.core.layout import Layout
 from triptych.core.ports import BlockMemory
+from triptych.offload import packing as packings
 from triptych.offload.disk import DiskFile, Shape
 from triptych.offload.host import HostSlots, aligned
 from triptych.offload.mover import Mover, relay
-from triptych.offload.packing import Packing, Raw
 from triptych.offload.tiers import Tiers
 
 
@@ -37,7 +36,7 @@ def build_mover(below: Below, memory: BlockMemory, share: float) -> Mover:
     """The tiers of a store, which get ``share`` of the instance's budgets. Touches all memory and
     disk at once: not on an event loop. Raises ConfigError that names the key."""
     cache, layout = below.cache, memory.layout
-    packing = _packing(cache.at_rest, layout)
+    packing = packings.packing(cache.at_rest, layout)
     slot_bytes = aligned(packing.packed_bytes)
     num_slots = int(cache.host_bytes * share) // slot_bytes
     if num_slots < 1:
@@ -60,9 +59,3 @@ def build_mover(below: Below, memory: BlockMemory, share: float) -> Mover:
     )
     tiers = Tiers(memory, packing, index, host, disk)
     return Mover(layout.kind, tiers, below.clock, watchers)
-
-
-def _packing(name: str, layout: Layout) -> Packing:
-    if name == "raw":
-        return Raw(layout)
-    raise ConfigError(f"cache.at_rest: {name!r} is not there")
