@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     note = (
         f"{words.repetitions} runs of {words.turns} turns each; medians, in brackets the least and "
         f"the greatest. Load of the machine at the start {load:.1f} on {os.cpu_count()} cores. "
-        f"nccl by {words.nccl_backend}."
+        f"nccl by {words.nccl_backend}. Stores in {'huge pages' if words.huge else 'memfds'}."
     )
     text = "\n\n".join([*(table(found, digest) for digest, found in runs.items()), note])
     print(text)
@@ -127,6 +127,8 @@ def _doctor(words: argparse.Namespace, digest: str) -> Run:
     ]
     command = [sys.executable, "-m", "cli", "doctor", "--links", "--json"]
     command += ["--link-sizes", words.sizes, "--link-turns", str(words.turns)]
+    if words.huge:
+        command.append("--link-huge")
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
@@ -139,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--repetitions", type=int, default=3)
     top.add_argument("--turns", type=int, default=5, help="of each way in a repetition")
     top.add_argument("--nccl-backend", default="gloo")
+    top.add_argument("--huge", action="store_true", help="out of huge pages that nobody shares")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     top.add_argument("--out", type=Path, default=Path("runs/links"))
     return top

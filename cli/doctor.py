@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--links", action="store_true", help="measure the ways of blocks instead")
     parser.add_argument("--link-sizes", type=_sizes, default=links.SIZES, metavar="BYTES,...")
+    parser.add_argument("--link-huge", action="store_true", help="out of private huge pages")
     parser.add_argument("--link-turns", type=int, default=links.TURNS)
 
 
@@ -88,7 +89,8 @@ def _sizes(words: str) -> tuple[int, ...]:
 def _measure_links(config: Config, arguments: argparse.Namespace) -> int:
     progress = Progress()
     sizes, turns = arguments.link_sizes, arguments.link_turns
-    found = asyncio.run(links.measure(config.transfer, sizes, turns, progress))
+    measuring = links.measure(config.transfer, sizes, turns, progress, huge=arguments.link_huge)
+    found = asyncio.run(measuring)
     progress.done()
     if arguments.json:
         print(json.dumps({"links": [msgspec.to_builtins(link, str_keys=True) for link in found]}))

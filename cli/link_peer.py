@@ -5,6 +5,7 @@ it ends with it. Knows the outbox, and nothing of time.
 """
 
 import asyncio
+import mmap
 import random
 import socket
 import struct
@@ -36,6 +37,7 @@ class Start(msgspec.Struct, frozen=True):
 
     config: TransferConfig
     secret: str
+    huge: bool
 
 
 class Offers(msgspec.Struct, frozen=True):
@@ -53,11 +55,19 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class Pool:
-    """Memory that is looked at as blocks of one size or another."""
+    """Memory that is looked at as blocks of one size or another: a sealed memfd as the stores of a
+    CPU are, or ``huge`` pages that only this process has."""
 
-    def __init__(self, seed: int) -> None:
-        self._slots = Slots(POOL_BYTES, 1)
-        self.view = self._slots.view
+    def __init__(self, seed: int, *, huge: bool = False) -> None:
+        self._slots = None if huge else Slots(POOL_BYTES, 1)
+        self.view = memoryview(b"")
+        if self._slots is not None:
+            self.view = self._slots.view
+        else:
+            own = mmap.mmap(-1, POOL_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            own.madvise(mmap.MADV_HUGEPAGE)
+            self.view = memoryview(own)
+        self.fd = -1 if self._slots is None else self._slots.fd
         pattern = random.Random(seed).randbytes(1 << 20)
         for at in range(0, POOL_BYTES, len(pattern)):  # touches every page
             self.view[at : at + len(pattern)] = pattern
@@ -67,24 +77,25 @@ class Pool:
     def blocks(self, block_bytes: int) -> "Blocks":
         """The same store every time."""
         if block_bytes not in self._looks:
-            self._looks[block_bytes] = Blocks(self._slots, block_bytes)
+            self._looks[block_bytes] = Blocks(self, block_bytes)
         return self._looks[block_bytes]
 
     def close(self) -> None:
         """Give the memory back."""
         self._looks.clear()
         self.view = memoryview(b"")
-        self._slots.close()
+        if self._slots is not None:
+            self._slots.close()
 
 
 class Blocks:
     """A pool as blocks of one size. Implements ``core.ports.BlockMemory``."""
 
-    def __init__(self, slots: Slots, block_bytes: int) -> None:
+    def __init__(self, pool: Pool, block_bytes: int) -> None:
         self.layout = Layout("embedding", "links", "uint8", (1, block_bytes), 1)
         self.num_blocks = POOL_BYTES // block_bytes
-        self.view = slots.view
-        self.fd = slots.fd
+        self.view = pool.view
+        self.fd = pool.fd
 
     def block(self, number: int) -> memoryview:
         """Bytes of one block."""
@@ -130,7 +141,7 @@ async def main() -> None:
     lines = asyncio.StreamReader(limit=LINE_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     start = msgspec.json.decode(await lines.readline(), type=Start)
-    clock, pool = MonotonicClock(), Pool(1)
+    clock, pool = MonotonicClock(), Pool(1, huge=start.huge)
     outbox = build_outbox(
         GIVER, start.config, start.secret.encode(), clock, loop.call_soon_threadsafe
     )

@@ -48,7 +48,12 @@ class Link(msgspec.Struct, frozen=True):
 
 
 async def measure(
-    config: TransferConfig, sizes: Sequence[int] = SIZES, turns: int = TURNS, say: Say | None = None
+    config: TransferConfig,
+    sizes: Sequence[int] = SIZES,
+    turns: int = TURNS,
+    say: Say | None = None,
+    *,
+    huge: bool = False,
 ) -> tuple[Link, ...]:
     """Every way that this machine has, and what they are compared with.
 
@@ -57,12 +62,13 @@ async def measure(
         sizes: bytes of a block, of which a transfer of 64 MiB consists.
         turns: how often each is measured.
         say: hears what goes on.
+        huge: out of huge pages that nobody shares, in place of stores as those of a CPU.
     """
     config = msgspec.structs.replace(config, lease_s=600.0)
     say = say or _unheard
     say("starting another process")
     async with AsyncExitStack() as stack:
-        ways = await _open(config, stack)
+        ways = await _open(config, stack, huge=huge)
         found = {way.name: Link(way.name, (), dict.fromkeys(sizes, ())) for way in ways}
         for turn in range(-1, turns):  # the first one warms up
             for way in ways:
@@ -107,9 +113,9 @@ def _unheard(_: str) -> None:
 # -- both processes
 
 
-async def _open(config: TransferConfig, stack: AsyncExitStack) -> list[Way]:
+async def _open(config: TransferConfig, stack: AsyncExitStack, *, huge: bool) -> list[Way]:
     secret = secrets.token_hex(16)
-    theirs, ours = Pool(2), Pool(3)
+    theirs, ours = Pool(2, huge=huge), Pool(3, huge=huge)
     stack.callback(theirs.close)
     stack.callback(ours.close)
     neighbour = build_outbox(
@@ -124,7 +130,7 @@ async def _open(config: TransferConfig, stack: AsyncExitStack) -> list[Way]:
     async def near(offers: Offers) -> None:
         offer(neighbour, theirs, offers)
 
-    started, far = await stack.enter_async_context(_peer(config, secret))
+    started, far = await stack.enter_async_context(_peer(Start(config, secret, huge)))
     bare = BareSocket(config.host, started.socket_port, ours)
     stack.callback(bare.close)
     found: list[Way] = [Memcpy(theirs, ours), bare]
@@ -146,7 +152,7 @@ async def _open(config: TransferConfig, stack: AsyncExitStack) -> list[Way]:
 
 
 @asynccontextmanager
-async def _peer(config: TransferConfig, secret: str) -> AsyncIterator[tuple[Started, Propose]]:
+async def _peer(start: Start) -> AsyncIterator[tuple[Started, Propose]]:
     """Another process that gives, and how to make it offer. Raises InstanceLost."""
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "cli.link_peer")
@@ -168,7 +174,7 @@ async def _peer(config: TransferConfig, secret: str) -> AsyncIterator[tuple[Star
         await ask(offers)
 
     try:
-        started = msgspec.json.decode(await ask(Start(config, secret)), type=Started)
+        started = msgspec.json.decode(await ask(start), type=Started)
         yield started, propose
     finally:
         stdin.close()

@@ -16,10 +16,10 @@ import msgspec
 
 from kvtransfer.channel import Address, Channel
 from kvtransfer.manifest import Manifest
-from kvtransfer.transports.nixl_agent import NixlAgent, Region, address_of, is_installed
+from kvtransfer.transports.nixl_agent import NixlAgent, Region, is_installed
 from kvtransfer.transports.nixl_source import Attached, NixlSource, Readers
 from kvtransfer.transports.tcp import Tcp
-from kvtransfer.transports.transport import Extent
+from kvtransfer.transports.transport import Extent, address_of
 from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
 from triptych.core.errors import InstanceLost, TransferError

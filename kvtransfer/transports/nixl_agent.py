@@ -6,7 +6,6 @@ at run time; without it there is no agent. Knows addresses and NIXL's words, no 
 """
 
 import contextlib
-import ctypes
 import importlib
 import importlib.util
 import logging
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
+from kvtransfer.transports.transport import address_of
 from triptych.core.errors import InstanceLost, TransferError
 
 PACKAGES = ("nixl_cu13", "nixl_cu12")
@@ -58,11 +58,6 @@ class State(Enum):
 def is_installed() -> bool:
     """Whether NIXL can be imported, as far as can be told without importing it."""
     return any(importlib.util.find_spec(name) is not None for name in PACKAGES)
-
-
-def address_of(view: memoryview) -> int:
-    """Where the bytes of a writable view begin."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
 
 
 class NixlAgent:
@@ -155,8 +150,9 @@ class NixlAgent:
                 del self._peers[peer]
                 nixl.remove_remote_agent(peer)
 
-    def start(self, peer: str, theirs: Sequence[Region], ours: Sequence[Region]) -> int:
-        """Read ``theirs`` (of one kind) into ``ours``, pairwise of equal lengths; the handle."""
+    def start(self, peer: str, theirs: Sequence[Region], ours: Sequence[Region]) -> int | None:
+        """Read ``theirs`` (of one kind) into ``ours``, pairwise of equal lengths; the handle, or
+        None if that is done already."""
         near, far = ([region[:2] + region[3:] for region in side] for side in (ours, theirs))
         with self._calling() as nixl:
             handle: int = nixl.agent.createXferReq(
@@ -168,10 +164,13 @@ class NixlAgent:
                 [],
             )
             try:
-                nixl.agent.postXferReq(handle, b"")
+                posted = nixl.agent.postXferReq(handle, b"")
             except self._errors:
                 self._release(nixl, handle)
                 raise
+            if posted == self._bindings.NIXL_SUCCESS:
+                self._release(nixl, handle)
+                return None
             return handle
 
     def state(self, handle: int) -> State:

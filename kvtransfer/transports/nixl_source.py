@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import msgspec
 
 from kvtransfer.channel import Channel
-from kvtransfer.transports.nixl_agent import NixlAgent, Region, State, address_of
-from kvtransfer.transports.transport import Extent
+from kvtransfer.transports.nixl_agent import NixlAgent, Region, State
+from kvtransfer.transports.transport import Extent, address_of
 from triptych.core.clock import Clock
 from triptych.core.errors import InstanceLost, TransferError
 
@@ -102,6 +102,8 @@ class NixlSource:
         self._timeout_s = timeout_s
         self._clock = clock
         self._met: tuple[NixlAgent, str] | None = None
+        self._held: dict[int, tuple[object, Region]] = {}
+        """Own memory that is registered with that agent, by identity of what exports it."""
 
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
@@ -109,20 +111,32 @@ class NixlSource:
             with self._readers.reading() as agent:
                 peer = self._peer(agent)
                 far = [self._far(offset, target.nbytes) for offset, target in moves]
-                with _held(agent, [target for _, target in moves]) as near:
-                    self._move(agent, agent.start(peer, far, near))
+                near = [self._near(agent, target) for _, target in moves]
+                handle = agent.start(peer, far, near)
+                if handle is not None:
+                    self._move(agent, handle)
 
     def close(self) -> None:
         """See ``transport.Source``."""
-        if self._met is not None:
-            agent, peer = self._met
-            agent.part(peer)
+        met, self._met = self._met, None
+        if met is not None:
+            for _, region in self._held.values():
+                met[0].let_go(region)
+            self._held.clear()
+            met[0].part(met[1])
 
     def _peer(self, agent: NixlAgent) -> str:
         """The giver's name to ``agent``, which is not always the same one."""
         if self._met is None or self._met[0] is not agent:
+            self._held.clear()  # the other one has ended, and let go of everything
             self._met = agent, agent.meet(self._attached.metadata)
         return self._met[1]
+
+    def _near(self, agent: NixlAgent, target: memoryview) -> Region:
+        """Own memory. All that exports it is registered as long as this connection lasts."""
+        if id(target.obj) not in self._held:
+            self._held[id(target.obj)] = target.obj, agent.cover(target)
+        return Region(address_of(target), target.nbytes)
 
     def _far(self, offset: int, length: int) -> Region:
         store = self._attached
@@ -174,20 +188,6 @@ class NixlSource:
         agent.finish(handle)
         if is_moving:
             self._readers.retire(agent)
-
-
-@contextmanager
-def _held(agent: NixlAgent, targets: Sequence[memoryview]) -> Iterator[list[Region]]:
-    """The regions of ``targets``, whose memory is registered meanwhile."""
-    held: dict[int, Region] = {}
-    try:
-        for target in targets:
-            if id(target.obj) not in held:
-                held[id(target.obj)] = agent.cover(target)
-        yield [Region(address_of(target), target.nbytes) for target in targets]
-    finally:
-        for region in held.values():
-            agent.let_go(region)
 
 
 def _portions(

@@ -1,10 +1,12 @@
 """On one host: the giver passes its store's memfd once per connection, the taker reads extents.
 
-``preadv`` copies straight from the memfd's pages into the taker's memory: one copy, outside the
-interpreter lock, and a store that shrank reads short where a mapping would kill us (SIGBUS). The
-taker gets a descriptor that is open for reading only. A store without memfd follows in the stream.
+One copy, outside the interpreter lock: out of a mapping if the store is sealed, else by ``preadv``,
+which was measured half as quick, but reads short where a mapping of a store that shrank would kill
+us (SIGBUS). The taker's descriptor is open for reading only. A store without memfd follows in the
+stream.
 """
 
+import ctypes
 import fcntl
 import logging
 import math
@@ -19,12 +21,15 @@ from collections.abc import Sequence
 from kvtransfer.channel import Address, Channel
 from kvtransfer.manifest import Manifest
 from kvtransfer.transports.tcp import StreamCarrier, StreamSource
-from kvtransfer.transports.transport import Extent, Source, machine_id, split
+from kvtransfer.transports.transport import Extent, Source, address_of, machine_id, split
 from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
 
 log = logging.getLogger(__name__)
+
+_memcpy = ctypes.CDLL(None).memcpy
+_memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 IN_FILE, IN_STREAM = b"file", b"stream"
 """What an attachment says: where the bytes of the store are."""
@@ -57,26 +62,29 @@ class FileSource:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._mapped: memoryview | None = None
+        self._mapped = _mapping(fd)
 
     @property
     def view(self) -> memoryview | None:
-        """See ``transport.Source``. A store that is not sealed could shrink under a mapping."""
-        if self._mapped is None:
-            try:
-                is_sealed = fcntl.fcntl(self._fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-                if is_sealed:
-                    self._mapped = memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ))
-            except (OSError, ValueError):
-                return None
-        return self._mapped
+        """See ``transport.Source``."""
+        return None if self._mapped is None else self._mapped.toreadonly()
 
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
         rest = list(ours)
+        read = self._read_run if self._mapped is None else self._copy_run
         for offset, length in theirs:
             part, rest = split(rest, length)
-            self._read_run(part, offset)
+            read(part, offset)
+
+    def _copy_run(self, part: list[memoryview], offset: int) -> None:
+        assert self._mapped is not None
+        if offset + sum(map(len, part)) > len(self._mapped):
+            raise TransferError("store: shorter than announced")
+        start = address_of(self._mapped)
+        for target in part:
+            _memcpy(address_of(target), start + offset, len(target))
+            offset += len(target)
 
     def _read_run(self, part: list[memoryview], offset: int) -> None:
         while part:
@@ -93,6 +101,17 @@ class FileSource:
         """See ``transport.Source``."""
         self._mapped = None
         os.close(self._fd)
+
+
+def _mapping(fd: int) -> memoryview | None:
+    """All of a store; None if it is not sealed and could shrink. Private, as only of a mapping that
+    might be written to can the address be had; nobody writes to it."""
+    try:
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            return None
+        return memoryview(mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE))
+    except (OSError, ValueError):
+        return None
 
 
 class ShmCarrier:

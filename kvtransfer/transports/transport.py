@@ -5,6 +5,7 @@ says what moves and under which lease. A way only moves bytes. Layouts, leases, 
 not known here.
 """
 
+import ctypes
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,11 @@ def split(parts: Sequence[memoryview], num_bytes: int) -> tuple[list[memoryview]
         head.append(part)
         num_bytes -= len(part)
     return head, []
+
+
+def address_of(view: memoryview) -> int:
+    """Where the bytes of a writable view begin."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else 0
 
 
 def machine_id() -> str:

@@ -1,5 +1,7 @@
 """The table of links: medians, spread, and shares of what was measured in the same turn."""
 
+import pytest
+
 from bench.links import Link, Run, main, share, spread, table
 
 
@@ -37,8 +39,9 @@ def test_spread():
     assert spread([1, 3, 2]) == "2.00 (1.00-3.00)"
 
 
+@pytest.mark.slow
 def test_real_links_are_measured(tmp_path, capsys):
-    words = ["--sizes", "65536", "--repetitions", "1", "--turns", "1", "--out", str(tmp_path)]
+    words = ["--sizes", "16777216", "--repetitions", "1", "--turns", "1", "--out", str(tmp_path)]
     assert main(words) == 0
     out = capsys.readouterr().out
     for way in ("memcpy", "socket", "inproc", "shm", "tcp"):

@@ -13,7 +13,7 @@ CONFIG = TransferConfig(nccl_backend="gloo")
 
 async def test_every_way_is_measured_and_closed():
     said = []
-    found = await links.measure(CONFIG, (4096, 131_072), 2, said.append)
+    found = await links.measure(CONFIG, (1 << 20, 16 << 20), 2, said.append)
     ways = [link.way for link in found]
     expected = ["memcpy", "socket", "inproc", "shm", "nixl", "nccl", "tcp"]
     assert ways == [way for way in expected if way != "nixl" or is_installed()]
@@ -22,12 +22,12 @@ async def test_every_way_is_measured_and_closed():
         assert len(link.latency_s) == 2
         assert all(0 < one < 10 for one in link.latency_s)
         assert {size: len(rates) for size, rates in link.bytes_per_s.items()} == {
-            4096: 2,
-            131_072: 2,
+            1 << 20: 2,
+            16 << 20: 2,
         }
     assert any("turn 2 of 2" in line for line in said)
     text = links.table(found)
-    assert "128 KiB" in text
+    assert "16 MiB" in text
     assert text.count("GB/s") == 2 * len(found)
 
 
