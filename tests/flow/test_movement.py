@@ -51,7 +51,7 @@ def _is_known(settings: tuple[str, ...]) -> bool:
     return True
 
 
-TOPOLOGY = "E2,P1,D1"
+TOPOLOGY = "E3,P1,D1"
 TRANSPORTS = _known(
     {
         "inproc": ("transfer.transport=auto",),
@@ -82,7 +82,7 @@ SHARDS = _known(
 )
 WIRES = _known({"raw": (), "int8": ("transfer.wire=int8",)})
 COMMON = ("engine.chunk_tokens=48", "engine.token_budget=96", "engine.image_budget_tokens=1")
-TENANTS = [TenantId(name) for name in ("one", "two", "three")]
+TENANTS = [TenantId(name) for name in ("one", "two", "three", "four", "five")]
 """Nothing is shared between tenants: each has the pictures encoded anew, in another order."""
 NUM_PROMPTS = 6
 TAUGHT = (

@@ -2,8 +2,8 @@
 
     encode | prefill | decode-0 | decode-1 and the router, one network namespace each
 
-First the oracle over every cross-host transport: exact tokens. Then the demo model while the link
-of decode-0 is shaped to 100 Mbit/s: placement must move away from it, and the answers stay.
+First the oracle over every cross-host transport: exact tokens. Then the demo model, widened so that
+its KV has bytes enough, while the link of decode-0 is shaped to 100 Mbit/s: placement must move away from it, and the answers stay.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ from types import FrameType
 
 import msgspec
 
+from bench.overlap import wide
 from cluster.host import InstanceSpec
 from cluster.process import ProcessHost
 from router.answer import Final
@@ -32,9 +34,10 @@ NAMES = ("encode", "prefill", "decode0", "decode1")
 ROUTER = "decode1"
 SLOW = "decode0"
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = str(ROOT / "examples" / "demo_model")
+DEMO = ROOT / "examples" / "demo_model"
 TOPOLOGY = "E1,P1,D2"
-AT_ONCE = 4
+AT_ONCE = 2
+"""Few, so that queues do not outweigh links."""
 
 
 class Wrong(AssertionError):
@@ -73,14 +76,20 @@ async def exact(net: Network, transport: str, count: int = 40) -> None:
 
 async def moves_away(net: Network, transport: str, count: int = 32) -> None:
     """Share of requests that the slow link's instance decodes, before and after it became slow."""
+    with tempfile.TemporaryDirectory() as folder:
+        wide.write(DEMO, Path(folder))
+        await _moves_away(net, transport, count, folder)
+
+
+async def _moves_away(net: Network, transport: str, count: int, model: str) -> None:
     settings = ["cache.prefix=false", "limits.max_text_bytes=1000000"]
     rng = random.Random("long prompts")
     texts = [words(rng, 400, 500) for _ in range(8)]
-    async with flow(config("EPD1", *settings, model=DEMO)) as alone:
+    async with flow(config("EPD1", *settings, model=model)) as alone:
         asked = [alone.request([text], max_tokens=6) for text in texts]
         expected = [await alone.tokens(request) for request in asked]
     settings.append(f'transfer.transport="{transport}"')
-    async with flow(config(TOPOLOGY, *settings, model=DEMO, backend="process"),
+    async with flow(config(TOPOLOGY, *settings, model=model, backend="process"),
                     host_of(net)) as running:  # fmt: skip
 
         async def share(label: str) -> float:
@@ -101,7 +110,8 @@ async def moves_away(net: Network, transport: str, count: int = 32) -> None:
         await share("warming up")
         before = await share("equal links")
         net.shape(SLOW, "100mbit")
-        await share("decode-0 behind 100 Mbit/s, learning")
+        for _ in range(2):
+            await share("decode-0 behind 100 Mbit/s, learning")
         after = await share("decode-0 behind 100 Mbit/s")
         net.unshape(SLOW)
     if after > before / 2:

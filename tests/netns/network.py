@@ -35,7 +35,7 @@ class Network:
 
     def shape(self, name: str, rate: str) -> None:
         """Bound the host's link, both ways, to a rate as ``tc`` spells it (``100mbit``)."""
-        words = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms")
+        words = ("root", "tbf", "rate", rate, "burst", "64kb", "latency", "100ms")
         run(*self.words(name), "tc", "qdisc", "replace", "dev", "eth0", *words)
         run(*self.words("switch"), "tc", "qdisc", "replace", "dev", f"to-{name}", *words)
 
