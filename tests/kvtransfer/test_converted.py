@@ -109,3 +109,22 @@ async def test_numbers_arrive_whatever_the_shapes_and_the_wire(shape, wire, way)
             assert seen == sorted(seen)
             await both.assert_idle()
             both.outbox.offers._verdicts.clear()  # the same handle again
+
+
+@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("wire", ["raw", "int8"])
+async def test_a_giver_uses_no_more_credits_than_it_has_slots(wire, way):
+    of = kv()
+    config = replaced(QUICK, wire=wire, message_bytes=of.block_bytes, credits=8)
+    giver = replaced(config, credits=2)
+    source = Numbers(65, of, 1)
+    async with pair(way, config, giver=giver, source=source, target=Numbers(65, of, 2)) as both:
+        theirs, ours = list(range(60)), list(range(60))
+        before = bytes(both.target.view)
+        offer = both.offer()
+        offer.append(theirs)
+        offer.finish(b"tail")
+        num_tokens = len(ours) * of.block_size
+        assert await fetch(both, num_tokens, ours, 0) == b"tail"
+        assert_taken(both, theirs, ours, range(num_tokens), wire, before)
+        await both.assert_idle()
