@@ -2,8 +2,8 @@
 
     blocks --encode--> slots --a transport--> buffer --decode, repartition--> blocks
 
-A giver has as many slots as its taker may leave unread. A taker that sees the giver's store needs
-no buffer: it converts out of the store, which is the only copy. A piece in a slot is the encoded
+A giver has as many slots as it gives credits itself; a taker that gives more waits for them. A
+taker that sees the giver's store needs no buffer: it converts out of the store, which is the only copy. A piece in a slot is the encoded
 pieces of its blocks one behind the other; its places count units of ``UNIT`` bytes of the slots.
 """
 
@@ -37,7 +37,7 @@ class EncodedPacking:
         memory: the store that is offered.
         form: how to encode; it takes the store's layout.
         staging: where slots come from and go back to.
-        num_pieces: how many a taker may leave unread.
+        num_slots: pieces that a taker may leave unread.
         message_bytes: what a piece of several blocks has at most before it is encoded.
     """
 
@@ -46,23 +46,24 @@ class EncodedPacking:
         memory: BlockMemory,
         form: Format,
         staging: Staging,
-        num_pieces: int,
+        num_slots: int,
         message_bytes: int,
     ) -> None:
         self._layout = memory.layout
         self._blocks = memory.view
         self._form = form
         self._staging = staging
-        self._slots = staging.take(_most_bytes(memory.layout, form, message_bytes), num_pieces)
-        self._free = deque(range(num_pieces))
+        self._slots = staging.take(_most_bytes(memory.layout, form, message_bytes), num_slots)
+        self._free = deque(range(num_slots))
         self._unread: deque[int] = deque()
         self.wire = form.name
+        self.num_slots = num_slots
         self.memory: BlockMemory = self._slots
 
     def pack(self, piece: Piece, blocks: Sequence[BlockId]) -> tuple[Sequence[int], list[Extent]]:
         """See ``landing.Packing``."""
         if not self._free:
-            raise InvariantBroken("more pieces are unread than were granted")
+            raise InvariantBroken("more pieces are unread than there are slots")
         slot = self._free.popleft()
         self._unread.append(slot)
         each = self._form.encoded_bytes(self._layout, piece.num_layers)

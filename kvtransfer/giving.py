@@ -80,7 +80,8 @@ class Giving:
     def _advance(self) -> int | None:
         """Give what may go now. How many blocks there are in all, once all that is wanted went."""
         while True:
-            allowance = sys.maxsize if self._credits else self._free_bytes
+            has_slot = len(self._unread) < self._packed.num_slots
+            allowance = sys.maxsize if self._credits and has_slot else self._free_bytes
             ahead = self._talk.look(self._offer, self._wanted, allowance)
             if ahead.piece is None:
                 break
@@ -88,12 +89,17 @@ class Giving:
         if ahead.num_ready:
             if not self._has_asked:
                 self._has_asked = True
-                self._talk.say(Ready(ahead.num_ready, 0))
+                self._ask(ahead.num_ready)
             return None
         if self._credits and ahead.total is None:
-            unused, self._credits = self._credits, 0
-            self._talk.say(Ready(0, unused))
+            self._ask(0)
         return ahead.total
+
+    def _ask(self, num_ready: int) -> None:
+        """Say what is ready and give back the credits that cannot be used now: for want of pieces,
+        or of slots. New ones come with word of what was read, which frees slots."""
+        unused, self._credits = self._credits, 0
+        self._talk.say(Ready(num_ready, unused))
 
     def _give(self, ahead: Ahead, piece: Piece) -> None:
         """Announce a chunk and let the carrier have its bytes."""

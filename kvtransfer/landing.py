@@ -8,6 +8,7 @@ dtypes; quantised wire formats) is in ``converted``. A connection's thread calls
 is shared.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -25,6 +26,8 @@ class Packing(Protocol):
     """Format that was granted; the taker may have asked for another."""
     memory: BlockMemory
     """The store that the taker reads: that of the blocks itself, or slots for encoded bytes."""
+    num_slots: int
+    """Pieces that may be packed and not read at once."""
 
     def pack(self, piece: Piece, blocks: Sequence[BlockId]) -> tuple[Sequence[int], list[Extent]]:
         """Places in ``memory`` of each block of ``piece``, which are ``blocks`` of the offered
@@ -68,6 +71,7 @@ class RawPacking:
     """Blocks go out of the store that they are in. Implements ``Packing``."""
 
     wire = RAW
+    num_slots = sys.maxsize
 
     def __init__(self, memory: BlockMemory) -> None:
         self.memory = memory

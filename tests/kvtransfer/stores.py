@@ -142,11 +142,14 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair(way="shm", config=QUICK, *, source=None, target=None, secret=SECRET, wrap=None):
-    config = by(way, config)
+async def pair(
+    way="shm", config=QUICK, *, source=None, target=None, secret=SECRET, wrap=None, giver=None
+):
+    """``giver``: the outbox's config, where it is another."""
+    config, giver = by(way, config), by(way, giver or config)
     clock = MonotonicClock()
     loop = asyncio.get_running_loop()
-    outbox = build_outbox(InstanceId("giver@0"), config, SECRET, clock, loop.call_soon_threadsafe)
+    outbox = build_outbox(InstanceId("giver@0"), giver, SECRET, clock, loop.call_soon_threadsafe)
     neighbours = {outbox.instance: outbox} if way == "inproc" else {}
     ways = build_ways(InstanceId("taker@0"), config, neighbours)
     given = ways if wrap is None else [wrap(each) for each in ways]

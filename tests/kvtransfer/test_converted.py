@@ -152,3 +152,22 @@ async def test_a_slow_taker_reads_every_slot_before_it_is_used_again(
         assert await fetch(both, num_tokens, everything, 0) == b"tail"
         assert_taken(both, everything, everything, range(num_tokens), wire, before)
         await both.assert_idle()
+
+
+@pytest.mark.parametrize("way", ["shm", "tcp"])
+@pytest.mark.parametrize("wire", ["raw", "int8"])
+async def test_a_giver_uses_no_more_credits_than_it_has_slots(wire, way):
+    of = kv()
+    config = replaced(QUICK, wire=wire, message_bytes=of.block_bytes, credits=8)
+    giver = replaced(config, credits=2)
+    source = Numbers(65, of, 1)
+    async with pair(way, config, giver=giver, source=source, target=Numbers(65, of, 2)) as both:
+        theirs, ours = list(range(60)), list(range(60))
+        before = bytes(both.target.view)
+        offer = both.offer()
+        offer.append(theirs)
+        offer.finish(b"tail")
+        num_tokens = len(ours) * of.block_size
+        assert await fetch(both, num_tokens, ours, 0) == b"tail"
+        assert_taken(both, theirs, ours, range(num_tokens), wire, before)
+        await both.assert_idle()
