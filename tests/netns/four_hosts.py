@@ -3,7 +3,8 @@
     encode | prefill | decode-0 | decode-1 and the router, one network namespace each
 
 First the oracle over every cross-host transport: exact tokens. Then the demo model, widened so that
-its KV has bytes enough, while the link of decode-0 is shaped to 100 Mbit/s: placement must move away from it, and the answers stay.
+its KV has bytes enough, while the link of decode-0 is shaped to 100 Mbit/s: placement must move
+away from it, and the answers stay.
 """
 
 import argparse
