@@ -69,6 +69,7 @@ TIERS = _known(
             "cache.embedding_blocks=40",
             "cache.host_bytes=262144",
             "cache.disk_bytes=4194304",
+            'cache.disk_path="FOLDER"',
         ),
     }
 )
@@ -108,9 +109,9 @@ class Cell(NamedTuple):
 
     def settings(self, folder: Path) -> tuple[str, ...]:
         """Of the cluster."""
-        disk = (f'cache.disk_path="{folder}"',) if TIERS[self.tiers] else ()
         ways = (TRANSPORTS[self.transport], TIERS[self.tiers], SHARDS[self.shards])
-        return (*COMMON, *itertools.chain(*ways), *WIRES[self.wire], *disk)
+        settings = (*COMMON, *itertools.chain(*ways), *WIRES[self.wire])
+        return tuple(setting.replace("FOLDER", str(folder)) for setting in settings)
 
 
 def cells() -> Iterator[Cell]:
