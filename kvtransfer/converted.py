@@ -3,8 +3,8 @@
     blocks --encode--> slots --a transport--> buffer --decode, repartition--> blocks
 
 A giver has as many slots as it gives credits itself; a taker that gives more waits for them. A
-taker that sees the giver's store needs no buffer: it converts out of it, the only copy. A piece in a
-slot is the encoded pieces of its blocks one behind the other; places count ``UNIT`` bytes of slots.
+taker that sees the giver's store needs no buffer: it converts out of it, the only copy. A piece in
+a slot is the encoded pieces of its blocks one behind the other; places count ``UNIT`` bytes.
 """
 
 from collections import deque
