@@ -141,7 +141,7 @@ def catalog(running: Flow) -> Catalog:
 
 def bulletin(running: Flow, instance: InstanceId) -> Bulletin:
     """What an instance itself says that it holds."""
-    found = running.cluster.instance(instance)._parts.close.__self__._bulletin  # type: ignore[attr-defined]
+    found = running.cluster.instance(instance)._parts.close.__self__._bulletin
     assert isinstance(found, Bulletin)
     return found
 
