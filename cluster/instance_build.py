@@ -193,7 +193,12 @@ class _Assembly:
         executor = self._executors.vision
         assert executor is not None
         config = self._spec.config
-        engine = VisionEngine(config.engine, cache, must_wait=self._must_wait)
+        engine = VisionEngine(
+            config.engine,
+            cache,
+            must_wait=self._must_wait,
+            patience_s=config.transfer.guard_s,
+        )
         decoders = DecoderPool(config.limits)
         bound = config.engine.max_sequences + config.engine.max_waiting
         pictures = Pictures(decoders, self._card.image.patch_size, bound)
@@ -241,6 +246,7 @@ class _Assembly:
             max_tokens=self._max_tokens(),
             elsewhere=prefixes.elsewhere,
             foresee=prefixes.foresee,
+            patience_s=config.transfer.guard_s,
         )
         services: list[PrefillService | DecodeService] = []
 

@@ -6,7 +6,7 @@ gRPC nor Ray nor tensors; pixels pass through unseen.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -21,7 +21,7 @@ from triptych.core.event import Encoded, Event, Failed
 from triptych.core.handoff import EncodeJob
 from triptych.core.ids import JobId, SessionId
 from triptych.core.ports import BlockMemory
-from triptych.engine.outcome import Dropped, Embedded, Outcome
+from triptych.engine.outcome import Dropped, Embedded, Outcome, Starved
 from triptych.engine.vision import VisionEngine
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ class EncodeService:
                 self._over(work)
             case Dropped(_, code, detail):
                 self._fail(work, code, detail)
+            case Starved(waiting):
+                self._relieve([self._works[job] for job in waiting if job in self._works])
             case _:
                 log.error("a vision engine does not say %r", outcome)
 
@@ -148,6 +150,13 @@ class EncodeService:
         left_s = work.job.header.budget_s - (work.submitted_s - work.accepted_s)
         header = msgspec.structs.replace(work.job.header, budget_s=left_s)
         return msgspec.structs.replace(work.job, header=header)
+
+    def _relieve(self, works: Sequence[_Work]) -> None:
+        """Pictures have no room: make some for those that takers wait for."""
+        awaited = self._outbox.relieve(self._memory, [work.job.handle for work in works])
+        ids = [work.job.header.id for work in works if work.job.handle in awaited]
+        self._engine.prefer(ids)
+        self._wake()
 
     def _fail(self, work: _Work, code: str, detail: str) -> None:
         if work.offer is not None:

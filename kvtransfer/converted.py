@@ -2,9 +2,10 @@
 
     blocks --encode--> slots --a transport--> buffer --decode, repartition--> blocks
 
-A giver has as many slots as it gives credits itself; a taker that gives more waits for them. A
-taker that sees the giver's store needs no buffer: it converts out of it, the only copy. A piece in
-a slot is the encoded pieces of its blocks one behind the other; places count ``UNIT`` bytes.
+A giver has as many slots as it grants credits itself; a taker that grants more waits for them. A
+taker that sees the giver's store needs no buffer: it converts out of the store, which is the only
+copy. A piece in a slot is the encoded pieces of its blocks one behind the other; its places count
+units of ``UNIT`` bytes of the slots.
 """
 
 from collections import deque

@@ -39,6 +39,8 @@ class Release(Enum):
     """The producer could not finish it."""
     EXPIRED = "expired"
     """Nobody came."""
+    REVOKED = "revoked"
+    """Nobody had come, and others needed the room."""
     TAKER_LOST = "taker_lost"
     """The taker vanished, fell silent or cancelled; its connection is closed."""
 
@@ -90,8 +92,9 @@ class Lease:
         """The memory is free. The caller vouches that no taker can be told otherwise."""
         if (reason is Release.TAKEN) != (self.state is LeaseState.TAKEN):
             raise InvariantBroken(f"lease: {self.state.value} released as {reason.value}")
-        if reason is Release.EXPIRED and self.state is not LeaseState.PROMISED:
-            raise InvariantBroken("lease: expired while a taker was connected")
+        is_untaken = self.state is LeaseState.PROMISED
+        if reason in (Release.EXPIRED, Release.REVOKED) and not is_untaken:
+            raise InvariantBroken(f"lease: {reason.value} while a taker was connected")
         self._move(LeaseState.RELEASED)
         self.reason = reason
 

@@ -9,8 +9,9 @@ ones. Knows blocks and layers; no sockets, no stores' bytes.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple
 
 from kvtransfer.lease import Ended, Lease, LeaseState, Release, Verdict
@@ -237,6 +238,22 @@ class Offers:
         for offer in over:
             self._tell(offer, verdict)
 
+    def relieve(self, memory: BlockMemory, handles: Collection[Handle]) -> set[Handle]:
+        """Offers under ``handles`` have no room in ``memory``. If takers wait for some of them,
+        which are returned, release the youngest offer there that is complete and that nobody
+        fetches: its taker may wait for just the room that theirs have."""
+        verdict = Verdict(Release.REVOKED, "preempted", "its room was needed")
+        with self._lock:
+            short = [self._offers[handle] for handle in handles if handle in self._offers]
+            awaited = {offer.lease.id for offer in short if offer.lease.state is LeaseState.OPEN}
+            idle = filter(partial(_is_idle, memory), reversed(self._offers.values()))
+            victim = next(idle, None) if awaited else None
+            if victim is not None:
+                self._release(victim, verdict)
+        if victim is not None:
+            self._tell(victim, verdict)
+        return awaited
+
     def stop(self) -> None:
         """End everything, now and from now on."""
         verdict = Verdict(Release.WITHDRAWN, "unavailable", "the instance stops")
@@ -348,6 +365,12 @@ class Offers:
 
 def _nothing() -> None:
     """Wakes nobody."""
+
+
+def _is_idle(memory: BlockMemory, offer: Offer) -> bool:
+    """Whether it is complete, in that memory, and nobody fetches it."""
+    is_complete = offer.memory is memory and offer.tail is not None
+    return is_complete and offer.lease.state is LeaseState.PROMISED
 
 
 def _end(offer: Offer, verdict: Verdict) -> None:

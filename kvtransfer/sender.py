@@ -9,7 +9,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from kvtransfer.channel import Channel
@@ -109,6 +109,10 @@ class Outbox:
         """Answer fetches of ``handle`` with an error, at once: its job failed before it could
         offer anything, or while it did."""
         self.offers.refuse(handle, Verdict(Release.FAILED, code, detail))
+
+    def relieve(self, memory: BlockMemory, handles: Collection[Handle]) -> set[Handle]:
+        """See ``Offers.relieve``."""
+        return self.offers.relieve(memory, handles)
 
     def census(self) -> list[Holding]:
         """Leases by owner, and takers that are served or wait to be."""

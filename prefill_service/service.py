@@ -7,7 +7,7 @@ offer's lease is over. Knows neither gRPC nor Ray nor tensors.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from triptych.core.ids import BlockId, Handle, JobId, SessionId
 from triptych.core.plan import LanguagePlan
 from triptych.core.ports import BlockMemory
 from triptych.engine.language import LanguageEngine
-from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Outcome, Reserved
+from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Outcome, Reserved, Starved
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,9 @@ class PrefillService:
 
     def handle(self, outcome: Outcome) -> bool:
         """Take an outcome of the engine; False if it is of no job of this service."""
+        if isinstance(outcome, Starved):
+            self._relieve([self._works[job] for job in outcome.waiting if job in self._works])
+            return True
         work = self._works.get(outcome.job)
         if work is None or work.offer is None:
             return False
@@ -168,6 +171,12 @@ class PrefillService:
     def jobs(self) -> dict[JobId, SessionId]:
         """Jobs that hold something, leases included, and their sessions."""
         return {job: work.job.header.session for job, work in self._works.items()}
+
+    def _relieve(self, works: Sequence[_Work]) -> None:
+        """Prompts have no room: make some for those that takers wait for."""
+        awaited = self._outbox.relieve(self._memory, [work.publish for work in works])
+        self._engine.prefer([work.job.header.id for work in works if work.publish in awaited])
+        self._wake()
 
     def _offer(self, work: _Work, num_blocks: int) -> None:
         """Offer the first ``num_blocks`` of the sequence, which are written and will not change."""

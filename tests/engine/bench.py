@@ -1,5 +1,7 @@
 """An engine with its executor, stepped by hand."""
 
+import math
+
 from scheduler.registry import policies
 from tests.engine.scripted import ScriptedExecutor
 from triptych.cache.kv import KvCache
@@ -15,7 +17,7 @@ class Bench:
     """An engine, its executor and everything it ever said."""
 
     def __init__(self, num_blocks=64, *, recomputes_items=True, size=SIZE, prefix=True,
-                 elsewhere=nowhere, **config):  # fmt: skip
+                 elsewhere=nowhere, patience_s=math.inf, **config):  # fmt: skip
         options = {"token_budget": 16, "chunk_tokens": 8, "max_sequences": 8, **config}
         self.cache = KvCache(num_blocks, size, "model", prefix=prefix)
         settings = EngineConfig(**options)
@@ -26,6 +28,7 @@ class Bench:
             recomputes_items=recomputes_items,
             max_tokens=1000,
             elsewhere=elsewhere,
+            patience_s=patience_s,
         )
         self.executor = ScriptedExecutor(size)
         self.said = []

@@ -18,7 +18,7 @@ from triptych.core.handoff import FirstToken
 from triptych.core.ids import InstanceId
 from triptych.core.plan import LanguageResult
 from triptych.core.request import Sampling
-from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Reserved
+from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Reserved, Starved
 
 
 def test_prefill_decode_and_rest():
@@ -373,6 +373,31 @@ def test_big_job_at_the_head_is_not_overtaken():
     bench.run()
     order = [said.job for said in bench.of(Reserved)]
     assert order[:2] == ["first", "big"]
+
+
+@pytest.mark.parametrize("order", ["fcfs", "longest_prefix"])
+def test_prompts_without_room_are_told_of_and_may_go_first(order):
+    bench = Bench(num_blocks=6, patience_s=2.0, order=order)
+    for name, length in (("1", 22), ("2", 23), ("3", 10), ("4", 11)):
+        tokens = range(100) if name == "2" else range(int(name) * 100, 1000)
+        bench.engine.submit(publishing(name, tokens[:length]), 0.0)
+    bench.run()
+    for bench.now, until_s in ((1.9, 2.0), (2.0, 4.0)):
+        assert bench.step() == ()
+        assert bench.engine.next_deadline() == until_s
+    assert bench.of(Starved) == [Starved(("2", "3", "4"))]
+    bench.engine.prefer(["4"])
+    bench.engine.release("1")
+    bench.run()
+    assert [said.job for said in bench.of(Reserved)] == ["1", "4"]
+    assert bench.engine.next_deadline() == 4.0, "of 2, from now on"
+    bench.engine.release("4")
+    bench.run()
+    bench.engine.release("2")
+    bench.run()
+    assert [said.job for said in bench.of(Ended)] == ["1", "4", "2", "3"]
+    bench.engine.release("3")
+    assert bench.engine.is_idle
 
 
 def test_prefill_is_passed_over_only_so_often():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from triptych.core.hashing import digest
 from triptych.core.ids import Handle, JobId, SessionId
 from triptych.core.plan import VisionResult
 from triptych.core.request import Item
-from triptych.engine.outcome import Dropped, Embedded
+from triptych.engine.outcome import Dropped, Embedded, Starved
 from triptych.engine.vision import VisionEngine
 
 SIZE = 4
@@ -28,10 +30,12 @@ def make_job(name, content, *, num_tokens=None, budget_s=1e9):
 class Bench:
     """An engine over a store whose rows are the pixels that they were made from."""
 
-    def __init__(self, num_blocks=16, *, must_wait=lambda: False, **config):
+    def __init__(self, num_blocks=16, *, must_wait=lambda: False, patience_s=math.inf, **config):
         options = {"image_budget_tokens": 8, "max_sequences": 4, "max_waiting": 60, **config}
         self.cache = EmbeddingCache(num_blocks, SIZE)
-        self.engine = VisionEngine(EngineConfig(**options), self.cache, must_wait=must_wait)
+        self.engine = VisionEngine(
+            EngineConfig(**options), self.cache, must_wait=must_wait, patience_s=patience_s
+        )
         self.rows = {}
         self.now = 0.0
         self.said = []
@@ -221,6 +225,24 @@ def test_late_pictures_are_dropped_before_they_are_encoded():
     bench.now = 2.0
     assert bench.run() == []
     assert bench.of(Dropped) == [Dropped("1", "deadline_exceeded", "")]
+    assert bench.engine.next_deadline() is None
+
+
+def test_pictures_without_room_are_told_of_and_may_go_first():
+    bench = Bench(num_blocks=5, patience_s=2.0)
+    for name, content in (("1", "e"), ("2", "d"), ("3", "c"), ("4", "b")):
+        bench.submit(name, content)
+    assert bench.run() == [["1"]]
+    for bench.now, until_s in ((1.9, 2.0), (2.0, 4.0), (3.9, 4.0), (4.0, 6.0)):
+        assert bench.step() == []
+        assert bench.engine.next_deadline() == until_s
+    assert bench.of(Starved) == [Starved(("2", "3", "4"))] * 2
+    bench.engine.prefer(["4"])
+    bench.engine.release("1")
+    assert bench.run() == [["4"], ["2"]]
+    assert bench.engine.next_deadline() == 6.0
+    bench.engine.cancel("3")
+    assert bench.step() == []
     assert bench.engine.next_deadline() is None
 
 

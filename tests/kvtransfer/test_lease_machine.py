@@ -55,7 +55,7 @@ class LeaseMachine(Counted):
             "fetch",
             "fetch",
         ),
-        *("give_up", "take", "take", "lose", "time_passes", "renew", "renew"),
+        *("give_up", "take", "take", "lose", "time_passes", "relieve", "renew", "renew"),
     )
 
     def __init__(self):
@@ -208,6 +208,19 @@ class LeaseMachine(Counted):
             is_late = promised.deadline_s is not None and promised.deadline_s <= self.clock.now()
             if promised.state == "promised" and is_late:
                 self.end(handle, "expired")
+
+    def relieve(self, choices):
+        """Offers have no room; the youngest untaken one goes if a taker waits for one of them."""
+        handles = {choices.of(self.handles), choices.of(self.handles)}
+        awaited = {h for h in handles & set(self.current) if self.current[h].state == "open"}
+        idle = [
+            handle
+            for handle, promised in self.current.items()
+            if promised.state == "promised" and promised.is_complete
+        ]
+        assert self.offers.relieve(self.store, handles) == awaited
+        if awaited and idle:
+            self.end(idle[-1], "revoked")
 
     def renew(self, choices):
         """What is over stays over: go on with a new handle in its place."""

@@ -157,34 +157,47 @@ class Driver:
     async def ask(self, question, **where):
         """Tokens of one attempt; raises what it failed with. Cancels everything on any exit."""
         jobs = self.plan(question, **where)
+        async with self.expecting(jobs) as queue:
+            await self.send(jobs)
+            return await self.hear(jobs, queue)
+
+    @asynccontextmanager
+    async def expecting(self, jobs):
+        """A queue of the events of ``jobs``, which are cancelled on any exit."""
         queue = asyncio.Queue()
-        found = {}
-        last = jobs[-1][1].header.id
         for _, job in jobs:
             self.queues[job.header.id] = queue
-        start = len(jobs[-1][1].generated)
         try:
-            for name, job in jobs:
-                await self.cluster.instance(name).submit(job)
-            ended = False
-            while not (ended and found and len(found) == max(found) + 1 - start):
-                event = await queue.get()
-                match event:
-                    case (_, error):
-                        raise error
-                    case Tokens():
-                        for token in event.tokens:
-                            assert token.index not in found
-                            found[token.index] = token.id
-                    case Failed():
-                        raise from_code(event.code, f"{event.detail} (blame {event.blame})")
-                    case Finished() if event.job == last:
-                        ended = True
-            return tuple(found[index] for index in sorted(found))
+            yield queue
         finally:
             for _, job in jobs:
                 del self.queues[job.header.id]
             await self.cancel(jobs)
+
+    async def send(self, jobs):
+        for name, job in jobs:
+            await self.cluster.instance(name).submit(job)
+
+    async def hear(self, jobs, queue):
+        """Tokens of an attempt whose jobs were sent; raises what it failed with."""
+        found = {}
+        last = jobs[-1][1]
+        start = len(last.generated)
+        ended = False
+        while not (ended and found and len(found) == max(found) + 1 - start):
+            event = await queue.get()
+            match event:
+                case (_, error):
+                    raise error
+                case Tokens():
+                    for token in event.tokens:
+                        assert token.index not in found
+                        found[token.index] = token.id
+                case Failed():
+                    raise from_code(event.code, f"{event.detail} (blame {event.blame})")
+                case Finished() if event.job == last.header.id:
+                    ended = True
+        return tuple(found[index] for index in sorted(found))
 
     async def cancel(self, jobs):
         for name, job in jobs:

@@ -116,6 +116,9 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Silence after which a peer is taken for dead."""
     lease_s: Seconds = 10.0
     """How long offered blocks wait for a taker that never came."""
+    guard_s: Seconds = 0.5
+    """How long a picture or prompt that a taker waits for may find no room before the youngest
+    offer that nobody fetches yet is revoked for it."""
     nixl_backend: str = "UCX"
     """NIXL plugin of the way ``nixl``: ``UCX``, or ``LIBFABRIC`` for EFA."""
     nccl_backend: str = "nccl"

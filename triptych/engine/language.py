@@ -5,6 +5,9 @@ Prefill, chunked prefill, prefix hit, decode, resume and KV from elsewhere are o
 sequences and policies; no tensors, no network, no clock.
 """
 
+import math
+from collections.abc import Collection
+
 import msgspec
 
 from triptych.cache.kv import KvCache
@@ -16,7 +19,8 @@ from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.engine.bounds import check_job
-from triptych.engine.outcome import Advanced, Drew, Outcome
+from triptych.engine.outcome import Advanced, Drew, Outcome, Starved
+from triptych.engine.patience import Patience
 from triptych.engine.policies import Budget, Policies, Work
 from triptych.engine.room import Elsewhere, Foresee, Room, nobody, nowhere
 from triptych.engine.roster import Roster
@@ -49,6 +53,7 @@ class LanguageEngine:
         max_tokens: longest sequence, prompt and output, that the model takes.
         elsewhere: what of a prompt's KV could be brought here instead of being computed.
         foresee: hears of each sequence that has to wait for its turn, once.
+        patience_s: how long prompts wait for blocks before ``Starved`` is said.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class LanguageEngine:
         max_tokens: int,
         elsewhere: Elsewhere = nowhere,
         foresee: Foresee = nobody,
+        patience_s: float = math.inf,
     ) -> None:
         self._config = config
         self._cache = cache
@@ -77,6 +83,7 @@ class LanguageEngine:
             elsewhere=elsewhere,
             foresee=foresee,
         )
+        self._patience = Patience(patience_s)
         self._step: Step[LanguagePlan] | None = None
         self._num_submitted = 0
         self._passed_over = 0
@@ -162,6 +169,12 @@ class LanguageEngine:
         elif sequence.ending is None:
             sequence.ending = (code, detail)
 
+    def prefer(self, jobs: Collection[JobId]) -> None:
+        """Jobs that wait for room count as older than all others; any but those are ignored."""
+        for sequence in list(self._roster.waiting):
+            if sequence.id in jobs:
+                self._roster.put_first(sequence)
+
     def cancel(self, job_id: JobId) -> bool:
         """End the job, wherever it is, and free its blocks; the caller has stopped all outside who
         touch them. Whether it holds nothing now: False if its segment is being executed, then its
@@ -191,9 +204,11 @@ class LanguageEngine:
         if self._step is not None:
             raise InvariantBroken("plan: a step is being executed")
         self._look_over(now)
-        if self._room.grow():
-            self._room.admit(now)
+        is_short = self._room.grow() and self._room.admit(now)
         self._room.look_ahead()
+        waiting = tuple(sequence.id for sequence in self._roster.waiting) if is_short else ()
+        if self._patience.runs_out(waiting, now):
+            self._roster.outcomes.append(Starved(waiting))
         segments = tuple(
             self._roster.known[work.job].segment(work.start, work.end) for work in self._batch()
         )
@@ -241,8 +256,9 @@ class LanguageEngine:
         return outcomes
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline of a job that is not over."""
-        return min((sequence.deadline_s for sequence in self._roster.alive()), default=None)
+        """The earliest deadline of a job that is not over, or the end of patience."""
+        deadlines = [sequence.deadline_s for sequence in self._roster.alive()]
+        return min(min(deadlines), self._patience.until_s) if deadlines else None
 
     def load(self) -> Load:
         """How much there is to do."""

@@ -68,4 +68,16 @@ class Dropped(msgspec.Struct, frozen=True, tag="dropped"):
     detail: str
 
 
-Outcome = Reserved | Advanced | Drew | Ended | Embedded | Dropped
+class Starved(msgspec.Struct, frozen=True, tag="starved"):
+    """Jobs ``waiting``, in order, have no room, and for the engine's ``patience_s`` the first of
+    them was given none. Comes again after as long."""
+
+    waiting: tuple[JobId, ...]
+
+    @property
+    def job(self) -> JobId:
+        """The first."""
+        return self.waiting[0]
+
+
+Outcome = Reserved | Advanced | Drew | Ended | Embedded | Dropped | Starved

@@ -75,28 +75,34 @@ class Room:
                     break
         return not is_short and self.num_preempted == before
 
-    def admit(self, now: float) -> None:
+    def admit(self, now: float) -> bool:
         """Waiting sequences in the policy's order, all or nothing each; nobody overtakes one that
         does not fit yet. A block is left for each running sequence that grows, lest it be
-        preempted at once."""
+        preempted at once.
+
+        Returns:
+            Whether one does not fit yet.
+        """
         roster = self._roster
         places = self._config.max_sequences - len(roster.running)
         if not roster.waiting or places <= 0:
-            return
+            return False
         waiting = list(roster.waiting)
         self._match(waiting)
-        order = self._policies.order([_claim(sequence) for sequence in waiting])
+        order = list(self._policies.order([_claim(sequence) for sequence in waiting]))
+        order.sort(key=lambda index: not waiting[index].is_preferred)
         spare = sum(map(_grows, roster.running))
         for sequence in [waiting[index] for index in order[:places]]:
             if not self._open(sequence, spare):
                 if self._cache.num_open == 0:
                     roster.drop(sequence, "internal", "a sequence alone does not fit")
-                return
+                return bool(roster.waiting)
             roster.start(sequence)
             spare += _grows(sequence)
             if sequence.receives:
                 sequence.note_started(now)
             sequence.note_waiting(now)
+        return False
 
     def look_ahead(self) -> None:
         """Tell of the sequences that were not admitted, each once."""

@@ -27,6 +27,8 @@ class Roster:
         """Phases ARRIVING and RUNNING."""
         self.outcomes: list[Outcome] = []
         """Not told yet."""
+        self._foremost = 0
+        """Arrival of the one that was put first last; smaller than that of any that came."""
 
     def alive(self) -> list[Sequence]:
         """Sequences that are not over."""
@@ -51,6 +53,13 @@ class Roster:
         is_arriving = sequence.receives or sequence.awaited
         sequence.phase = Phase.ARRIVING if is_arriving else Phase.RUNNING
         insort(self.running, sequence, key=_arrival)
+
+    def put_first(self, sequence: Sequence) -> None:
+        """A waiting sequence goes before all others, whatever the policy."""
+        self._foremost -= 1
+        sequence.arrival = self._foremost
+        self.waiting.remove(sequence)
+        self.waiting.insert(0, sequence)
 
     def put_back(self, sequence: Sequence) -> None:
         """A running sequence gives its blocks back and waits again, in its old place."""

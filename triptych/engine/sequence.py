@@ -119,6 +119,11 @@ class Sequence:
             return False
         return self.job.publish is not None or self.phase is Phase.ARRIVING
 
+    @property
+    def is_preferred(self) -> bool:
+        """Whether it was put before all others."""
+        return self.arrival < 0
+
     def finish_reason(self) -> str | None:
         """``stop`` or ``length`` if the sequence is complete."""
         stop = self.job.stop

@@ -4,7 +4,8 @@ Knows keys, embedding blocks and who waits for which picture. Pixels pass throug
 pictures are encoded once, also while the first is being encoded.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from enum import Enum
 
 from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
@@ -15,7 +16,8 @@ from triptych.core.event import Timing
 from triptych.core.handoff import EncodeJob
 from triptych.core.ids import ContentHash, JobId
 from triptych.core.plan import VisionPlan, VisionResult, VisionTask
-from triptych.engine.outcome import Dropped, Embedded, Outcome
+from triptych.engine.outcome import Dropped, Embedded, Outcome, Starved
+from triptych.engine.patience import Patience
 from triptych.engine.step import Step
 
 
@@ -74,6 +76,7 @@ class VisionEngine:
         cache: embedding blocks of the instance; prefill on the same instance may share it.
         must_wait: whether others on the instance wait for room in the cache, so that no place is
             to be taken now.
+        patience_s: how long pictures wait for room before ``Starved`` is said.
     """
 
     def __init__(
@@ -82,12 +85,14 @@ class VisionEngine:
         cache: EmbeddingCache,
         *,
         must_wait: Callable[[], bool] = lambda: False,
+        patience_s: float = math.inf,
     ) -> None:
         self._config = config
         self._cache = cache
         self._must_wait = must_wait
+        self._patience = Patience(patience_s)
         self._known: dict[JobId, _Picture] = {}
-        """In order of arrival."""
+        """In order of arrival, but for those that are preferred."""
         self._outcomes: list[Outcome] = []
         self._step: Step[VisionPlan] | None = None
         self._writing: list[tuple[_Picture, Entry]] = []
@@ -128,6 +133,11 @@ class VisionEngine:
         self._check_load()
         self._known[job.header.id] = _Picture(job, pixels, now)
 
+    def prefer(self, jobs: Collection[JobId]) -> None:
+        """Pictures that wait for room go before all others."""
+        first = {job: self._known[job] for job in jobs if job in self._known}
+        self._known = first | {job: p for job, p in self._known.items() if job not in first}
+
     def cancel(self, job_id: JobId) -> bool:
         """End the job, wherever it is, and let go of the embedding; the caller has stopped all
         outside who read it. Whether it holds nothing now: False if it is being encoded. What is
@@ -161,6 +171,9 @@ class VisionEngine:
         self._settle(now)
         self._writing = self._batch()
         self._settle(now)
+        waiting = () if self._writing else self._waiting()
+        if self._patience.runs_out(waiting, now):
+            self._outcomes.append(Starved(waiting))
         tasks = []
         for picture, entry in self._writing:
             picture.is_writer, picture.started_s = True, now
@@ -196,9 +209,9 @@ class VisionEngine:
         return outcomes
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline of a job that is not over."""
-        alive = (p.deadline_s for p in self._known.values() if p.phase is not _Phase.HELD)
-        return min(alive, default=None)
+        """The earliest deadline of a job that is not over, or the end of patience."""
+        deadlines = [p.deadline_s for p in self._known.values() if p.phase is not _Phase.HELD]
+        return min(min(deadlines), self._patience.until_s) if deadlines else None
 
     def census(self) -> tuple[list[Holding], dict[str, int]]:
         """Jobs and embedding blocks by owner, and the totals of the embedding pool."""
@@ -263,6 +276,10 @@ class VisionEngine:
                 writing.append((picture, entry))
                 left -= picture.num_tokens
         return writing
+
+    def _waiting(self) -> tuple[JobId, ...]:
+        """Pictures without a place; if none is written in this step, for want of room."""
+        return tuple(p.id for p in self._known.values() if p.phase is _Phase.WAITING)
 
     def _close(self, step: Step[VisionPlan]) -> list[tuple[_Picture, Entry]]:
         """The step is over; its pictures and their entries."""
