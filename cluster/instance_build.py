@@ -245,9 +245,9 @@ class _Assembly:
             recomputes_items=can_prefill,
             max_tokens=self._max_tokens(),
             elsewhere=prefixes.elsewhere,
-            foresee=prefixes.foresee,
             patience_s=config.transfer.guard_s,
         )
+        engine.watch_waiting(prefixes.foresee)
         services: list[PrefillService | DecodeService] = []
 
         def tell(outcomes: Sequence[Outcome]) -> None:

@@ -22,7 +22,7 @@ from triptych.engine.bounds import check_job
 from triptych.engine.outcome import Advanced, Drew, Outcome, Starved
 from triptych.engine.patience import Patience
 from triptych.engine.policies import Budget, Policies, Work
-from triptych.engine.room import Elsewhere, Foresee, Room, nobody, nowhere
+from triptych.engine.room import Elsewhere, Foresee, Room, nowhere
 from triptych.engine.roster import Roster
 from triptych.engine.sequence import Phase, Sequence
 from triptych.engine.step import Step
@@ -52,7 +52,6 @@ class LanguageEngine:
             prefilled, and recomputed after a preemption.
         max_tokens: longest sequence, prompt and output, that the model takes.
         elsewhere: what of a prompt's KV could be brought here instead of being computed.
-        foresee: hears of each sequence that has to wait for its turn, once.
         patience_s: how long prompts wait for blocks before ``Starved`` is said.
     """
 
@@ -65,7 +64,6 @@ class LanguageEngine:
         recomputes_items: bool,
         max_tokens: int,
         elsewhere: Elsewhere = nowhere,
-        foresee: Foresee = nobody,
         patience_s: float = math.inf,
     ) -> None:
         self._config = config
@@ -81,12 +79,15 @@ class LanguageEngine:
             self._roster,
             recomputes_items=recomputes_items,
             elsewhere=elsewhere,
-            foresee=foresee,
         )
         self._patience = Patience(patience_s)
         self._step: Step[LanguagePlan] | None = None
         self._num_submitted = 0
         self._passed_over = 0
+
+    def watch_waiting(self, foresee: Foresee) -> None:
+        """``foresee`` hears of each sequence that has to wait for its turn, once."""
+        self._room.foresee = foresee
 
     @property
     def is_idle(self) -> bool:

@@ -48,7 +48,6 @@ class Room:
         *,
         recomputes_items: bool,
         elsewhere: Elsewhere = nowhere,
-        foresee: Foresee = nobody,
     ) -> None:
         self._config = config
         self._cache = cache
@@ -56,7 +55,7 @@ class Room:
         self._roster = roster
         self._recomputes_items = recomputes_items
         self._elsewhere = elsewhere
-        self._foresee = foresee
+        self.foresee: Foresee = nobody
         self.num_preempted = 0
         """Since the start."""
 
@@ -109,7 +108,7 @@ class Room:
         for sequence in self._roster.waiting:
             if not sequence.is_foreseen and not sequence.receives:
                 sequence.is_foreseen = True
-                self._foresee(sequence.job, sequence.table)
+                self.foresee(sequence.job, sequence.table)
 
     def _match(self, waiting: list[Sequence]) -> None:
         """Note what the tree holds of each, if the order asks: of all that were never looked up,
