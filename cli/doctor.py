@@ -115,7 +115,8 @@ def examine(config: Config) -> tuple[Finding, ...]:
         _gpu(torch),
         _nccl(torch),
         _rdma(),
-        _redis(),
+        _nixl(),
+        _redis(config),
     )
     return machine + _decisions(config, torch)
 
@@ -130,13 +131,22 @@ def _python() -> Finding:
 def _packages() -> Finding:
     versions, missing = [], []
     for name in _PACKAGES:
-        try:
-            versions.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
+        version = _version(name)
+        if version is None:
             missing.append(name)
+        else:
+            versions.append(f"{name} {version}")
     if missing:
         return Finding("packages", f"missing: {', '.join(missing)}", "run make setup", "problem")
     return Finding("packages", ", ".join(versions), "complete")
+
+
+def _version(package: str) -> str | None:
+    """The installed version, if there is one."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cores(config: Config) -> Finding:
@@ -219,22 +229,33 @@ def _gpu(torch: dict[str, Any]) -> Finding:
 
 def _nccl(torch: dict[str, Any]) -> Finding:
     if torch.get("nccl"):
-        return Finding("NCCL", str(torch["nccl"]), "not used by this version")
-    return Finding("NCCL", "none", "not used by this version", "absent")
+        return Finding(
+            "NCCL", str(torch["nccl"]), "the way nccl, between instances with a GPU each"
+        )
+    return Finding("NCCL", "none", "the way nccl is not offered", "absent")
 
 
 def _rdma() -> Finding:
     folder = Path("/sys/class/infiniband")
     devices = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if devices:
-        return Finding("RDMA", ", ".join(devices), "not used by this version")
-    return Finding("RDMA", "none", "not used by this version", "absent")
+        return Finding("RDMA", ", ".join(devices), "used by the way nixl")
+    return Finding("RDMA", "none", "the way nixl uses shared memory and TCP", "absent")
 
 
-def _redis() -> Finding:
-    names = [name for name in ("redis-server", "valkey-server") if shutil.which(name)]
-    effect = "not used: the router knows its instances itself"
-    return Finding("Redis", ", ".join(names) or "none", effect, "ok" if names else "absent")
+def _nixl() -> Finding:
+    version = _version("nixl-cu13")
+    if version is None:
+        return Finding("NIXL", "none", "the way nixl is not offered (extra: nixl)", "absent")
+    return Finding("NIXL", version, "a way for blocks between processes and hosts")
+
+
+def _redis(config: Config) -> Finding:
+    client = _version("redis")
+    if config.cluster.directory == "embedded":
+        return Finding("Redis", client or "no client", "not used: cluster.directory is embedded")
+    effect = "keeps the directory" if client else "cluster.directory needs it (extra: redis)"
+    return Finding("Redis", client or "no client", effect, "ok" if client else "problem")
 
 
 def _decisions(config: Config, torch: dict[str, Any]) -> tuple[Finding, ...]:
@@ -247,7 +268,7 @@ def _decisions(config: Config, torch: dict[str, Any]) -> tuple[Finding, ...]:
         dtype = "float32" if device == "cpu" else "bfloat16"
     transport = config.transfer.transport
     if transport == "auto":
-        transport = "shm between instances of one machine, tcp to others"
+        transport = "what both instances have and was measured to be quicker"
     topology = f"{config.cluster.topology} on {config.cluster.backend}"
     return (
         Finding("-> device", device, "model.device", state),

@@ -23,7 +23,8 @@ def findings(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
 def test_every_line_of_the_table_says_what_follows_from_it(capsys):
     code = run("--set", "router.http=127.0.0.1:0", "--set", "router.grpc=127.0.0.1:0", "--json")
     rows = findings(capsys)
-    assert {"GPU", "NCCL", "RDMA", "Redis", "shared memory", "memory", "open files"} <= rows.keys()
+    assert {"GPU", "NCCL", "RDMA", "NIXL", "Redis"} <= rows.keys()
+    assert {"shared memory", "memory", "open files"} <= rows.keys()
     assert {"-> device", "-> dtype", "-> transport", "-> instances", "-> model"} <= rows.keys()
     assert all(row["found"] and row["effect"] for row in rows.values())
     assert code == int(any(row["state"] == "problem" for row in rows.values()))

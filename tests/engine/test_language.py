@@ -59,42 +59,6 @@ def test_chunks_are_the_same_under_any_load():
     )
 
 
-@pytest.mark.parametrize("brought", [12, 8, 0])
-def test_a_prefix_from_elsewhere_is_awaited_and_the_rest_computed(brought):
-    bench = Bench(elsewhere=lambda _job, _table: 15)
-    tokens = list(range(20))
-    job = publishing("a", tokens)
-    bench.engine.submit(job, 0.0)
-    bench.step()
-    (reserved,) = bench.of(Reserved)
-    assert (reserved.hit_tokens, reserved.awaited_tokens) == (0, 12)
-    assert bench.step() == ()
-    bench.executor.write_kv(job, tokens, reserved.blocks, 0, brought)
-    bench.engine.prefix_arrived("a", brought)
-    bench.run()
-    assert bench.spans("a")[0][0] == brought
-    assert bench.tokens("a") == expected(job)[:1]
-    assert bench.of(Ended)[0].timing.cached_tokens == brought
-    bench.engine.release("a")
-    assert bench.engine.is_idle
-
-
-def test_a_job_that_awaits_a_prefix_can_be_cancelled_and_is_never_preempted():
-    bench = Bench(elsewhere=lambda _job, _table: 8)
-    bench.engine.submit(make_job("a", range(20)), 0.0)
-    bench.step()
-    bench.engine.fail("a", "internal", "")
-    bench.step()
-    assert not bench.engine.is_idle, "somebody may still write into its blocks"
-    bench.engine.release("a")
-    bench.engine.check()
-    assert bench.engine.is_idle
-    with pytest.raises(InvariantBroken):
-        bench.engine.submit(make_job("b", range(3)), 0.0)
-        bench.step()
-        bench.engine.prefix_arrived("b", 0)
-
-
 def test_items_gate_only_their_own_chunks():
     bench = Bench()
     items = (picture("p", 5, 3), picture("q", 11, 4))

@@ -325,6 +325,8 @@ def _check(config: Config) -> None:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
     if engine.deterministic and config.transfer.wire != "raw":
         raise ConfigError("transfer.wire: engine.deterministic needs raw, the others round")
+    if engine.deterministic and config.cache.at_rest != "raw":
+        raise ConfigError("cache.at_rest: engine.deterministic needs raw, the others round")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
     if not re.match(r"embedded$|(rediss?|unix)://.", config.cluster.directory):

@@ -155,7 +155,8 @@ class LanguageEngine:
             return
         if sequence.phase is not Phase.ARRIVING or sequence.receives:
             raise InvariantBroken(f"{job_id}: a prefix arrived that was not expected")
-        sequence.computed = max(sequence.computed, min(num_tokens, sequence.awaited))
+        arrived = self._room.usable(sequence, min(num_tokens, sequence.awaited))
+        sequence.computed = max(sequence.computed, arrived)
         sequence.cached_tokens = max(sequence.cached_tokens or 0, sequence.computed)
         self._commit(sequence)
         sequence.phase, sequence.awaited = Phase.RUNNING, 0

@@ -163,6 +163,11 @@ class Room:
             return min(limit, sequence.prompt_len), self._config.chunk_tokens
         return limit, 1
 
+    def usable(self, sequence: Sequence, num_tokens: int) -> int:
+        """How many of the first ``num_tokens``, whose KV came from elsewhere, may be built on."""
+        _, align = self._bounds(sequence)
+        return num_tokens // align * align
+
     def _open(self, sequence: Sequence, spare: int) -> bool:
         """Blocks for all known tokens, and for the one that comes behind KV from elsewhere."""
         limit, align = self._bounds(sequence)

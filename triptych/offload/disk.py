@@ -182,9 +182,10 @@ class DiskFile:
         found: dict[ContentHash, tuple[int, ...]] = {}
         for write in sorted(writes):
             key, count = about[write]
-            if sorted(writes[write]) == list(range(count)):
+            parts = writes[write]
+            if len(parts) == count and sorted(parts) == list(range(count)):
                 found.pop(ContentHash(key), None)
-                slots = tuple(writes[write][part] for part in range(count))
+                slots = tuple(parts[part] for part in range(count))
                 found[ContentHash(key)] = slots
         return found, max(writes, default=0)
 

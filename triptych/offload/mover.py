@@ -13,6 +13,7 @@ thread of one event loop.
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from triptych.core.census import Holding
 from triptych.core.clock import Clock
 from triptych.core.ids import BlockId, ContentHash
 from triptych.offload.tiers import Tiers
+
+log = logging.getLogger(__name__)
 
 MAX_QUEUED = 1024
 """Entries that wait to be copied to the host; more are dropped until the cache evicts them."""
@@ -55,7 +58,8 @@ class Mover:
         self._may_demote = True
         self._is_closed = False
         self._num_filling = 0
-        self._counts = dict.fromkeys(("copied", "dropped", "prefetched", "demoted", "filled"), 0)
+        words = ("copied", "dropped", "prefetched", "demoted", "filled", "failed")
+        self._counts = dict.fromkeys(words, 0)
         self._fillers = ThreadPoolExecutor(FILLERS, f"{name} filler")
         self._thread = threading.Thread(target=self._run, name=f"{name} mover", daemon=True)
         self._thread.start()
@@ -176,9 +180,12 @@ class Mover:
                 if self._is_closed:
                     return
                 self._may_demote = False
-            self._prefetch_one()
-            self._copy_one()
-            self._demote_one()
+            for work in (self._prefetch_one, self._copy_one, self._demote_one):
+                try:
+                    work()
+                except Exception:  # costs one entry, not the tiers of this instance
+                    log.exception("an entry was not moved between tiers")
+                    self._count("failed")
 
     def _copy_one(self) -> None:
         with self._lock:

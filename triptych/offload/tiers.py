@@ -134,7 +134,11 @@ class Tiers:
         if self._disk is None:
             return None
         size = self._disk.shape.slot_bytes
-        scratch = pages(size * len(held.slots))
+        try:
+            scratch = pages(size * len(held.slots))
+        except OSError as error:  # no memory for them: as good as lost
+            log.warning("an entry of the disk tier was not read: %s", error.strerror)
+            return None
         parts = [scratch[at * size : (at + 1) * size] for at in range(len(held.slots))]
         return parts if self._disk.read(held.key, held.slots, parts) else None
 
