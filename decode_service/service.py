@@ -5,7 +5,9 @@ Knows neither gRPC nor Ray nor tensors.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,6 +24,8 @@ from triptych.core.ids import BlockId, JobId, SessionId
 from triptych.core.ports import BlockMemory
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Outcome, Reserved
+
+log = logging.getLogger(__name__)
 
 
 class _Work:
@@ -134,7 +138,7 @@ class DecodeService:
     async def _bring_prefix(self, work: _Work, prefixes: Prefixes, place: Place) -> None:
         """Bring KV from a lower tier or another instance; what does not come is computed."""
         num_tokens = await prefixes.bring(work.job, place, work.deadline_s)
-        self._engine.prefix_arrived(work.job.header.id, num_tokens)
+        num_tokens = self._engine.prefix_arrived(work.job.header.id, num_tokens)
         self._has_kv(work, num_tokens)
         self._wake()
 
@@ -149,8 +153,18 @@ class DecodeService:
 
     def _start(self, work: _Work, coroutine: Coroutine[Any, Any, None], word: str) -> None:
         task = asyncio.create_task(coroutine, name=f"{word} {work.job.header.id}")
-        task.add_done_callback(lambda _: self._settle(work))
+        task.add_done_callback(partial(self._is_over, work))
         work.tasks.append(task)
+
+    def _is_over(self, work: _Work, task: asyncio.Task[None]) -> None:
+        """Whatever writes for the job has ended, perhaps by what should not happen: then the job
+        ends too, at once and not at its deadline."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+            self._engine.fail(work.job.header.id, "internal", "a transfer failed unexpectedly")
+            self._wake()
+        self._settle(work)
 
     async def _fetch(
         self, work: _Work, ref: TransferRef, blocks: tuple[BlockId, ...], hit_tokens: int

@@ -194,15 +194,25 @@ class PrefillService:
 
     def _start(self, work: _Work, coroutine: Coroutine[Any, Any, None], word: str) -> None:
         task = asyncio.create_task(coroutine, name=f"{word} {work.job.header.id}")
-        task.add_done_callback(lambda _: self._settle(work))
+        task.add_done_callback(partial(self._is_over, work))
         work.tasks.append(task)
+
+    def _is_over(self, work: _Work, task: asyncio.Task[None]) -> None:
+        """Whatever writes for the job has ended, perhaps by what should not happen: then the job
+        ends too, at once and not at its deadline."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+            self._engine.fail(work.job.header.id, "internal", "a transfer failed unexpectedly")
+            self._wake()
+        self._settle(work)
 
     async def _bring_prefix(self, work: _Work, place: Place) -> None:
         """Bring KV from a lower tier or another instance; what does not come is computed."""
         job = work.job
         deadline_s = self._clock.now() + job.header.budget_s
         num_tokens = await self._prefixes.bring(job, place, deadline_s)
-        self._engine.prefix_arrived(job.header.id, num_tokens)
+        num_tokens = self._engine.prefix_arrived(job.header.id, num_tokens)
         self._offer(work, num_tokens // self._memory.layout.block_size)
         self._has_kv(work, num_tokens)
         self._wake()

@@ -146,13 +146,14 @@ class LanguageEngine:
         sequence.tokens.append(first.token)
         sequence.phase, sequence.receives = Phase.RUNNING, False
 
-    def prefix_arrived(self, job_id: JobId, num_tokens: int) -> None:
+    def prefix_arrived(self, job_id: JobId, num_tokens: int) -> int:
         """The KV of the first ``num_tokens`` tokens of a job that awaited some is there and
         verified: as much as could be had, perhaps no more than the hit. The rest is computed.
-        Nobody outside touches the blocks any more."""
+        Nobody outside touches the blocks any more. How many tokens are built on; behind them blocks
+        are written."""
         sequence = self._roster.get_alive(job_id)
         if sequence is None:
-            return
+            return 0
         if sequence.phase is not Phase.ARRIVING or sequence.receives:
             raise InvariantBroken(f"{job_id}: a prefix arrived that was not expected")
         arrived = self._room.usable(sequence, min(num_tokens, sequence.awaited))
@@ -160,6 +161,7 @@ class LanguageEngine:
         sequence.cached_tokens = max(sequence.cached_tokens or 0, sequence.computed)
         self._commit(sequence)
         sequence.phase, sequence.awaited = Phase.RUNNING, 0
+        return sequence.computed
 
     def fail(self, job_id: JobId, code: str, detail: str) -> None:
         """Something that the job needs from outside will not come: it is Dropped."""
