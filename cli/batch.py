@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="shared",
         help="shared: requests with a common beginning together (default)",
     )
-    serve.add_arguments(parser)
+    serve.add_cluster_arguments(parser)
 
 
 def run(words: argparse.Namespace) -> int:

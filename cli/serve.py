@@ -15,10 +15,15 @@ from triptych.inputs.model_card import load_card
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--model", metavar="DIR", help="model folder, or: oracle")
-    parser.add_argument("--topology", metavar="T", help="such as E1,P1,D1 or EPD1")
+    add_cluster_arguments(parser)
     parser.add_argument("--http", metavar="HOST:PORT", help="HTTP door")
     parser.add_argument("--grpc", metavar="HOST:PORT", help="gRPC door")
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that starts instances, whether or not anybody may come in."""
+    parser.add_argument("--model", metavar="DIR", help="model folder, or: oracle")
+    parser.add_argument("--topology", metavar="T", help="such as E1,P1,D1 or EPD1")
     parser.add_argument("--config", metavar="FILE", type=Path, help="configuration (TOML)")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="section.key=value"
@@ -30,8 +35,8 @@ def configure(words: argparse.Namespace) -> Config:
     options = {
         "model.path": words.model,
         "cluster.topology": words.topology,
-        "router.http": words.http,
-        "router.grpc": words.grpc,
+        "router.http": getattr(words, "http", None),
+        "router.grpc": getattr(words, "grpc", None),
     }
     given = [f'{key}="{value}"' for key, value in options.items() if value is not None]
     return load(words.config, [*words.set, *given])

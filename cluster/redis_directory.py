@@ -79,7 +79,8 @@ class _Server:
 
 
 class _Loop:
-    """A task that works on the server, and begins anew whenever the server fails it."""
+    """A task that works on the server, and begins anew whenever the server fails it, or its own
+    code does: a directory is a hint, and its faults are nobody's but the log's."""
 
     def __init__(self, url: str, secret: bytes, name: str) -> None:
         self._server = _Server(url, secret)
@@ -108,9 +109,15 @@ class _Loop:
             except (RedisError, OSError) as error:
                 if not self._is_warned:
                     log.warning("%s: the directory's server is away: %s", self._name, error)
-                self._is_warned, self.is_connected = True, False
-                self._lost()
+                self._failed()
+            except Exception:
+                log.exception("%s: a fault; it begins anew", self._name)
+                self._failed()
             await asyncio.sleep(BACKOFF_S)
+
+    def _failed(self) -> None:
+        self._is_warned, self.is_connected = True, False
+        self._lost()
 
     def _connected(self) -> None:
         self._is_warned, self.is_connected = False, True

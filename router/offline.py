@@ -158,15 +158,16 @@ async def run(
     service: Service, tasks: Sequence[Task], groups: Sequence[Group], capacity: int
 ) -> AsyncGenerator[Outcome, None]:
     """Outcomes as they come, one per task. ``capacity`` is in tokens of KV; leaving early cancels
-    what is in flight."""
+    what is in flight. Raises at once what a service raises that is no TriptychError."""
     window, queue = Window(capacity), Queue(groups)
-    news: asyncio.Queue[tuple[Claim, Outcome | None]] = asyncio.Queue()
-    flights: set[asyncio.Task[None]] = set()
+    news: asyncio.Queue[tuple[Claim, asyncio.Task[Outcome] | None]] = asyncio.Queue()
+    flights: set[asyncio.Task[Outcome]] = set()
 
-    async def fly(task: Task, claim: Claim) -> None:
+    def fly(task: Task, claim: Claim) -> None:
         begun = partial(news.put_nowait, (claim, None)) if claim.is_first else _nothing
-        outcome = await _ask(service, task, begun)
-        news.put_nowait((claim, outcome))
+        flight = asyncio.create_task(_ask(service, task, begun))
+        flights.add(flight)
+        flight.add_done_callback(lambda flight: news.put_nowait((claim, flight)))
 
     def begin() -> None:
         while (head := queue.peek()) is not None:
@@ -178,17 +179,17 @@ async def run(
                 return
             queue.pop()
             window.enter(claim.need, number, shared)
-            flight = asyncio.create_task(fly(tasks[index], claim))
-            flights.add(flight)
-            flight.add_done_callback(flights.discard)
+            fly(tasks[index], claim)
 
     try:
         begin()
         while window.num_flying:
-            claim, outcome = await news.get()
-            if outcome is None:
+            claim, flight = await news.get()
+            if flight is None:
                 queue.is_computed(claim.number)
             else:
+                flights.discard(flight)
+                outcome = flight.result()
                 window.leave(claim.need, claim.number, claim.shared)
                 if outcome.final is not None:
                     max_tokens = tasks[outcome.number].max_tokens

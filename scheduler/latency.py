@@ -30,7 +30,8 @@ class Latencies:
     def __init__(self) -> None:
         self._token_s: dict[tuple[Stage, str], float] = {}
         self._links: dict[str, dict[str, LinkReport]] = {}
-        """By taker, then by giver."""
+        """By the places of taker and giver: the way in use."""
+        self._ways: dict[str, _Ways] = {}
         self._failovers: dict[InstanceId, int] = {}
 
     def learn(self, stage: Stage, instance: InstanceId, num_tokens: int, seconds: float) -> None:
@@ -50,16 +51,15 @@ class Latencies:
         return sum(others) / len(others) if others else PRIOR_S[stage]
 
     def report(self, taker: InstanceId, reports: Iterable[LinkReport]) -> None:
-        """All links of a taker as it finds them; of several transports to one giver, the fastest is
-        believed to be used."""
-        links: dict[str, LinkReport] = {}
-        self._failovers[taker] = 0
-        for report in reports:
-            self._failovers[taker] += report.failovers
-            best = links.get(_place(report.giver))
-            if best is None or report.bytes_per_s > best.bytes_per_s:
-                links[_place(report.giver)] = report
-        self._links[_place(taker)] = links
+        """All links of a taker as it finds them. Of several ways to one giver, the one that was
+        measured last is believed to be in use."""
+        told = {(each.giver, each.transport): each for each in reports}
+        self._failovers[taker] = sum(each.failovers for each in told.values())
+        before = self._ways.get(_place(taker))
+        if before is not None and _incarnation(before.taker) > _incarnation(taker):
+            return
+        ways = self._ways[_place(taker)] = _Ways(taker, told, before)
+        self._links[_place(taker)] = ways.in_use()
 
     def forget(self, taker: InstanceId) -> None:
         """An incarnation is gone: its count of failovers ends. Speeds stay for the next one."""
@@ -78,6 +78,48 @@ class Latencies:
     def num_failovers(self) -> int:
         """How often another transport had to be used, on all links, since their takers started."""
         return sum(self._failovers.values())
+
+
+class _Ways:
+    """All that one taker told in one report, and in which of its reports each way became what it
+    is: a transfer changes the numbers of the way that it took, and of no other."""
+
+    def __init__(
+        self,
+        taker: InstanceId,
+        told: dict[tuple[InstanceId, str], LinkReport],
+        before: "_Ways | None",
+    ) -> None:
+        self.taker = taker
+        self._told = told
+        self._number: int = 0 if before is None else before._number + 1
+        self._measured: dict[tuple[InstanceId, str], int] = {
+            way: self._number
+            if before is None or _speed(before._told.get(way)) != _speed(report)
+            else before._measured[way]
+            for way, report in told.items()
+        }
+
+    def in_use(self) -> dict[str, LinkReport]:
+        """By place of the giver: of its newest incarnation the way measured last; of equals the one
+        that broke least, because a way may be told that broke before it was ever measured."""
+        newest: dict[str, tuple[tuple[int, int, int, float], LinkReport]] = {}
+        for way, report in self._told.items():
+            giver, measured = report.giver, self._measured[way]
+            rank = (_incarnation(giver), measured, -report.failovers, report.bytes_per_s)
+            place = _place(giver)
+            if place not in newest or rank > newest[place][0]:
+                newest[place] = rank, report
+        return {place: report for place, (_, report) in newest.items()}
+
+
+def _speed(report: LinkReport | None) -> tuple[float, float] | None:
+    return None if report is None else (report.latency_s, report.bytes_per_s)
+
+
+def _incarnation(instance: InstanceId) -> int:
+    """``3`` of ``prefill-0@3``."""
+    return int(instance.partition("@")[2] or 0)
 
 
 def _place(instance: InstanceId) -> str:

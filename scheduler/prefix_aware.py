@@ -6,6 +6,7 @@ choice of MemServe, arXiv 2406.17565, with the link of the pair); encode the pic
 covers; hand the KV over that the decode instance lacks. Pure; knows no address.
 """
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -89,7 +90,8 @@ class _Look:
         plans = [self._with(prefill, own, begin_s, None)]
         for lender in self._lenders:
             other = lender.description.id
-            lent = min(self._coverage.of(other).kv_tokens[0], most) // size * size
+            step = math.lcm(size, _layout(lender).block_size)  # full blocks of both
+            lent = min(self._coverage.of(other).kv_tokens[0], most) // step * step
             if lent > own and other != name and match(lender, prefill):
                 num_bytes = (lent - own) * _token_bytes(prefill)
                 fetch_s = self._latencies.transfer_s(other, name, num_bytes)

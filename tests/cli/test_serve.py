@@ -34,6 +34,19 @@ def test_what_is_wrong_is_said_in_one_line(words: list[str], said: str):
     assert done.stderr.startswith(f"triptych {words[0]}: ")
 
 
+@pytest.mark.parametrize("door", ["--http", "--grpc"])
+def test_a_batch_has_no_doors(door: str):
+    done = run("batch", "absent.jsonl", "answers.jsonl", door, "127.0.0.1:9")
+    assert done.returncode == 2
+    assert f"unrecognized arguments: {door}" in done.stderr
+
+
+def test_a_batch_needs_no_option_of_a_door():
+    done = run("batch", "absent.jsonl", "answers.jsonl", "--topology", "E1,P1")
+    assert done.returncode == 1
+    assert "cluster.topology" in done.stderr
+
+
 async def test_a_taken_address_leaves_nothing_running():
     async with served("EPD1", 'cluster.backend="local"') as server:
         words = ["--model", "oracle", "--topology", "EPD1", "--http", server.http]

@@ -177,6 +177,34 @@ async def test_what_others_wrote_is_passed_over(kind):
         await a.close()
 
 
+@pytest.mark.parametrize("who", ["follower", "publisher"])
+async def test_a_fault_is_logged_and_the_work_goes_on(kind, who, monkeypatch, caplog):
+    faults = [TypeError("a fault"), AttributeError("another")]
+
+    def faulty(work):
+        async def works_at_last(self, *words):
+            if faults:
+                raise faults.pop()
+            await work(self, *words)
+
+        return works_at_last
+
+    changed, name = {
+        "follower": (RedisFollower, "_load"),
+        "publisher": (RedisPublisher, "_write_snapshot"),
+    }[who]
+    monkeypatch.setattr(changed, name, faulty(getattr(changed, name)))
+    async with redis_server(kind) as server:
+        a = Shop(server.url, "a@0")
+        a.store("first")
+        async with following(server.url, ["a@0"]) as catalog:
+            await until(lambda: a.is_known(catalog))
+        await a.close()
+    assert not faults
+    assert "TypeError: a fault" in caplog.text
+    assert "AttributeError: another" in caplog.text
+
+
 async def test_a_stream_trimmed_under_a_slow_reader_is_begun_anew(kind, monkeypatch):
     monkeypatch.setattr(redis_directory, "MAX_ENTRIES", 10)
     may_take, take = asyncio.Event(), RedisFollower._take

@@ -1,5 +1,6 @@
 """The configuration: what it takes, from where, and how it refuses."""
 
+import traceback
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,54 @@ def test_a_wrong_value_is_named(override: str, named: str):
     with pytest.raises(ConfigError) as refused:
         load(None, [override], {})
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:sesame@cache/0?bogus=1",
+        "redis://:sesame@cache/0?protocol=3",
+        "unix://:sesame@/run/socket?db=1",
+        "redis://:pa/sesame@cache:6379/0",
+        "redis://:12/sesame@cache:6379/0",
+        "redis://user:12/sesame@cache:6379/0",
+        "unix://user:pa/sesame@/run/socket",
+        "redis://:pa?sesame@cache:6379/0",
+        "redis://:pa#sesame@cache:6379/0",
+        "redis://:pa[sesame@cache:6379/0",
+        "redis://:sesame@cache:port/0",
+        "redis://:sesame@cache:65536/0",
+        "redis://:sesame@cache/zero",
+        "redis://:sesame@",
+        "unix://:sesame@run/socket",
+        "http://:sesame@cache/0",
+        "embedded://sesame",
+    ],
+)
+def test_a_directory_that_the_client_would_not_understand_is_refused_and_not_shown(url: str):
+    with pytest.raises(ConfigError, match=r"^cluster\.directory: ") as refused:
+        load(None, [f'cluster.directory="{url}"'], {})
+    shown = "".join(traceback.format_exception(refused.value))
+    assert "sesame" not in shown
+    assert "pa/" not in shown
+    assert refused.value.__cause__ is None
+    assert refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "embedded",
+        "redis://cache",
+        "redis://cache:6379/0",
+        "rediss://user:p%2Fa:s+s@cache-1.example.org:6380/3",
+        "redis://[::1]:6379/0",
+        "unix:///run/redis/socket",
+        "unix://user:password@/run/redis/socket",
+    ],
+)
+def test_a_directory_is_taken(url: str):
+    assert load(None, [f"cluster.directory={url}"], {}).cluster.directory == url
 
 
 def test_a_wrong_file_is_named(tmp_path: Path):

@@ -1,8 +1,12 @@
 """The window of a batch: bounded by memory, a group's beginning counted once, empty in the end."""
 
+import asyncio
 import random
 
-from router.offline import Task, Window, plan
+import pytest
+
+from router.offline import Task, Window, plan, run
+from scheduler.grouping import Group
 from triptych.core.request import Prompt
 
 
@@ -51,3 +55,45 @@ def test_a_plan_in_the_order_given_shares_nothing():
     ]  # fmt: skip
     together = plan(prompts, [1] * 4)
     assert (together.prompt_tokens, together.shared_tokens) == (12, 6)
+
+
+class Broken:
+    """A service with a fault: it raises ``error`` for the second request; the others never end."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+        self._num_asked = 0
+        self.num_open = 0
+
+    def admit(self, tenant):
+        pass
+
+    async def generate(self, request, ticket):
+        self._num_asked += 1
+        self.num_open += 1
+        try:
+            if self._num_asked == 2:
+                await asyncio.sleep(0)
+                raise self._error
+            await asyncio.Event().wait()
+            yield
+        finally:
+            self.num_open -= 1
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a fault"), asyncio.CancelledError()])
+async def test_a_fault_of_the_service_ends_the_batch_instead_of_hanging_it(error):
+    service = Broken(error)
+    tasks = [Task(number, Ask, 10, 10) for number in range(3)]
+    groups = [Group((number,), 10) for number in range(3)]
+    with pytest.raises(type(error)):
+        async with asyncio.timeout(5.0):
+            async for _ in run(service, tasks, groups, 1000):
+                pass
+    assert service.num_open == 0, "what was in flight was ended"
+
+
+class Ask:
+    """A request, as far as it is looked at."""
+
+    tenant = "public"

@@ -148,7 +148,7 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a stop waits for work in flight."""
     directory: str = "embedded"
     """Who tells routers what is cached where: ``embedded`` (the instances themselves) or a Redis or
-    Valkey server, ``redis://...``, ``rediss://...`` or ``unix://...``."""
+    Valkey server, ``redis://...``, ``rediss://...`` or ``unix://...``, without options."""
     directory_flush_s: Seconds = 0.05
     """Changes of caches are gathered for this long before they are told."""
 
@@ -329,8 +329,11 @@ def _check(config: Config) -> None:
         raise ConfigError("cache.at_rest: engine.deterministic needs raw, the others round")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
-    if not re.match(r"embedded$|(rediss?|unix)://.", config.cluster.directory):
-        raise ConfigError("cluster.directory: embedded, or a URL of redis, rediss or unix")
+    if not _is_directory(config.cluster.directory):  # and not shown: it may hold a password
+        raise ConfigError(
+            "cluster.directory: embedded, redis[s]://[USER:PASSWORD@]HOST[:PORT][/NUMBER] or"
+            " unix://[USER:PASSWORD@]/PATH; nothing behind it; of a password, / ? # @ [ ] as %XX"
+        )
     if not _is_loopback(config.router.admin) and not config.router.admin_key:
         raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
     if bool(config.cache.disk_bytes) != bool(config.cache.disk_path):
@@ -344,10 +347,22 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
 
 
+def _is_directory(text: str) -> bool:
+    found = re.fullmatch(_DIRECTORY, text)
+    return found is not None and int(found["port"] or 0) <= 65_535
+
+
 def _is_loopback(address: str) -> bool:
     host = address.rpartition(":")[0].strip("[]")
     return not address or host in ("localhost", "::1") or host.startswith("127.")
 
+
+_DIRECTORY = (
+    r"embedded"
+    r"|rediss?://([^/?#@\[\]\s]*@)?([\w.-]+|\[[\da-fA-F:.]+\])(:(?P<port>[0-9]{1,5}))?(/[0-9]*)?"
+    r"|unix://([^/?#@\[\]\s]*@)?/[^?#\s]+"
+)
+"""No query: the client would take any option from there, over those that it is given."""
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
