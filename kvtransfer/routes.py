@@ -52,6 +52,10 @@ class _Route:
         self.num_broken = 0
         self.avoid_until_s = 0.0
 
+    def speed(self, now_s: float) -> float:
+        """Bytes per second as measured; 0 if they were not, or while the way is avoided."""
+        return self.bytes_per_s if self.has_bandwidth and now_s >= self.avoid_until_s else 0.0
+
 
 class Routes:
     """What the ways to each giver are worth. Any thread may call."""
@@ -105,10 +109,11 @@ class Routes:
             route.avoid_until_s = self._clock.now() + AVOID_S
 
     def reports(self) -> list[LinkReport]:
-        """Every way that was measured or broke."""
+        """Every way that was measured or broke; with a speed only what would be taken at it."""
         with self._lock:
+            now_s = self._clock.now()
             return [
-                LinkReport(giver, way, route.latency_s, route.bytes_per_s, route.num_broken)
+                LinkReport(giver, way, route.latency_s, route.speed(now_s), route.num_broken)
                 for (giver, way), route in sorted(self._routes.items())
                 if route.has_latency or route.num_broken
             ]
