@@ -14,7 +14,7 @@ from kvtransfer.transports.transport import Transport
 from triptych.core.catalog import LinkReport
 from triptych.core.clock import Clock
 from triptych.core.handoff import TransferRef
-from triptych.core.ids import InstanceId
+from triptych.core.ids import InstanceId, succeeds
 
 PRIORS = {
     "inproc": (5e-5, 8e9),
@@ -118,10 +118,10 @@ class Routes:
                 if route.has_latency or route.num_broken
             ]
 
-    def forget(self, giver: InstanceId) -> None:
-        """An instance is gone for good."""
+    def succeed(self, giver: InstanceId) -> None:
+        """An instance has answered: earlier incarnations of its place are gone for good."""
         with self._lock:
-            for key in [key for key in self._routes if key[0] == giver]:
+            for key in [key for key in self._routes if succeeds(giver, key[0])]:
                 del self._routes[key]
 
     def _load(self, giver: InstanceId) -> float:

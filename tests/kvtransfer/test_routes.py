@@ -74,6 +74,15 @@ def test_a_speed_is_reported_only_where_it_was_measured_and_would_be_had():
     assert speeds() == {"nixl": 0, "shm": 0, "tcp": (1 << 20) / 0.5}
 
 
+def test_a_later_incarnation_ends_what_was_known_of_those_before_it():
+    made, _ = routes("shm", "tcp")
+    others = ("other@0", "giver@12", "giver", "giver@x")
+    for name in ("giver@0", "giver@9", *others):
+        made.broke(InstanceId(name), "shm")
+    made.succeed(InstanceId("giver@10"))
+    assert {report.giver for report in made.reports()} == set(others)
+
+
 def test_a_busy_giver_is_not_asked_by_every_way_in_turn():
     made, _ = routes("inproc", "shm", "tcp")
     made.learn(GIVER, "inproc", Measured(0.05))
