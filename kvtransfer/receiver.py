@@ -30,7 +30,7 @@ from triptych.core.errors import (
     TriptychError,
 )
 from triptych.core.handoff import TransferRef
-from triptych.core.ids import BlockId, InstanceId
+from triptych.core.ids import BlockId, InstanceId, succeeds
 from triptych.core.ports import BlockMemory
 
 MAX_IDLE_LINKS = 64
@@ -150,8 +150,21 @@ class Receiver:
         return tail
 
     def _window(self, peer: InstanceId) -> Window:
+        """The window of a peer that has answered. It is new with the incarnation, and then what was
+        known of earlier ones goes."""
+        gone: list[Link] = []
         with self._lock:
-            return self._windows.setdefault(peer, Window(self._config.credits))
+            if peer not in self._windows:
+                for former in [each for each in self._windows if succeeds(peer, each)]:
+                    del self._windows[former]
+                gone = [link for link in self._idle if succeeds(peer, link.peer)]
+                self._idle = [link for link in self._idle if link not in gone]
+                self._windows[peer] = Window(self._config.credits)
+                self._routes.succeed(peer)
+            window = self._windows[peer]
+        for link in gone:
+            link.close()
+        return window
 
     def _connect(self, taking: Taking, ways: list[Transport], deadline_s: float) -> Link:
         """A connection by the quickest way that works. Raises InstanceLost."""

@@ -14,7 +14,7 @@ from kvtransfer.transports.transport import Transport
 from triptych.core.catalog import LinkReport
 from triptych.core.clock import Clock
 from triptych.core.handoff import TransferRef
-from triptych.core.ids import InstanceId
+from triptych.core.ids import InstanceId, succeeds
 
 PRIORS = {
     "inproc": (5e-5, 8e9),
@@ -51,6 +51,10 @@ class _Route:
         self.has_latency = self.has_bandwidth = False
         self.num_broken = 0
         self.avoid_until_s = 0.0
+
+    def speed(self, now_s: float) -> float:
+        """Bytes per second as measured; 0 if they were not, or while the way is avoided."""
+        return self.bytes_per_s if self.has_bandwidth and now_s >= self.avoid_until_s else 0.0
 
 
 class Routes:
@@ -105,18 +109,19 @@ class Routes:
             route.avoid_until_s = self._clock.now() + AVOID_S
 
     def reports(self) -> list[LinkReport]:
-        """Every way that was measured or broke."""
+        """Every way that was measured or broke; with a speed only what would be taken at it."""
         with self._lock:
+            now_s = self._clock.now()
             return [
-                LinkReport(giver, way, route.latency_s, route.bytes_per_s, route.num_broken)
+                LinkReport(giver, way, route.latency_s, route.speed(now_s), route.num_broken)
                 for (giver, way), route in sorted(self._routes.items())
                 if route.has_latency or route.num_broken
             ]
 
-    def forget(self, giver: InstanceId) -> None:
-        """An instance is gone for good."""
+    def succeed(self, giver: InstanceId) -> None:
+        """An instance has answered: earlier incarnations of its place are gone for good."""
         with self._lock:
-            for key in [key for key in self._routes if key[0] == giver]:
+            for key in [key for key in self._routes if succeeds(giver, key[0])]:
                 del self._routes[key]
 
     def _load(self, giver: InstanceId) -> float:

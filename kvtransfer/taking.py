@@ -103,11 +103,7 @@ class Taking:
                 claim.reset()
                 self._speak(link, Again(left[0].name, self._inbound.num_read))
         self._inbound.check_whole(finish)
-        asked_s = self._clock.now()
-        self._speak(link, Ack())
-        if not isinstance(self._hear(link), Acked):
-            raise TransferError("an ack was not confirmed")
-        round_trip_s = self._clock.now() - asked_s
+        round_trip_s = self._acknowledge(link)
         routes.learn(ref.instance, left[0].name, self._inbound.measured(round_trip_s))
         return finish.tail
 
@@ -150,6 +146,17 @@ class Taking:
         if self._claim is not None and (count := self._claim.collect()):
             self._speak(link, Credit(count, self._inbound.num_read))
 
+    def _acknowledge(self, link: Link) -> float:
+        """Seconds until the giver has confirmed that it counts. The ack is our last word: a
+        heartbeat behind it would be where the next fetch begins."""
+        asked_s = self._clock.now()
+        self._speak(link, Ack())
+        while isinstance(message := _listen(link), Wait):
+            continue
+        if not isinstance(message, Acked):
+            raise TransferError("an ack was not confirmed")
+        return self._clock.now() - asked_s
+
     def _speak(self, link: Link, message: Fetch | Wait | Ack | Credit | Again) -> None:
         link.channel.send(message)
         self._spoke_s = self._clock.now()
@@ -158,14 +165,20 @@ class Taking:
         """The next message that is not a heartbeat; says now and then that we live, too."""
         while True:
             self._pass_credits(link)
-            message, _ = link.channel.receive()
-            if isinstance(message, Abort):
-                raise from_code(message.code, message.detail)
+            message = _listen(link)
             is_wait = isinstance(message, Wait)
             if is_wait or self._clock.now() >= self._spoke_s + self._config.heartbeat_s:
                 self._speak(link, Wait())
             if not is_wait:
                 return message
+
+
+def _listen(link: Link) -> Message:
+    """The next message. Raises what the giver meant by an Abort."""
+    message, _ = link.channel.receive()
+    if isinstance(message, Abort):
+        raise from_code(message.code, message.detail)
+    return message
 
 
 def _ignore(_: int) -> None:

@@ -4,13 +4,26 @@ import asyncio
 import os
 import socket
 import threading
+import time
 
 import msgspec
 import pytest
 
 from kvtransfer.build import build_receiver
 from kvtransfer.channel import Channel
-from kvtransfer.manifest import Abort, Ack, Acked, Chunk, Data, Fetch, Finish, Manifest, Ready, Wait
+from kvtransfer.manifest import (
+    Abort,
+    Ack,
+    Acked,
+    Chunk,
+    Data,
+    Fetch,
+    Finish,
+    Manifest,
+    Message,
+    Ready,
+    Wait,
+)
 from kvtransfer.pieces import Piece, extents
 from kvtransfer.transports.inproc import Inproc
 from kvtransfer.transports.shm import FileSource
@@ -35,6 +48,7 @@ class ScriptedGiver:
         self._store = store
         self._lines = lines
         self.thread: threading.Thread | None = None
+        self.heard: list[Message] = []
 
     def connect(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -55,7 +69,7 @@ class ScriptedGiver:
                 made = message(channel) if callable(message) else message
                 channel.send(made, [memoryview(payload)] if payload else [])
             while True:
-                channel.receive()
+                self.heard.append(channel.receive()[0])
         except TriptychError:
             pass
         finally:
@@ -141,9 +155,10 @@ WRONG = {
 }
 
 
-async def converse(lines) -> bytes:
+async def converse(lines, heard=None) -> bytes:
     source, target = Store().fill(1), Store()
     giver = ScriptedGiver(source, lines)
+    giver.heard = [] if heard is None else heard
     own = InstanceId("taker@0")
     clock = MonotonicClock()
     receiver = build_receiver(own, QUICK, SECRET, clock, [Scripted({InstanceId("giver@0"): giver})])
@@ -170,6 +185,17 @@ async def test_the_right_words_are_believed():
     assert await converse([*lines, Acked()]) == b"tail"
     layered = [chunk(layers=(0, 1)), chunk(0, (1,), layers=(1, 1)), chunk(1, (2,), layers=(1, 1))]
     assert await converse([MAPPED, *layered, END, Acked()]) == b"tail"
+
+
+async def test_an_ack_is_the_last_word_however_late_it_is_confirmed():
+    def late(_: Channel) -> Wait:
+        time.sleep(3 * QUICK.heartbeat_s)
+        return Wait()
+
+    heard: list[Message] = []
+    assert await converse([MAPPED, chunk(), END, late, late, Acked()], heard) == b"tail"
+    assert isinstance(heard[-1], Ack)
+    assert sum(isinstance(message, Ack) for message in heard) == 1
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -59,8 +59,28 @@ def test_a_broken_way_is_the_last_resort_for_a_while_and_counted():
     assert names(made) == ["shm", "nixl", "tcp"]
     other = ref_to("other@0", Endpoint(), 1, layout())
     assert [way.name for way in made.rank(other, 1)] == ["shm", "nixl", "tcp"]
-    made.forget(GIVER)
-    assert made.reports() == []
+
+
+def test_a_speed_is_reported_only_where_it_was_measured_and_would_be_had():
+    made, clock = routes("shm", "nixl", "tcp")
+    made.broke(GIVER, "nixl")
+    made.learn(GIVER, "tcp", Measured(0.001, 1 << 20, 0.5))
+    made.learn(GIVER, "shm", Measured(0.001))
+    speeds = lambda: {r.transport: r.bytes_per_s for r in made.reports()}  # noqa: E731
+    assert speeds() == {"nixl": 0, "shm": 0, "tcp": (1 << 20) / 0.5}
+    made.broke(GIVER, "tcp")
+    assert speeds() == {"nixl": 0, "shm": 0, "tcp": 0}
+    clock.advance(AVOID_S)
+    assert speeds() == {"nixl": 0, "shm": 0, "tcp": (1 << 20) / 0.5}
+
+
+def test_a_later_incarnation_ends_what_was_known_of_those_before_it():
+    made, _ = routes("shm", "tcp")
+    others = ("other@0", "giver@12", "giver", "giver@x")
+    for name in ("giver@0", "giver@9", *others):
+        made.broke(InstanceId(name), "shm")
+    made.succeed(InstanceId("giver@10"))
+    assert {report.giver for report in made.reports()} == set(others)
 
 
 def test_a_busy_giver_is_not_asked_by_every_way_in_turn():

@@ -7,13 +7,16 @@ import random
 import msgspec
 import pytest
 
+from kvtransfer.build import build_outbox
 from kvtransfer.lease import Release
 from tests.kvtransfer.stores import (
     BETWEEN_PROCESSES,
     EVERYWHERE,
     QUICK,
+    SECRET,
     Store,
     layout,
+    only,
     pair,
     ref_to,
 )
@@ -289,6 +292,28 @@ async def test_another_incarnation_at_the_same_address_is_not_the_one_promised()
         with pytest.raises(InstanceLost, match="answers in place"):
             deadline = MonotonicClock().now() + 9
             await both.receiver.fetch(ref, both.target, [0], 0, lambda _: None, deadline)
+
+
+async def test_nothing_is_kept_of_an_incarnation_once_the_next_one_answers():
+    async with pair("tcp") as both:
+        loop = asyncio.get_running_loop()
+        later = build_outbox(
+            InstanceId("giver@1"), QUICK, SECRET, MonotonicClock(), loop.call_soon_threadsafe
+        )
+        endpoint = only(later.start(), "tcp")
+        try:
+            for outbox, where in ((both.outbox, both.endpoint), (later, endpoint)):
+                offer = outbox.offer(Handle("n"), 0, both.source, "job", lambda _: None)
+                offer.append([1])
+                offer.finish()
+                ref = ref_to(outbox.instance, where, 1, both.source.layout, "n")
+                until_s = MonotonicClock().now() + 9
+                await both.receiver.fetch(ref, both.target, [0], 0, lambda _: None, until_s)
+                assert list(both.receiver._windows) == [outbox.instance]
+                assert {report.giver for report in both.receiver.links()} == {outbox.instance}
+                assert {link.peer for link in both.receiver._idle} == {outbox.instance}
+        finally:
+            await later.close()
 
 
 async def test_nobody_listens():

@@ -57,5 +57,6 @@ class LinkReport(msgspec.Struct, frozen=True):
     latency_s: float
     """Of a round trip of small frames."""
     bytes_per_s: float
+    """0 if it was never measured, or while the transport is avoided because it broke."""
     failovers: int
     """How often another transport had to be used in place of this one, since the start."""

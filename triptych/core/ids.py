@@ -28,3 +28,10 @@ ContentHash = NewType("ContentHash", bytes)
 
 Handle = NewType("Handle", str)
 """Unguessable, single-use name of one promised transfer, made by the router."""
+
+
+def succeeds(instance: InstanceId, other: InstanceId) -> bool:
+    """Whether ``instance`` is a later incarnation of the place that ``other`` had."""
+    (place, _, number), (former, _, earlier) = instance.rpartition("@"), other.rpartition("@")
+    are_numbers = number.isdecimal() and earlier.isdecimal()
+    return place == former and are_numbers and int(number) > int(earlier)
