@@ -13,13 +13,13 @@ from socket import socket
 import msgspec
 
 from kvtransfer.channel import Address, Channel
-from kvtransfer.manifest import Abort, Manifest
+from kvtransfer.manifest import Manifest
 from kvtransfer.transports.process_group import GIVER, TAKER, Pair, is_usable
 from kvtransfer.transports.rendezvous import Meeting, meet
 from kvtransfer.transports.tcp import Tcp
-from kvtransfer.transports.transport import Extent, slices, split
+from kvtransfer.transports.transport import Extent, WayBroken, breaking, slices, split
 from triptych.core.config import TransferConfig
-from triptych.core.errors import InstanceLost, TransferError, from_code
+from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
 
@@ -63,7 +63,8 @@ class NcclCarrier:
 
     def _join(self, meeting: Meeting) -> Pair:
         timeout_s = self._config.timeout_s
-        exchange = meeting.await_taker(timeout_s, self._check)
+        # A taker that cannot join waits for our answer for as long: leave it time to come.
+        exchange = meeting.await_taker(timeout_s / 2, self._check)
         meeting.close()
         return Pair(self._config.nccl_backend, exchange, GIVER, timeout_s)
 
@@ -105,11 +106,11 @@ class NcclSource:
             part, rest = split(rest, sum(extent.length for extent in message))
             messages.append(part)
         try:
-            self._joined().receive(messages, self._channel.check)
-        except InstanceLost:
+            with breaking(self._channel):
+                self._joined().receive(messages, self._channel.check)
+        except (WayBroken, InstanceLost):
             self.close()  # from here on nobody writes into ours
             self._channel.check()
-            self._hear()
             raise
 
     def close(self) -> None:
@@ -117,13 +118,6 @@ class NcclSource:
         if self._pair is not None:
             self._pair.close()
         self._pair = None
-
-    def _hear(self) -> None:
-        """Raise what the giver has said of its leaving, if it has."""
-        if self._channel.has_news():
-            message, _ = self._channel.receive()
-            if isinstance(message, Abort):
-                raise from_code(message.code, message.detail)
 
     def _joined(self) -> Pair:
         if self._pair is None:
