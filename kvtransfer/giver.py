@@ -22,6 +22,7 @@ from kvtransfer.manifest import (
     Ack,
     Acked,
     Again,
+    Broken,
     Chunk,
     Credit,
     Fetch,
@@ -100,11 +101,10 @@ class Conversation:
         """Give what ``fetch`` asks for. Whatever is raised, the lease is released first."""
         self._heard_s = self._clock.now()
         self.is_serving = True
-        carrier = self.carrier(fetch.via)
         offer = self._offer = self._claim(fetch)
         verdict = Verdict(Release.TAKER_LOST, detail="its taker was lost")
         try:
-            Giving(self, offer, fetch, carrier).run()
+            Giving(self, offer, fetch).run()
             self._offers.take(offer)
             verdict = Verdict(Release.TAKEN, detail="it was taken already")
         except Ended as ended:
@@ -159,7 +159,7 @@ class Conversation:
         """Digest of bytes that the next frame announces; empty if digests are off."""
         return self.channel.tag(self.channel.num_sent, parts) if self._config.digest else b""
 
-    def say(self, message: Manifest | Chunk | Ready | Wait | Finish) -> None:
+    def say(self, message: Manifest | Chunk | Ready | Wait | Finish | Broken) -> None:
         """Send a frame."""
         self.channel.send(message)
         self._spoke_s = self._clock.now()

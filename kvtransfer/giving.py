@@ -1,6 +1,7 @@
 """One fetch as its giver sees it: pieces out of an offer against the taker's credits.
 
     Manifest; while pieces are ready: a Chunk per credit; without credit Ready, until Credit comes
+    Broken if a way does not carry, until
     Again(via): the same by another way, from the first chunk on that the taker has not read
 
 Small chunks need no credit: to ask would take longer than to send them. Knows pieces, credits and
@@ -12,11 +13,23 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from kvtransfer.lease import Ended, Release, Verdict
-from kvtransfer.manifest import RAW, Ack, Again, Chunk, Credit, Fetch, Finish, Manifest, Ready, Wait
+from kvtransfer.manifest import (
+    RAW,
+    Ack,
+    Again,
+    Broken,
+    Chunk,
+    Credit,
+    Fetch,
+    Finish,
+    Manifest,
+    Ready,
+    Wait,
+)
 from kvtransfer.offer import Ahead, Offer
 from kvtransfer.pieces import Piece
 from kvtransfer.transports.transport import Carrier, slices
-from triptych.core.errors import TransferError
+from triptych.core.errors import InstanceLost, TransferError
 
 if TYPE_CHECKING:
     from kvtransfer.giver import Conversation
@@ -28,11 +41,13 @@ SMALL_BYTES = 65_536
 class Giving:
     """What is given of one offer to its only taker."""
 
-    def __init__(self, talk: "Conversation", offer: Offer, fetch: Fetch, carrier: Carrier) -> None:
+    def __init__(self, talk: "Conversation", offer: Offer, fetch: Fetch) -> None:
         self._talk = talk
         self._offer = offer
         self._layout = offer.memory.layout
-        self._carrier = carrier
+        self._via = fetch.via
+        self._carrier: Carrier | None = None
+        """None while the way that was asked for does not carry, and until another one is."""
         self._packed = talk.packing(offer, fetch.wire)
         self._free_bytes = SMALL_BYTES if self._packed.wire == RAW else 0
         first, end = (
@@ -73,19 +88,35 @@ class Giving:
 
     def _announce(self) -> None:
         store = self._packed.memory
-        attach = self._carrier.attach(store)
+        try:
+            carrier = self._talk.carrier(self._via)
+            attach = carrier.attach(store)
+        except (TransferError, InstanceLost) as error:
+            self._break(error)
+            return
+        self._carrier = carrier
         number, size = self._talk.number(store), len(store.view)
         self._talk.say(Manifest(self._layout, self._packed.wire, number, size, attach))
+
+    def _break(self, error: TransferError | InstanceLost) -> None:
+        """The way does not carry: say so, if that can be said."""
+        channel = self._talk.channel
+        if channel.is_cut or not channel.is_between_frames:
+            raise error
+        self._carrier = None
+        self._talk.say(Broken(self._via, error.detail[:2000]))
 
     def _advance(self) -> int | None:
         """Give what may go now. How many blocks there are in all, once all that is wanted went."""
         while True:
+            if self._carrier is None:
+                return None
             has_slot = len(self._unread) < self._packed.num_slots
             allowance = sys.maxsize if self._credits and has_slot else self._free_bytes
             ahead = self._talk.look(self._offer, self._wanted, allowance)
             if ahead.piece is None:
                 break
-            self._give(ahead, ahead.piece)
+            self._give(ahead, ahead.piece, self._carrier)
         if ahead.num_ready:
             if not self._has_asked:
                 self._has_asked = True
@@ -101,7 +132,7 @@ class Giving:
         unused, self._credits = self._credits, 0
         self._talk.say(Ready(num_ready, unused))
 
-    def _give(self, ahead: Ahead, piece: Piece) -> None:
+    def _give(self, ahead: Ahead, piece: Piece, carrier: Carrier) -> None:
         """Announce a chunk and let the carrier have its bytes."""
         is_free = not self._credits
         self._credits -= not is_free
@@ -110,7 +141,10 @@ class Giving:
         tag = self._talk.tag(slices(store.view, spans))
         self._unread.append(piece)
         self._talk.say(Chunk(*piece, tuple(places), tag, ahead.num_ready, is_free))
-        self._carrier.push(store, spans)
+        try:
+            carrier.push(store, spans)
+        except (TransferError, InstanceLost) as error:
+            self._break(error)
 
     def _finish(self, total: int) -> None:
         """Say that it was all, and wait for the ack, or for the wish to have it another way."""
@@ -135,7 +169,7 @@ class Giving:
             self._packed.read()
 
     def _give_again(self, via: str) -> None:
-        self._carrier = self._talk.carrier(via)
+        self._via = via
         for _ in self._unread:
             self._packed.read()
         self._talk.put_back(self._offer, tuple(self._unread))

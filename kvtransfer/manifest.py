@@ -10,7 +10,8 @@
     Credit(n)                  ->                              so many chunks may come
                                <-  Chunk(...)                  one against each credit
                                <-  Data + payload              behind a chunk, if in the stream
-    Again(via)                 ->                              the way is broken; Manifest follows
+                               <-  Broken(via, detail)         the way does not carry
+    Again(via)                 ->                              by another way; Manifest follows
                                <-  Finish(num_blocks, tail)
     Ack                        ->                              every byte has arrived
                                <-  Acked                       only now it counts
@@ -147,6 +148,13 @@ class Again(_Body, frozen=True):
     num_read: _Index
 
 
+class Broken(_Body, frozen=True):
+    """The giver cannot give by the way that was asked for: the taker says Again, or leaves."""
+
+    via: _Name
+    detail: _Text
+
+
 class Data(_Body, frozen=True):
     """The bytes of the chunk before, behind this frame."""
 
@@ -180,11 +188,11 @@ class Acked(_Body, frozen=True):
 
 Message = (
     Hello | Welcome | Fetch | Manifest | Chunk | Data | Wait | Finish | Abort | Ack | Acked
-    | Ready | Credit | Again
+    | Ready | Credit | Again | Broken
 )  # fmt: skip
 _TYPES: tuple[type[Message], ...] = (
     Hello, Welcome, Fetch, Manifest, Chunk, Data, Wait, Finish, Abort, Ack, Acked,
-    Ready, Credit, Again,
+    Ready, Credit, Again, Broken,
 )  # fmt: skip
 """In the order of their numbers on the wire, from 1: never reorder."""
 

@@ -5,7 +5,8 @@ connections nor who waits for the blocks.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from kvtransfer.inbound import Inbound, Link
 from kvtransfer.landing import Wanted
@@ -14,6 +15,7 @@ from kvtransfer.manifest import (
     Ack,
     Acked,
     Again,
+    Broken,
     Chunk,
     Credit,
     Fetch,
@@ -28,7 +30,7 @@ from kvtransfer.transports.transport import Transport, WayBroken
 from kvtransfer.window import Claim
 from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
-from triptych.core.errors import Cancelled, TransferError, from_code
+from triptych.core.errors import Cancelled, InstanceLost, TransferError, from_code
 from triptych.core.handoff import TransferRef
 
 
@@ -94,12 +96,12 @@ class Taking:
         self._speak(link, Fetch(ref.handle, ref.epoch, ref.layout, *tokens, via, wire))
         while True:
             try:
-                finish = self._take(link, claim, left[0])
+                finish = self._take(link, claim, left[0], routes)
                 break
-            except WayBroken:
-                routes.broke(ref.instance, left.pop(0).name)
+            except WayBroken as broken:
+                left.pop(0)
                 if not left:
-                    raise
+                    raise (broken.__cause__ or broken) from None
                 claim.reset()
                 self._speak(link, Again(left[0].name, self._inbound.num_read))
         self._inbound.check_whole(finish)
@@ -107,15 +109,30 @@ class Taking:
         routes.learn(ref.instance, left[0].name, self._inbound.measured(round_trip_s))
         return finish.tail
 
-    def _take(self, link: Link, claim: Claim, way: Transport) -> Finish:
+    @contextmanager
+    def _trying(self, way: Transport, routes: Routes) -> Iterator[None]:
+        """A way by which bytes do not come, or come wrong, is avoided for a while; not so the last
+        resort."""
+        try:
+            yield
+        except (TransferError, InstanceLost):
+            if way.name != "tcp":
+                routes.broke(self.ref.instance, way.name)
+            raise
+
+    def _take(self, link: Link, claim: Claim, way: Transport, routes: Routes) -> Finish:
         """Read what comes by one way, until the giver says that it was all."""
         inbound = self._inbound
         is_announced, is_again = False, inbound.is_begun
         inbound.is_begun = True
         while True:
             message = self._hear(link)
+            if isinstance(message, Broken) and message.via == way.name:
+                with self._trying(way, routes):
+                    raise WayBroken(f"the giver: {message.detail}")
             if isinstance(message, Manifest) and not is_announced:
-                inbound.begin(link, message, way)
+                with self._trying(way, routes):
+                    inbound.begin(link, message, way)
                 is_announced = True
             elif not is_announced and is_again:
                 continue  # said before the giver knew that we want it another way
@@ -124,7 +141,8 @@ class Taking:
                     raise TransferError("credits come back that were not given")
                 claim.want(message.num_ready)
             elif isinstance(message, Chunk) and is_announced:
-                self._take_chunk(link, claim, message)
+                with self._trying(way, routes):
+                    self._take_chunk(link, claim, message)
             elif isinstance(message, Finish) and is_announced:
                 return message
             else:

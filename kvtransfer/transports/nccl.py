@@ -17,7 +17,7 @@ from kvtransfer.manifest import Abort, Manifest
 from kvtransfer.transports.process_group import GIVER, TAKER, Pair, is_usable
 from kvtransfer.transports.rendezvous import Meeting, meet
 from kvtransfer.transports.tcp import Tcp
-from kvtransfer.transports.transport import Extent, slices, split
+from kvtransfer.transports.transport import Extent, WayBroken, breaking, slices, split
 from triptych.core.config import TransferConfig
 from triptych.core.errors import InstanceLost, TransferError, from_code
 from triptych.core.handoff import TransferRef
@@ -63,7 +63,8 @@ class NcclCarrier:
 
     def _join(self, meeting: Meeting) -> Pair:
         timeout_s = self._config.timeout_s
-        exchange = meeting.await_taker(timeout_s, self._check)
+        # A taker that cannot join waits for our answer for as long: leave it time to come.
+        exchange = meeting.await_taker(timeout_s / 2, self._check)
         meeting.close()
         return Pair(self._config.nccl_backend, exchange, GIVER, timeout_s)
 
@@ -105,8 +106,9 @@ class NcclSource:
             part, rest = split(rest, sum(extent.length for extent in message))
             messages.append(part)
         try:
-            self._joined().receive(messages, self._channel.check)
-        except InstanceLost:
+            with breaking(self._channel):
+                self._joined().receive(messages, self._channel.check)
+        except (WayBroken, InstanceLost):
             self.close()  # from here on nobody writes into ours
             self._channel.check()
             self._hear()

@@ -14,7 +14,7 @@ import msgspec
 
 from kvtransfer.channel import Channel
 from kvtransfer.transports.nixl_agent import NixlAgent, Region, State
-from kvtransfer.transports.transport import Extent, address_of
+from kvtransfer.transports.transport import Extent, address_of, breaking
 from triptych.core.clock import Clock
 from triptych.core.errors import InstanceLost, TransferError
 
@@ -108,9 +108,9 @@ class NixlSource:
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
         for moves in _portions(theirs, ours):
-            with self._readers.reading() as agent:
+            far = [self._far(offset, target.nbytes) for offset, target in moves]
+            with breaking(self._channel), self._readers.reading() as agent:
                 peer = self._peer(agent)
-                far = [self._far(offset, target.nbytes) for offset, target in moves]
                 near = [self._near(agent, target) for _, target in moves]
                 handle = agent.start(peer, far, near)
                 if handle is not None:

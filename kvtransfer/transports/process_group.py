@@ -58,14 +58,17 @@ class Pair:
         self._timeout_s = timeout_s
         self._exchange = exchange
         self._stream: Any = None
-        if "cpu" not in distributed.Backend.backend_capability.get(backend, ()):
-            self._stream = torch.cuda.Stream()
         try:
+            if "cpu" not in distributed.Backend.backend_capability.get(backend, ()):
+                self._stream = torch.cuda.Stream()
             store = _store(exchange)
             self._group: Any = _create(backend)(store, rank, timedelta(seconds=timeout_s))
         except (RuntimeError, InstanceLost) as error:
             exchange.close()
             raise InstanceLost("the peer does not join the process group") from error
+        except TransferError:  # the backend is not here
+            exchange.close()
+            raise
 
     def send(self, messages: Sequence[Parts], check: Callable[[], None]) -> None:
         """Send ``messages``; returns when their bytes may change."""

@@ -7,20 +7,33 @@ not known here.
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from socket import socket
 from typing import NamedTuple, Protocol
 
 from kvtransfer.channel import Address, Channel
 from kvtransfer.manifest import Manifest
-from triptych.core.errors import TransferError
+from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
 
 
 class WayBroken(TransferError):
-    """A way does not carry, although the peer may live: another way may do. Raised by sources."""
+    """A way does not carry, although the peer may live: another way may do. Raised by sources.
+    Its cause is what to raise if there is no other way."""
+
+
+@contextmanager
+def breaking(channel: Channel) -> Iterator[None]:
+    """What goes wrong inside is the way's fault, not the peer's, as long as the peer is there."""
+    try:
+        yield
+    except (TransferError, InstanceLost) as error:
+        if channel.is_cut:
+            raise
+        raise WayBroken(error.detail) from error
 
 
 class Extent(NamedTuple):

@@ -9,9 +9,12 @@ import pytest
 
 from kvtransfer.channel import Channel
 from kvtransfer.manifest import Chunk, Credit, Fetch, Finish, Ready, Wait
+from kvtransfer.routes import Measured
+from kvtransfer.transports.nixl_agent import is_installed
+from kvtransfer.transports.process_group import Pair
 from kvtransfer.transports.transport import WayBroken
 from tests.kvtransfer.faults import Faulty
-from tests.kvtransfer.stores import QUICK, SECRET, Store, layout, pair
+from tests.kvtransfer.stores import QUICK, SECRET, Store, by, layout, pair
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError
 
@@ -197,3 +200,48 @@ async def test_every_transfer_measures_its_way():
         assert (report.giver, report.transport, report.failovers) == ("giver@0", "shm", 0)
         assert 0 < report.latency_s < 1
         assert report.bytes_per_s > 1e6
+
+
+def failovers(both):
+    return {report.transport: report.failovers for report in both.receiver.links()}
+
+
+@pytest.mark.skipif(not is_installed(), reason="nixl is not installed")
+@pytest.mark.parametrize("side", ["giver", "taker"])
+async def test_a_nixl_that_is_installed_but_does_not_start_is_replaced(side):
+    bad = msgspec.structs.replace(QUICK, nixl_backend="NOPE")
+    configs = {"config": bad, "giver": QUICK} if side == "taker" else {"giver": bad}
+    async with pair("auto", **configs, **stores()) as both:
+        both.endpoint = msgspec.structs.replace(both.endpoint, path="")
+        for handle in "ab":
+            offer = both.offer(handle)
+            offer.append([4, 5])
+            offer.finish(b"tail")
+            assert await both.fetch(2, [1, 2], handle=handle) == b"tail"
+            both.assert_equal([4, 5], [1, 2])
+        assert failovers(both) == {"nixl": 1, "tcp": 0}
+        speeds = {report.transport: report.bytes_per_s for report in both.receiver.links()}
+        assert speeds["nixl"] == 0 < speeds["tcp"]
+        await both.assert_idle()
+
+
+@pytest.mark.parametrize("side", ["giver", "taker"])
+async def test_a_process_group_that_cannot_be_made_is_replaced(side, monkeypatch):
+    rank = {"giver": 0, "taker": 1}[side]
+    make = Pair.__init__
+
+    def failing(self, backend, exchange, own, timeout_s):
+        make(self, "nobody" if own == rank else backend, exchange, own, timeout_s)
+
+    monkeypatch.setattr(Pair, "__init__", failing)
+    config = by("nccl")
+    async with pair("auto", msgspec.structs.replace(config, transport="auto"), **stores()) as both:
+        both.endpoint = msgspec.structs.replace(both.endpoint, path="", ways=("nccl",))
+        both.receiver._routes.learn(both.outbox.instance, "nccl", Measured(1e-6, 1 << 20, 1e-6))
+        offer = both.offer()
+        offer.append([4, 5])
+        offer.finish()
+        await both.fetch(2, [1, 2])
+        both.assert_equal([4, 5], [1, 2])
+        assert failovers(both) == {"nccl": 1, "tcp": 0}
+        await both.assert_idle()

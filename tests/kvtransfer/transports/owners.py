@@ -22,7 +22,9 @@ SIZE = NUM_BLOCKS * layout(1024).block_bytes
 class Waiting:
     """What a way sees of its channel; ``cancel`` may be called by another thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_cut: bool = True) -> None:
+        self.is_cut = is_cut
+        """Whether the owner is lost with its memory; else only the way to it is."""
         self.is_cancelled = False
         self.deadline_s = float("inf")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvtransfer.transports.nixl import Nixl
 from kvtransfer.transports.nixl_agent import NixlAgent, Region, is_installed
 from kvtransfer.transports.nixl_source import POST_BYTES, Attached, _portions
-from kvtransfer.transports.transport import Extent
+from kvtransfer.transports.transport import Extent, WayBroken
 from tests.kvtransfer.stores import QUICK
 from tests.kvtransfer.transports.owners import (
     SIZE,
@@ -117,6 +117,19 @@ def test_what_was_closed_can_be_read_no_more(taker):
         assert giver.hear() == {"closed": True}
         with pytest.raises((InstanceLost, TransferError)):
             source.read([Extent(0, 4096)], views(target, [(0, 4096)]))
+        source.close()
+    target.close()
+
+
+def test_memory_that_is_lost_while_its_owner_talks_on_breaks_only_the_way(taker):
+    target = store()
+    with owner("nixl") as giver:
+        giver.process.kill()
+        giver.process.wait()
+        source = giver.source(taker, Waiting(is_cut=False))
+        with pytest.raises(WayBroken) as caught:
+            source.read(WHOLE, [target.view])
+        assert isinstance(caught.value.__cause__, InstanceLost | TransferError)
         source.close()
     target.close()
 
