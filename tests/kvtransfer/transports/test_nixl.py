@@ -62,6 +62,7 @@ def agent(taker) -> NixlAgent:
 @pytest.mark.usefixtures("ucx")
 def test_bytes_arrive_however_both_sides_are_cut(taker):
     rng, expected, target = random.Random(5), store(1), store()
+    num_threads = threading.active_count()
     with owner("nixl") as giver:
         source = giver.source(taker)
         for _ in range(12):
@@ -70,7 +71,7 @@ def test_bytes_arrive_however_both_sides_are_cut(taker):
             assert joined(target, ours) == joined(expected, theirs)
         assert agent(taker).num_registered == 1, "the taker's store is registered once"
         assert giver.num_threads == 1
-        assert threading.active_count() == 1, "nothing runs that spins"
+        assert threading.active_count() <= num_threads, "nothing runs that spins"
         source.close()
     for each in (expected, target):
         each.close()
