@@ -288,8 +288,7 @@ class _Assembly:
 
     def _links(self) -> tuple[LinkReport, ...]:
         """Links as the receiver measured them."""
-        measured = getattr(self._receiver, "links", None)
-        return () if measured is None else tuple(measured())
+        return tuple(self._receiver.links())
 
     def _wake(self) -> None:
         """What one engine let go of, or finished, may be what the other waits for."""
