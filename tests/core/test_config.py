@@ -109,6 +109,15 @@ def test_an_admin_door_beyond_loopback_needs_a_key():
     assert load(None, ['router.admin=""'], {}).router.admin == ""
 
 
+@pytest.mark.parametrize("key", ["transfer.wire", "cache.at_rest"])
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_deterministic_takes_nothing_that_rounds(key: str, form: str):
+    assert load(None, [f"{key}={form}"], {})
+    assert load(None, ["engine.deterministic=true", f"{key}=raw"], {})
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        load(None, ["engine.deterministic=true", f"{key}={form}"], {})
+
+
 def test_it_travels_between_processes():
     config = load(None, ["cluster.topology=E2,PD3", 'router.api_keys={"k" = "t"}'], {})
     assert undump(dump(config)) == config

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from tests.offload.writer import (
     write,
 )
 from triptych.core.errors import ConfigError
+from triptych.offload import disk
 from triptych.offload.disk import DiskFile, Shape
+from triptych.offload.host import PAGE
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 
@@ -139,6 +142,28 @@ def test_a_flipped_bit_anywhere_is_a_miss(tmp_path: Path):
     expect(file, key_of(2), [4, 9, 1])
     os.close(fd)
     file.close()
+
+
+def test_a_record_of_more_parts_than_there_are_slots_is_no_entry(tmp_path: Path):
+    """As many as a table may say are never looked for: the memory for that would be too much."""
+    path = tmp_path / "kv.tier"
+    file = DiskFile(path, SHAPE, SECRET)
+    write(file, key_of(1), [2])
+    write(file, key_of(2), [3])
+    file.close()
+    data = bytearray(path.read_bytes())
+    at = PAGE + 2 * disk._RECORD_BYTES
+    record = disk._RECORD.unpack_from(data, at)
+    disk._RECORD.pack_into(data, at, *record[:3], 2**32 - 1, record[4])
+    path.write_bytes(data)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+    try:
+        again = DiskFile(path, SHAPE, SECRET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert again.found == {key_of(2): (3,)}
+    again.close()
 
 
 def test_the_payload_of_another_slot_is_a_miss(tmp_path: Path):

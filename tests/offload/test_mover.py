@@ -137,6 +137,26 @@ async def test_stored_blocks_are_copied_in_the_background(make):
         await below.expect(key_of(number), 10)
 
 
+async def test_a_copy_that_fails_costs_its_entry_and_no_other(make, monkeypatch):
+    below = make(host=8)
+    stage, failing = below.store.stage, [True]
+
+    def broken(*what):
+        if failing:
+            failing.pop()
+            raise RuntimeError("the device says no")
+        return stage(*what)
+
+    monkeypatch.setattr(below.store, "stage", broken)
+    for number in range(3):
+        below.mover.stored(key_of(number), below.write(key_of(number), number))
+    await below.until("kv_tiers.copied", 2)
+    assert below.total("kv_tiers.failed") == 1
+    assert below.mover.covered([key_of(0)]) == 0
+    for number in (1, 2):
+        await below.expect(key_of(number), 10)
+
+
 async def test_what_leaves_the_host_is_on_the_disk(make):
     below = make(host=4, disk=64 * SLOT)
     keys = []
