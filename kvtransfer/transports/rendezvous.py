@@ -8,6 +8,7 @@ manifest has told it; nothing is encrypted. Knows sockets and bytes; nothing of 
 import contextlib
 import hmac
 import secrets
+import selectors
 import socket
 import struct
 import threading
@@ -19,6 +20,8 @@ from triptych.core.errors import InstanceLost, TransferError
 TOKEN_BYTES = 32
 MAX_FIELD_BYTES = 65_536
 TICK_S = 0.05
+MAX_CALLERS = 16
+"""Connections that may be about to show the token; the oldest makes way for another."""
 _LENGTHS = struct.Struct("<II")
 
 
@@ -37,27 +40,55 @@ class Meeting:
         """The taker's connection; nobody else is let in. ``check`` may end the waiting by what it
         raises. Raises InstanceLost."""
         until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s:
-            check()
-            try:
-                sock = self._listener.accept()[0]
-            except TimeoutError:
-                continue
-            except OSError as error:
-                raise InstanceLost("the instance stops") from error
-            try:
-                sock.settimeout(timeout_s)
-                shown = sock.recv(TOKEN_BYTES, socket.MSG_WAITALL)
-            except OSError:
-                shown = b""
-            if hmac.compare_digest(shown, self.token):
-                return Exchange(sock, timeout_s)
-            sock.close()
+        callers: dict[socket.socket, bytes] = {}
+        try:
+            while time.monotonic() < until_s:
+                check()
+                sock = self._hear(callers)
+                if sock is not None:
+                    return Exchange(sock, timeout_s)
+        except (OSError, ValueError) as error:
+            raise InstanceLost("the instance stops") from error
+        finally:
+            for stranger in callers:
+                stranger.close()
         raise InstanceLost("the taker does not join the process group")
+
+    def _hear(self, callers: dict[socket.socket, bytes]) -> socket.socket | None:
+        """Wait a moment for callers, and for more of what each has shown of the token. The one who
+        has shown all of it; who is silent is in nobody's way."""
+        with selectors.DefaultSelector() as selector:
+            for sock in (self._listener, *callers):
+                selector.register(sock, selectors.EVENT_READ)
+            ready = {key.fileobj for key, _ in selector.select(TICK_S)}
+        for sock in [caller for caller in callers if caller in ready]:
+            shown = callers.pop(sock)
+            part = _more(sock, TOKEN_BYTES - len(shown))
+            if hmac.compare_digest(shown + part, self.token):
+                return sock
+            if part and len(shown + part) < TOKEN_BYTES:
+                callers[sock] = shown + part
+            else:
+                sock.close()
+        if self._listener in ready:
+            callers[self._listener.accept()[0]] = b""
+        if len(callers) > MAX_CALLERS:
+            oldest = next(iter(callers))
+            del callers[oldest]
+            oldest.close()
+        return None
 
     def close(self) -> None:
         """Listen no more. Idempotent."""
         self._listener.close()
+
+
+def _more(sock: socket.socket, num_bytes: int) -> bytes:
+    """What a caller has said, of which there is some; nothing if it left."""
+    try:
+        return sock.recv(num_bytes)
+    except OSError:
+        return b""
 
 
 def meet(host: str, port: int, token: bytes, timeout_s: float) -> "Exchange":
@@ -110,10 +141,13 @@ class Exchange:
         self._sock.close()
 
     def _read(self, num_bytes: int) -> bytes:
-        data = self._sock.recv(num_bytes, socket.MSG_WAITALL) if num_bytes else b""
-        if len(data) < num_bytes:
-            raise ConnectionError
-        return data
+        data = bytearray()
+        while len(data) < num_bytes:
+            part = self._sock.recv(num_bytes - len(data))
+            if not part:
+                raise ConnectionError
+            data += part
+        return bytes(data)
 
     @contextlib.contextmanager
     def _bounded(self) -> Iterator[None]:
