@@ -40,7 +40,7 @@ from triptych.core.lifecycle import Stage
 from triptych.core.plan import LanguagePlan, LanguageResult
 from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
-from triptych.engine.outcome import Outcome
+from triptych.engine.outcome import Outcome, Starved
 from triptych.engine.pump import Pump
 from triptych.engine.vision import VisionEngine
 from triptych.executor.build import Executors
@@ -236,7 +236,7 @@ class _Assembly:
         kv = self._kv_cache()
         lent = Lent(self._receiver, memory, clock, config.transfer.lease_s)
         prefixes = prefixes_of(kv, self._tiers.kv, lent, self._bulletin)
-        self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
+        lending = self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
         can_prefill = Stage.PREFILL in spec.role
         engine = LanguageEngine(
             config.engine,
@@ -252,6 +252,8 @@ class _Assembly:
 
         def tell(outcomes: Sequence[Outcome]) -> None:
             for outcome in outcomes:
+                if isinstance(outcome, Starved):
+                    lending.relieve()
                 any(service.handle(outcome) for service in services)
 
         def begin(plan: LanguagePlan) -> Callable[[], LanguageResult]:

@@ -76,7 +76,7 @@ class DecodeService:
         if job.header.id in self._works:
             return
         now_s = self._clock.now()
-        self._engine.submit(job, now_s)
+        self._engine.submit(job, now_s, has_places=not job.items or self._sources is None)
         work = self._works[job.header.id] = _Work(job, now_s + job.header.budget_s)
         if job.items and self._sources is not None:
             self._start(work, self._bring(work, self._sources[0]), "bring")
@@ -206,8 +206,12 @@ class DecodeService:
             self._engine.item_ready(job_id, index, entry.blocks)
             self._wake()
 
+        def on_places() -> None:
+            self._engine.places_ready(job_id)
+            self._wake()
+
         try:
-            await intake.bring(work.job.items, work.deadline_s, on_ready, job_id)
+            await intake.bring(work.job.items, work.deadline_s, on_places, on_ready, job_id)
         except TriptychError as error:
             self._lacks(work, error, error.blame)
 

@@ -65,10 +65,16 @@ class Intake:
         cache.watch_room(self._room.set)
 
     async def bring(
-        self, items: Sequence[PromisedItem], deadline_s: float, on_ready: Ready, owner: str
+        self,
+        items: Sequence[PromisedItem],
+        deadline_s: float,
+        on_places: Callable[[], None],
+        on_ready: Ready,
+        owner: str,
     ) -> None:
         """Return when every item's entry is READY or said to be absent, having called
-        ``on_ready(index, entry)`` for each as it became so.
+        ``on_places()`` when all that come have places, and then ``on_ready(index, entry)`` for
+        each item as it became so. Without items nothing is called.
 
         The hold on an entry passes to the caller with ``on_ready``: it must ``release`` it, also
         if this raises afterwards. Holds that were not passed on are released here. ``deadline_s``
@@ -85,6 +91,7 @@ class Intake:
             if self._is_own(items[index].ref) and entry.is_new:
                 self._cache.entrust(entry)  # to the own encoder, which may be there before us
         kept = dict(entries)
+        on_places()
 
         async def bring_one(index: int) -> None:
             if (ref := items[index].ref) is not None:

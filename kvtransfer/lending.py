@@ -74,6 +74,11 @@ class Lending:
             await self._outbox.withdraw(loan.job.handle)
             await loan.gone.wait()
 
+    def relieve(self) -> None:
+        """Somebody here has had no room for long: the youngest loan that nobody fetches yet ends.
+        Its borrower may himself wait for what the one without room will free; he computes it."""
+        self._outbox.revoke({loan.job.handle for loan in self._loans.values()})
+
     def jobs(self) -> dict[JobId, SessionId]:
         """Loans and their sessions."""
         return {job: loan.job.header.session for job, loan in self._loans.items()}

@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, NamedTuple
 
 from kvtransfer.lease import Ended, Lease, LeaseState, Release, Verdict
@@ -242,17 +241,23 @@ class Offers:
         """Offers under ``handles`` have no room in ``memory``. If takers wait for some of them,
         which are returned, release the youngest offer there that is complete and that nobody
         fetches: its taker may wait for just the room that theirs have."""
-        verdict = Verdict(Release.REVOKED, "preempted", "its room was needed")
         with self._lock:
             short = [self._offers[handle] for handle in handles if handle in self._offers]
             awaited = {offer.lease.id for offer in short if offer.lease.state is LeaseState.OPEN}
-            idle = filter(partial(_is_idle, memory), reversed(self._offers.values()))
-            victim = next(idle, None) if awaited else None
+        if awaited:
+            self.revoke(lambda offer: offer.memory is memory)
+        return awaited
+
+    def revoke(self, is_meant: Callable[[Offer], bool]) -> None:
+        """Release the youngest offer of those meant that is complete and that nobody fetches."""
+        verdict = Verdict(Release.REVOKED, "preempted", "its room was needed")
+        with self._lock:
+            idle = (offer for offer in reversed(self._offers.values()) if _is_idle(offer))
+            victim = next(filter(is_meant, idle), None)
             if victim is not None:
                 self._release(victim, verdict)
         if victim is not None:
             self._tell(victim, verdict)
-        return awaited
 
     def stop(self) -> None:
         """End everything, now and from now on."""
@@ -367,10 +372,9 @@ def _nothing() -> None:
     """Wakes nobody."""
 
 
-def _is_idle(memory: BlockMemory, offer: Offer) -> bool:
-    """Whether it is complete, in that memory, and nobody fetches it."""
-    is_complete = offer.memory is memory and offer.tail is not None
-    return is_complete and offer.lease.state is LeaseState.PROMISED
+def _is_idle(offer: Offer) -> bool:
+    """Whether it is complete and nobody fetches it."""
+    return offer.tail is not None and offer.lease.state is LeaseState.PROMISED
 
 
 def _end(offer: Offer, verdict: Verdict) -> None:

@@ -114,6 +114,10 @@ class Outbox:
         """See ``Offers.relieve``."""
         return self.offers.relieve(memory, handles)
 
+    def revoke(self, handles: Collection[Handle]) -> None:
+        """See ``Offers.revoke``; those under ``handles`` are meant."""
+        self.offers.revoke(lambda offer: offer.lease.id in handles)
+
     def census(self) -> list[Holding]:
         """Leases by owner, and takers that are served or wait to be."""
         owners = self.offers.owners()

@@ -95,7 +95,7 @@ class PrefillService:
             return
         if job.publish is None:
             raise InvariantBroken("a prefill job publishes")
-        self._engine.submit(job, self._clock.now())
+        self._engine.submit(job, self._clock.now(), has_places=not job.items)
         work = self._works[job.header.id] = _Work(job, job.publish)
         work.offer = self._outbox.offer(
             job.publish,
@@ -241,8 +241,12 @@ class PrefillService:
             self._engine.item_ready(header.id, index, entry.blocks)
             self._wake()
 
+        def on_places() -> None:
+            self._engine.places_ready(header.id)
+            self._wake()
+
         try:
-            await self._intake.bring(work.job.items, deadline_s, on_ready, header.id)
+            await self._intake.bring(work.job.items, deadline_s, on_places, on_ready, header.id)
         except TriptychError as error:
             work.blame = error.blame
             if isinstance(error, Cancelled):  # the encoder was told to stop, not we: a loss for us

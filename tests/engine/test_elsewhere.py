@@ -6,6 +6,7 @@ from tests.engine.bench import Bench
 from tests.engine.scripted import (
     expected,
     make_job,
+    picture,
     publishing,
 )
 from triptych.core.errors import InvariantBroken
@@ -48,6 +49,21 @@ def test_deterministic_builds_on_whole_chunks_of_what_came(brought):
     assert bench.spans("a")[0][0] == brought // 8 * 8
     assert bench.tokens("a") == expected(job)[:1]
     bench.engine.release("a")
+
+
+def test_nothing_gets_blocks_before_its_pictures_have_places():
+    """Who has places and waits for blocks would wait for who has blocks and waits for places."""
+    bench = Bench()
+    job = make_job("a", range(20), items=(picture("p", 5, 3),))
+    bench.engine.submit(job, 0.0, has_places=False)
+    bench.engine.submit(make_job("b", range(9)), 0.0)
+    bench.step()
+    assert [one.job for one in bench.of(Reserved)] == ["b"], "it is overtaken"
+    bench.engine.places_ready("a")
+    bench.step()
+    assert [one.job for one in bench.of(Reserved)] == ["b", "a"]
+    bench.engine.cancel("a")
+    bench.engine.cancel("b")
 
 
 def test_a_job_that_awaits_a_prefix_can_be_cancelled_and_is_never_preempted():

@@ -51,13 +51,19 @@ class Bench:
         offer.finish()
 
     def bring(self, *items, owner="job", limit_s=10.0):
+        told = []
+
         def on_ready(index, entry):
             assert entry.is_ready
+            assert told == ["places"], "places come before what is in them, once"
             self.ready.append(index)
             self.entries.append(entry)
 
+        def on_places():
+            told.append("places")
+
         until = self.clock.now() + limit_s
-        return asyncio.create_task(self.intake.bring(items, until, on_ready, owner))
+        return asyncio.create_task(self.intake.bring(items, until, on_places, on_ready, owner))
 
     def release(self) -> None:
         while self.entries:
@@ -343,7 +349,9 @@ async def test_random_requests_under_pressure():
             items = [b.item(key, handle=f"{number}{key}") for key in keys]
             held = []
             until = b.clock.now() + 20
-            work = b.intake.bring(items, until, lambda _, entry: held.append(entry), f"{number}")
+            work = b.intake.bring(
+                items, until, int, lambda _, entry: held.append(entry), f"{number}"
+            )
             task = asyncio.create_task(work)
             await asyncio.sleep(rng.random() * 0.05)
             for key, item in zip(keys, items, strict=True):

@@ -94,8 +94,9 @@ class LanguageEngine:
         """Whether no job is known, nor one that is over but not released."""
         return not self._roster.known
 
-    def submit(self, job: LanguageJob, now: float) -> None:
-        """Accept a job; idempotent by its id while the job is known.
+    def submit(self, job: LanguageJob, now: float, *, has_places: bool = True) -> None:
+        """Accept a job; idempotent by its id while the job is known. Without ``has_places`` it is
+        given no blocks before ``places_ready``.
 
         Raises RequestError if it can never be served here, Overloaded if too many wait.
         """
@@ -109,6 +110,7 @@ class LanguageEngine:
         behind = 1 if self._config.deterministic else self._config.chunk_tokens
         sequence = Sequence(job, table, boundaries, behind)
         sequence.overlaps = self._config.overlap
+        sequence.has_places = has_places
         if not self._cache.fits(sequence.peak_tokens):
             raise RequestError(
                 f"needs KV of {sequence.peak_tokens} tokens, more than there is",
@@ -121,6 +123,12 @@ class LanguageEngine:
         sequence.submitted_s, sequence.deadline_s = now, now + job.header.budget_s
         self._num_submitted += 1
         self._roster.add(sequence)
+
+    def places_ready(self, job_id: JobId) -> None:
+        """The prompt's pictures have places to come to. Places come before blocks, always: one
+        that held blocks and waited for places could wait for one that waits for blocks."""
+        if sequence := self._roster.get_alive(job_id):
+            sequence.has_places = True
 
     def item_ready(self, job_id: JobId, index: int, blocks: tuple[BlockId, ...]) -> None:
         """The embedding of the prompt's ``index``-th item is in ``blocks`` until the job's end."""
@@ -210,7 +218,7 @@ class LanguageEngine:
         self._look_over(now)
         is_short = self._room.grow() and self._room.admit(now)
         self._room.look_ahead()
-        waiting = tuple(sequence.id for sequence in self._roster.waiting) if is_short else ()
+        waiting = tuple(one.id for one in self._roster.waiting if is_short and one.has_places)
         if self._patience.runs_out(waiting, now):
             self._roster.outcomes.append(Starved(waiting))
         segments = tuple(

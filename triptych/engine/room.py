@@ -75,18 +75,18 @@ class Room:
         return not is_short and self.num_preempted == before
 
     def admit(self, now: float) -> bool:
-        """Waiting sequences in the policy's order, all or nothing each; nobody overtakes one that
-        does not fit yet. A block is left for each running sequence that grows, lest it be
-        preempted at once.
+        """Waiting sequences with places for their pictures in the policy's order, all or nothing
+        each; nobody overtakes one that does not fit yet. A block is left for each running sequence
+        that grows, lest it be preempted at once.
 
         Returns:
             Whether one does not fit yet.
         """
         roster = self._roster
         places = self._config.max_sequences - len(roster.running)
-        if not roster.waiting or places <= 0:
+        waiting = [sequence for sequence in roster.waiting if sequence.has_places]
+        if not waiting or places <= 0:
             return False
-        waiting = list(roster.waiting)
         self._match(waiting)
         order = list(self._policies.order([_claim(sequence) for sequence in waiting]))
         order.sort(key=lambda index: not waiting[index].is_preferred)

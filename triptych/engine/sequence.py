@@ -33,12 +33,38 @@ class Phase(Enum):
 class Sequence:
     """State of one language job. Changed only by its engine."""
 
-    __slots__ = ("arrival", "awaited", "blocked_since", "boundaries", "cached_tokens",
-                 "chunk_tokens", "compute_s", "computed", "deadline_s", "ending", "hit",
-                 "is_abandoned", "is_foreseen", "item_blocks", "items_end", "job", "matched",
-                 "num_overtaken", "overlaps", "phase", "prefill_s", "prompt_len", "queue_s",
-                 "receives", "submitted_s", "table", "tail_items", "tokens",
-                 "transfer_s")  # fmt: skip
+    __slots__ = (
+        "arrival",
+        "awaited",
+        "blocked_since",
+        "boundaries",
+        "cached_tokens",
+        "chunk_tokens",
+        "compute_s",
+        "computed",
+        "deadline_s",
+        "ending",
+        "has_places",
+        "hit",
+        "is_abandoned",
+        "is_foreseen",
+        "item_blocks",
+        "items_end",
+        "job",
+        "matched",
+        "num_overtaken",
+        "overlaps",
+        "phase",
+        "prefill_s",
+        "prompt_len",
+        "queue_s",
+        "receives",
+        "submitted_s",
+        "table",
+        "tail_items",
+        "tokens",
+        "transfer_s",
+    )  # fmt: skip
 
     def __init__(
         self, job: LanguageJob, table: KvTable, boundaries: tuple[int, ...], chunk_tokens: int
@@ -61,6 +87,8 @@ class Sequence:
         """Leading tokens whose KV is being brought from a lower tier or another instance."""
         self.is_abandoned = False
         """Whether all outside have let go of the blocks, or never touched them."""
+        self.has_places = True
+        """Whether its pictures have places to come to, or need none."""
         self.is_foreseen = False
         """Whether its waiting was told."""
         self.ending: tuple[str, str] | None = None
