@@ -1,7 +1,7 @@
 """One authenticated connection: sealed frames both ways, payloads straight from and into memory.
 
-Used by one thread, which another may ``wake``. Both sides prove the cluster's secret (HMAC-SHA256
-over two nonces), and every later frame carries a MAC over its number, header and body, so no frame
+Used by one thread, which another may ``wake``. Both sides prove the cluster's secret (a MAC over
+two nonces), and every later frame carries a MAC over its number, header and body, so no frame
 can be forged, changed, replayed, dropped or reordered unseen. A payload is covered by the tag that
 announced it (``seal``). Nothing is encrypted. Knows frames and time-outs, not what a transfer is.
 """
@@ -27,6 +27,8 @@ Address = str | tuple[str, int]
 
 MAX_VECTORS = 512
 """Buffers in one system call; IOV_MAX is 1,024."""
+READ_AHEAD_BYTES = 4_096
+"""Frames that came together are read together; so much of a payload may be copied once more."""
 
 
 class Unreachable(InstanceLost):
@@ -55,6 +57,10 @@ class Channel:
         self._keys: tuple[bytes, bytes] | None = None
         self._payload_key = b""
         self._enclosed: list[int] = []
+        self._held: list[memoryview] = []
+        """Frames that go with the next one that is not held."""
+        self._ahead = memoryview(b"")
+        """Read from the socket, and not yet by us."""
         self.num_sent = 0
         """Frames sent under the present key."""
         self.num_received = 0
@@ -130,12 +136,23 @@ class Channel:
         """Tag of bytes that the ``number``-th frame of this session's giver announces."""
         return payload_tag(self._payload_key, number, parts)
 
-    def send(self, message: Message, payload: Sequence[memoryview] = ()) -> None:
-        """Send one frame and the payload behind it; returns when the kernel has all of it."""
+    def send(
+        self, message: Message, payload: Sequence[memoryview] = (), *, held: bool = False
+    ) -> None:
+        """Send one frame and the payload behind it; returns when the kernel has all of it. If
+        ``held``, it goes with the next frame, or when we wait: the peer wakes up once for all."""
         prefix, body = manifest.encode(message, sum(len(part) for part in payload))
         mac = self._mac(0, self.num_sent, prefix, body)
         self.num_sent += 1
-        self._write([memoryview(prefix + mac + body), *payload])
+        self._held += [memoryview(prefix + mac + body), *payload]
+        if not held:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was held back."""
+        parts, self._held = self._held, []
+        if parts:
+            self._write(parts)
 
     def _write(self, parts: list[memoryview]) -> None:
         self.is_between_frames = False
@@ -167,6 +184,10 @@ class Channel:
         """Fill ``targets`` with the payload behind the last message, without a copy between."""
         parts, at = list(targets), 0
         until_s = self._clock.now() + self._timeout_s
+        while at < len(parts) and self._ahead:
+            piece = self._take_ahead(len(parts[at]))
+            parts[at][: len(piece)] = piece
+            at = _advance(parts, at, len(piece))
         while at < len(parts):
             try:
                 count = self._sock.recvmsg_into(parts[at : at + MAX_VECTORS])[0]
@@ -182,6 +203,8 @@ class Channel:
 
     def has_news(self) -> bool:
         """Whether there is something to read (or the peer has closed), without waiting."""
+        if self._ahead:
+            return True
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(0))
@@ -203,6 +226,11 @@ class Channel:
             if patient:
                 return False
             raise InstanceLost("the peer is silent")
+        if events & select.POLLIN:
+            self.flush()  # the peer may answer to it
+            if self._ahead:
+                self.check()
+                return True
         poll = select.poll()
         poll.register(self._wake_fd, select.POLLIN)
         if events:
@@ -237,21 +265,25 @@ class Channel:
         return prefix, header, self._read(prefix.body_bytes, until_s)
 
     def _read(self, num_bytes: int, until_s: float) -> bytes:
-        data = b""
+        data = bytes(self._take_ahead(num_bytes))
         while len(data) < num_bytes:
             try:
-                piece = self._recv(num_bytes - len(data))
+                self._ahead = memoryview(self._recv(max(num_bytes - len(data), READ_AHEAD_BYTES)))
             except BlockingIOError:
                 self.wait(select.POLLIN, until_s)
                 continue
             except OSError as error:
                 raise InstanceLost(f"connection: {error.strerror}") from error
-            if not piece:
+            if not self._ahead:
                 raise InstanceLost("the peer closed the connection")
-            if data or len(piece) < num_bytes:
-                until_s = min(until_s, self._clock.now() + self._timeout_s)
-            data += piece
+            data += self._take_ahead(num_bytes - len(data))
+            until_s = min(until_s, self._clock.now() + self._timeout_s)
         return data
+
+    def _take_ahead(self, num_bytes: int) -> memoryview:
+        """Up to so many of the bytes that were read ahead."""
+        piece, self._ahead = self._ahead[:num_bytes], self._ahead[num_bytes:]
+        return piece
 
     def _recv(self, num_bytes: int) -> bytes:
         if not self.takes_descriptors:

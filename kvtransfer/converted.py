@@ -59,6 +59,7 @@ class EncodedPacking:
         self._unread: deque[int] = deque()
         self.wire = form.name
         self.num_slots = num_slots
+        self.piece_bytes = message_bytes
         self.memory: BlockMemory = self._slots
 
     def pack(self, piece: Piece, blocks: Sequence[BlockId]) -> tuple[Sequence[int], list[Extent]]:

@@ -101,10 +101,11 @@ class Conversation:
         """Give what ``fetch`` asks for. Whatever is raised, the lease is released first."""
         self._heard_s = self._clock.now()
         self.is_serving = True
-        offer = self._offer = self._claim(fetch)
+        offer, num_credits = self._claim(fetch)
+        self._offer = offer
         verdict = Verdict(Release.TAKER_LOST, detail="its taker was lost")
         try:
-            Giving(self, offer, fetch).run()
+            Giving(self, offer, fetch, num_credits).run()
             self._offers.take(offer)
             verdict = Verdict(Release.TAKEN, detail="it was taken already")
         except Ended as ended:
@@ -116,22 +117,31 @@ class Conversation:
             self._offers.settle(offer, verdict)
         self.channel.send(Acked())
 
-    def _claim(self, fetch: Fetch) -> Offer:
+    def _claim(self, fetch: Fetch) -> tuple[Offer, int]:
+        """The offer, and the credits that are left of those that came with the fetch: who waits
+        for an offer keeps none."""
         until_s = self._clock.now() + self._config.lease_s
+        num_credits = fetch.credits
         try:
             while (offer := self._offers.claim(fetch, self.peer, self.channel.wake)) is None:
+                if num_credits:
+                    self.say(Ready(0, num_credits))
+                    num_credits = 0
                 self.pause(_only_wait)
                 if self._clock.now() >= until_s:
                     raise Ended(Verdict(Release.EXPIRED, detail="nothing was offered in time"))
         finally:
             self._offers.give_up(fetch, self.channel.wake)
-        return offer
+        return offer, num_credits
 
     # -- for the fetch that is being served
 
-    def look(self, offer: Offer, wanted: tuple[int, int], allowance: int) -> Ahead:
+    def look(
+        self, offer: Offer, wanted: tuple[int, int], message_bytes: int, allowance: int
+    ) -> Ahead:
         """See ``Offers.look``."""
-        return self._offers.look(offer, wanted, self._config.message_bytes, allowance)
+        most = min(message_bytes, self._config.max_message_bytes)
+        return self._offers.look(offer, wanted, most, allowance)
 
     def put_back(self, offer: Offer, pieces: Sequence[Piece]) -> None:
         """See ``Offer.put_back``."""
@@ -159,9 +169,11 @@ class Conversation:
         """Digest of bytes that the next frame announces; empty if digests are off."""
         return self.channel.tag(self.channel.num_sent, parts) if self._config.digest else b""
 
-    def say(self, message: Manifest | Chunk | Ready | Wait | Finish | Broken) -> None:
-        """Send a frame."""
-        self.channel.send(message)
+    def say(
+        self, message: Manifest | Chunk | Ready | Wait | Finish | Broken, *, held: bool = False
+    ) -> None:
+        """See ``Channel.send``."""
+        self.channel.send(message, held=held)
         self._spoke_s = self._clock.now()
 
     def pause(self, hear: Callable[[Wait | Credit | Again], None]) -> None:

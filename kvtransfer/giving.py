@@ -27,7 +27,7 @@ from kvtransfer.manifest import (
     Wait,
 )
 from kvtransfer.offer import Ahead, Offer
-from kvtransfer.pieces import Piece
+from kvtransfer.pieces import Piece, piece_bytes
 from kvtransfer.transports.transport import Carrier, slices
 from triptych.core.errors import InstanceLost, TransferError
 
@@ -41,7 +41,7 @@ SMALL_BYTES = 65_536
 class Giving:
     """What is given of one offer to its only taker."""
 
-    def __init__(self, talk: "Conversation", offer: Offer, fetch: Fetch) -> None:
+    def __init__(self, talk: "Conversation", offer: Offer, fetch: Fetch, num_credits: int) -> None:
         self._talk = talk
         self._offer = offer
         self._layout = offer.memory.layout
@@ -54,8 +54,9 @@ class Giving:
             fetch.first_token // self._layout.block_size,
             self._layout.num_blocks(fetch.end_token),
         )
+        self._message_bytes = min(fetch.message_bytes, self._packed.piece_bytes)
         self._wanted = (first, end) if fetch.first_token < fetch.end_token else (end, end)
-        self._credits = 0
+        self._credits = num_credits
         self._has_asked = False
         """Whether Ready was said and no Credit has come since."""
         self._unread: deque[Piece] = deque()
@@ -96,7 +97,8 @@ class Giving:
             return
         self._carrier = carrier
         number, size = self._talk.number(store), len(store.view)
-        self._talk.say(Manifest(self._layout, self._packed.wire, number, size, attach))
+        manifest = Manifest(self._layout, self._packed.wire, number, size, attach)
+        self._talk.say(manifest, held=True)
 
     def _break(self, error: TransferError | InstanceLost) -> None:
         """The way does not carry: say so, if that can be said."""
@@ -113,7 +115,7 @@ class Giving:
                 return None
             has_slot = len(self._unread) < self._packed.num_slots
             allowance = sys.maxsize if self._credits and has_slot else self._free_bytes
-            ahead = self._talk.look(self._offer, self._wanted, allowance)
+            ahead = self._talk.look(self._offer, self._wanted, self._message_bytes, allowance)
             if ahead.piece is None:
                 break
             self._give(ahead, ahead.piece, self._carrier)
@@ -134,15 +136,17 @@ class Giving:
 
     def _give(self, ahead: Ahead, piece: Piece, carrier: Carrier) -> None:
         """Announce a chunk and let the carrier have its bytes."""
-        is_free = not self._credits
+        is_free = piece_bytes(self._layout, piece) <= self._free_bytes
         self._credits -= not is_free
         places, spans = self._packed.pack(piece, ahead.blocks)
         store = self._packed.memory
         tag = self._talk.tag(slices(store.view, spans))
         self._unread.append(piece)
-        self._talk.say(Chunk(*piece, tuple(places), tag, ahead.num_ready, is_free))
+        self._talk.say(Chunk(*piece, tuple(places), tag, ahead.num_ready, is_free), held=True)
         try:
             carrier.push(store, spans)
+            if not is_free:  # what is small may wait for what follows
+                self._talk.channel.flush()
         except (TransferError, InstanceLost) as error:
             self._break(error)
 

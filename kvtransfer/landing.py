@@ -28,6 +28,8 @@ class Packing(Protocol):
     """The store that the taker reads: that of the blocks itself, or slots for encoded bytes."""
     num_slots: int
     """Pieces that may be packed and not read at once."""
+    piece_bytes: int
+    """What a piece of several blocks may have at most."""
 
     def pack(self, piece: Piece, blocks: Sequence[BlockId]) -> tuple[Sequence[int], list[Extent]]:
         """Places in ``memory`` of each block of ``piece``, which are ``blocks`` of the offered
@@ -71,7 +73,7 @@ class RawPacking:
     """Blocks go out of the store that they are in. Implements ``Packing``."""
 
     wire = RAW
-    num_slots = sys.maxsize
+    num_slots = piece_bytes = sys.maxsize
 
     def __init__(self, memory: BlockMemory) -> None:
         self.memory = memory

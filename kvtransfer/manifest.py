@@ -7,7 +7,8 @@
                                <-  Wait ...                    while nothing is there to send
                                <-  Manifest(layout, ...)       the handle is offered
                                <-  Ready(n)                    pieces are there, credits are not
-    Credit(n)                  ->                              so many chunks may come
+    Credit(n)                  ->                              so many chunks may come, besides
+                                                               those that Fetch let come
                                <-  Chunk(...)                  one against each credit
                                <-  Data + payload              behind a chunk, if in the stream
                                <-  Broken(via, detail)         the way does not carry
@@ -32,7 +33,7 @@ from triptych.core.errors import TransferError
 from triptych.core.layout import Layout
 
 MAGIC = b"TPTX"
-VERSION = 2
+VERSION = 3
 MAX_BODY_BYTES = 131_072
 MAX_GREETING_BYTES = 1_024
 """Limit of a body from a peer that has not proved to know the secret."""
@@ -90,6 +91,10 @@ class Fetch(_Body, frozen=True):
     """Transport that is to carry the bytes."""
     wire: _Name = RAW
     """Format of the bytes that the taker would like best."""
+    message_bytes: Annotated[int, Meta(ge=1, le=2**40)] = 1
+    """What a chunk of several blocks should have at most."""
+    credits: _Count = 0
+    """As many chunks may come without asking; given back at once if there is nothing to send."""
 
 
 class Manifest(_Body, frozen=True):

@@ -30,6 +30,9 @@ SHARE = 0.2
 """Of a new measurement in the running mean."""
 SAMPLE_BYTES = 262_144
 """Chunks below this say nothing about bandwidth."""
+MESSAGE_S = 0.002
+"""A message takes a link for about so long: what is more urgent waits no longer for its turn, and
+what a message costs besides its bytes (about 0.2 ms) matters little."""
 AVOID_S = 30.0
 """How long a broken way is the last resort."""
 
@@ -87,6 +90,13 @@ class Routes:
         with self._lock:
             load = self._load(ref.instance)
             return sorted(ways, key=cost)
+
+    def message_bytes(self, giver: InstanceId, way: str, least: int, most: int) -> int:
+        """How large messages from ``giver`` should be; ``least`` until the way was measured."""
+        with self._lock:
+            route = self._route(giver, way)
+            fitting = round(route.bytes_per_s * MESSAGE_S) if route.has_bandwidth else least
+            return max(least, min(fitting, most))
 
     def learn(self, giver: InstanceId, way: str, measured: Measured) -> None:
         """A transfer was made."""

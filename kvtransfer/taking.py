@@ -33,6 +33,9 @@ from triptych.core.config import TransferConfig
 from triptych.core.errors import Cancelled, InstanceLost, TransferError, from_code
 from triptych.core.handoff import TransferRef
 
+FIRST_CREDITS = 2
+"""Chunks that may come without asking, if the window has room: one is read while one comes."""
+
 
 class Taking:
     """One fetch."""
@@ -92,8 +95,13 @@ class Taking:
         ref, wanted, left = self.ref, self.wanted, list(ways)
         self._link, self._claim = link, claim
         tokens = (wanted.first_token, wanted.end_token) if wanted.blocks else (0, 0)
-        via, wire = left[0].name, self._config.wire
-        self._speak(link, Fetch(ref.handle, ref.epoch, ref.layout, *tokens, via, wire))
+        via, config = left[0].name, self._config
+        size = routes.message_bytes(
+            ref.instance, via, config.message_bytes, config.max_message_bytes
+        )
+        count = claim.begin(min(FIRST_CREDITS, -(-self.num_bytes // size)))
+        promise = ref.handle, ref.epoch, ref.layout
+        self._speak(link, Fetch(*promise, *tokens, via, config.wire, size, count))
         while True:
             try:
                 finish = self._take(link, claim, left[0], routes)
@@ -136,7 +144,7 @@ class Taking:
                 is_announced = True
             elif not is_announced and is_again:
                 continue  # said before the giver knew that we want it another way
-            elif isinstance(message, Ready) and is_announced:
+            elif isinstance(message, Ready):
                 if not claim.returned(message.num_returned):
                     raise TransferError("credits come back that were not given")
                 claim.want(message.num_ready)

@@ -27,6 +27,13 @@ class Claim:
         """Told, and neither used nor given back."""
         self.num_reading = 0
 
+    def begin(self, count: int) -> int:
+        """Up to ``count`` credits that nobody wants, to be told to the giver before it is known
+        whether it has anything ready."""
+        with self._window.lock:
+            self.num_out = self._window.spare(count)
+            return self.num_out
+
     def want(self, num_ready: int) -> None:
         """The giver has so many chunks ready."""
         with self._window.lock:
@@ -109,6 +116,13 @@ class Window:
             self._num_free -= 1
             if first is not caller:
                 first.wake()
+
+    def spare(self, count: int) -> int:
+        """Take up to ``count`` credits, but the last one is left for who knows what is ready. With
+        the lock held."""
+        taken = max(0, min(count, self._num_free - 1))
+        self._num_free -= taken
+        return taken
 
     @property
     def num_free(self) -> int:

@@ -13,13 +13,20 @@ from socket import socket
 import msgspec
 
 from kvtransfer.channel import Address, Channel
-from kvtransfer.manifest import Abort, Manifest
+from kvtransfer.manifest import Manifest
 from kvtransfer.transports.process_group import GIVER, TAKER, Pair, is_usable
 from kvtransfer.transports.rendezvous import Meeting, meet
 from kvtransfer.transports.tcp import Tcp
-from kvtransfer.transports.transport import Extent, WayBroken, breaking, slices, split
+from kvtransfer.transports.transport import (
+    Extent,
+    WayBroken,
+    breaking,
+    hear_parting,
+    slices,
+    split,
+)
 from triptych.core.config import TransferConfig
-from triptych.core.errors import InstanceLost, TransferError, from_code
+from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
 
@@ -56,6 +63,7 @@ class NcclCarrier:
 
     def push(self, memory: BlockMemory, extents: Sequence[Extent]) -> None:
         """See ``transport.Carrier``."""
+        self._channel.flush()
         if id(memory) not in self._pairs:
             self._pairs[id(memory)] = self._join(self._meetings[id(memory)][1])
         messages = [slices(memory.view, message) for message in gathered(extents)]
@@ -111,7 +119,7 @@ class NcclSource:
         except (WayBroken, InstanceLost):
             self.close()  # from here on nobody writes into ours
             self._channel.check()
-            self._hear()
+            hear_parting(self._channel)
             raise
 
     def close(self) -> None:
@@ -119,13 +127,6 @@ class NcclSource:
         if self._pair is not None:
             self._pair.close()
         self._pair = None
-
-    def _hear(self) -> None:
-        """Raise what the giver has said of its leaving, if it has."""
-        if self._channel.has_news():
-            message, _ = self._channel.receive()
-            if isinstance(message, Abort):
-                raise from_code(message.code, message.detail)
 
     def _joined(self) -> Pair:
         if self._pair is None:

@@ -14,7 +14,7 @@ import msgspec
 
 from kvtransfer.channel import Channel
 from kvtransfer.transports.nixl_agent import NixlAgent, Region, State
-from kvtransfer.transports.transport import Extent, address_of, breaking
+from kvtransfer.transports.transport import Extent, address_of, breaking, hear_parting
 from triptych.core.clock import Clock
 from triptych.core.errors import InstanceLost, TransferError
 
@@ -167,6 +167,8 @@ class NixlSource:
             if now_s - look_s > BUSY_S:
                 pause_s = MIN_PAUSE_S
             elif now_s - start_s > SPIN_S:
+                if self._channel.is_cut:  # some transports need the owner's help
+                    hear_parting(self._channel)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
             look_s = self._clock.now()

@@ -14,8 +14,8 @@ from socket import socket
 from typing import NamedTuple, Protocol
 
 from kvtransfer.channel import Address, Channel
-from kvtransfer.manifest import Manifest
-from triptych.core.errors import InstanceLost, TransferError
+from kvtransfer.manifest import Abort, Manifest
+from triptych.core.errors import InstanceLost, TransferError, from_code
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
 
@@ -34,6 +34,14 @@ def breaking(channel: Channel) -> Iterator[None]:
         if channel.is_cut:
             raise
         raise WayBroken(error.detail) from error
+
+
+def hear_parting(channel: Channel) -> None:
+    """Raise what the giver has said of its leaving, if it has. What it said before is void."""
+    while channel.has_news():
+        message, _ = channel.receive()
+        if isinstance(message, Abort):
+            raise from_code(message.code, message.detail)
 
 
 class Extent(NamedTuple):
@@ -76,7 +84,8 @@ class Carrier(Protocol):
         ...
 
     def push(self, memory: BlockMemory, extents: Sequence[Extent]) -> None:
-        """Send ``extents``, right behind the Chunk that announced them. One-sided ways do nothing.
+        """Send ``extents``, right behind the Chunk that announced them, which the channel may still
+        hold. One-sided ways do nothing.
         Returns when the bytes may change again as far as this way is concerned."""
         ...
 

@@ -103,7 +103,11 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credits: Annotated[int, Meta(ge=2, le=256)] = 4
     """Messages of one instance that may be on their way to another at once; the same everywhere."""
     message_bytes: Count = 1_048_576
-    """Pieces of a transfer gather up to this size into one message; a layer of a block is whole."""
+    """Layers that are ready one by one gather to this size before they leave; a layer of a block is
+    whole."""
+    max_message_bytes: Count = 8_388_608
+    """What is ready leaves in messages of up to this size, as far as the link was measured to carry
+    one in about 2 ms, else of up to ``message_bytes``."""
     layerwise: bool = True
     """Send the first layers of a prefill chunk while its later layers are computed."""
     host: str = "127.0.0.1"

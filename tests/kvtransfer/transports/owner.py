@@ -28,6 +28,9 @@ class Quiet:
     def check(self) -> None:
         """Nothing ends the waiting."""
 
+    def flush(self) -> None:
+        """Nothing was held back."""
+
 
 def say(**line) -> None:
     sys.stdout.write(json.dumps(line) + "\n")

@@ -31,6 +31,9 @@ class Waiting:
     def cancel(self) -> None:
         self.is_cancelled = True
 
+    def flush(self) -> None:
+        pass
+
     def has_news(self) -> bool:
         return False
 
