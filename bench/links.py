@@ -48,8 +48,9 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"repetition {number + 1} of {words.repetitions}, digest {digest}\n")
             runs[digest].append(_doctor(words, digest))
     note = (
-        f"{words.repetitions} runs of {words.turns} turns each; medians, in brackets the least and "
-        f"the greatest. Load of the machine at the start {load:.1f} on {os.cpu_count()} cores. "
+        f"{words.repetitions} runs of {words.turns} turns each, {named(words.bytes)} a transfer; "
+        f"medians, in brackets the least and the greatest. Load of the machine at the start "
+        f"{load:.1f} on {os.cpu_count()} cores. "
         f"nccl by {words.nccl_backend}. Stores in {'huge pages' if words.huge else 'memfds'}."
     )
     text = "\n\n".join([*(table(found, digest) for digest, found in runs.items()), note])
@@ -127,6 +128,7 @@ def _doctor(words: argparse.Namespace, digest: str) -> Run:
     ]
     command = [sys.executable, "-m", "cli", "doctor", "--links", "--json"]
     command += ["--link-sizes", words.sizes, "--link-turns", str(words.turns)]
+    command += ["--link-bytes", str(words.bytes)]
     if words.huge:
         command.append("--link-huge")
     for setting in settings:
@@ -138,6 +140,7 @@ def _doctor(words: argparse.Namespace, digest: str) -> Run:
 def _parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench links", description=__doc__)
     top.add_argument("--sizes", default=SIZES, help="bytes of a block, separated by commas")
+    top.add_argument("--bytes", type=int, default=256 << 20, help="of a transfer")
     top.add_argument("--repetitions", type=int, default=3)
     top.add_argument("--turns", type=int, default=5, help="of each way in a repetition")
     top.add_argument("--nccl-backend", default="gloo")

@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--links", action="store_true", help="measure the ways of blocks instead")
     parser.add_argument("--link-sizes", type=_sizes, default=links.SIZES, metavar="BYTES,...")
     parser.add_argument("--link-huge", action="store_true", help="out of private huge pages")
+    parser.add_argument("--link-bytes", type=int, default=links.FETCH_BYTES, help="of a transfer")
     parser.add_argument("--link-turns", type=int, default=links.TURNS)
 
 
@@ -88,8 +89,14 @@ def _sizes(words: str) -> tuple[int, ...]:
 
 def _measure_links(config: Config, arguments: argparse.Namespace) -> int:
     progress = Progress()
-    sizes, turns = arguments.link_sizes, arguments.link_turns
-    measuring = links.measure(config.transfer, sizes, turns, progress, huge=arguments.link_huge)
+    sizes, turns, whole = arguments.link_sizes, arguments.link_turns, arguments.link_bytes
+    if turns < 1 or not all(1 << 10 <= size <= whole <= 4 << 30 for size in sizes):
+        limits = "1 KiB <= --link-sizes <= --link-bytes <= 4 GiB and --link-turns >= 1"
+        print(f"triptych doctor: wanted {limits}", file=sys.stderr)
+        return 2
+    measuring = links.measure(
+        config.transfer, sizes, turns, progress, fetch_bytes=whole, huge=arguments.link_huge
+    )
     found = asyncio.run(measuring)
     progress.done()
     if arguments.json:
@@ -97,7 +104,10 @@ def _measure_links(config: Config, arguments: argparse.Namespace) -> int:
         return 0
     print(links.table(found))
     digest = "on" if config.transfer.digest else "off"
-    print(f"\nBlocks of these sizes, 64 MiB a transfer; digests {digest}; medians of {turns}.")
+    print(
+        f"\nBlocks of these sizes, {links.named(whole)} a transfer; digests {digest}; medians of "
+        f"{turns}."
+    )
     return 0
 
 

@@ -18,6 +18,7 @@ import msgspec
 from kvtransfer.build import build_outbox
 from kvtransfer.sender import Outbox
 from kvtransfer.staging import Slots
+from kvtransfer.transports.transport import address_of
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.handoff import Endpoint
@@ -25,8 +26,6 @@ from triptych.core.ids import BlockId, Handle, InstanceId
 from triptych.core.layout import Layout
 
 GIVER = InstanceId("links-giver@0")
-POOL_BYTES = 128 << 20
-"""Of each side: more than a processor's caches, where there is no telling."""
 LINE_BYTES = 1 << 24
 ASK = struct.Struct("<II")
 """On the bare socket: bytes of a block, and how many are wanted."""
@@ -37,6 +36,7 @@ class Start(msgspec.Struct, frozen=True):
 
     config: TransferConfig
     secret: str
+    pool_bytes: int
     huge: bool
 
 
@@ -52,24 +52,26 @@ class Started(msgspec.Struct, frozen=True):
 
     endpoint: Endpoint
     socket_port: int
+    address: int
+    """Of the pool, in the memory of that process."""
 
 
 class Pool:
     """Memory that is looked at as blocks of one size or another: a sealed memfd as the stores of a
     CPU are, or ``huge`` pages that only this process has."""
 
-    def __init__(self, seed: int, *, huge: bool = False) -> None:
-        self._slots = None if huge else Slots(POOL_BYTES, 1)
+    def __init__(self, seed: int, num_bytes: int, *, huge: bool = False) -> None:
+        self._slots = None if huge else Slots(num_bytes, 1)
         self.view = memoryview(b"")
         if self._slots is not None:
             self.view = self._slots.view
         else:
-            own = mmap.mmap(-1, POOL_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            own = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             own.madvise(mmap.MADV_HUGEPAGE)
             self.view = memoryview(own)
         self.fd = -1 if self._slots is None else self._slots.fd
         pattern = random.Random(seed).randbytes(1 << 20)
-        for at in range(0, POOL_BYTES, len(pattern)):  # touches every page
+        for at in range(0, num_bytes, len(pattern)):  # touches every page
             self.view[at : at + len(pattern)] = pattern
             self.view[at : at + 8] = at.to_bytes(8, "little")
         self._looks: dict[int, Blocks] = {}
@@ -93,7 +95,7 @@ class Blocks:
 
     def __init__(self, pool: Pool, block_bytes: int) -> None:
         self.layout = Layout("embedding", "links", "uint8", (1, block_bytes), 1)
-        self.num_blocks = POOL_BYTES // block_bytes
+        self.num_blocks = len(pool.view) // block_bytes
         self.view = pool.view
         self.fd = pool.fd
 
@@ -141,14 +143,14 @@ async def main() -> None:
     lines = asyncio.StreamReader(limit=LINE_BYTES)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     start = msgspec.json.decode(await lines.readline(), type=Start)
-    clock, pool = MonotonicClock(), Pool(1, huge=start.huge)
+    clock, pool = MonotonicClock(), Pool(1, start.pool_bytes, huge=start.huge)
     outbox = build_outbox(
         GIVER, start.config, start.secret.encode(), clock, loop.call_soon_threadsafe
     )
     listener = socket.create_server((start.config.host, 0))
     bare = threading.Thread(target=send_bare, args=(listener, pool), daemon=True)
     bare.start()
-    say(Started(outbox.start(), listener.getsockname()[1]))
+    say(Started(outbox.start(), listener.getsockname()[1], address_of(pool.view)))
     while line := await lines.readline():
         offer(outbox, pool, msgspec.json.decode(line, type=Offers))
         say({})

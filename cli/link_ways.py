@@ -1,9 +1,12 @@
-"""Ways whose quickness is measured: whole transfers, a plain copy in memory, a bare socket.
+"""Ways whose quickness is measured: whole transfers, and what bounds them: a plain copy in memory,
+the kernel's copy between processes, a bare socket.
 
 Each moves blocks of one size, in no order, and says how long that took. Knows neither how often it
 is asked nor what becomes of the figures.
 """
 
+import ctypes
+import os
 import random
 import socket
 import time
@@ -12,6 +15,7 @@ from typing import Protocol
 
 from cli.link_peer import ASK, Blocks, Offers, Pool
 from kvtransfer.receiver import Receiver
+from kvtransfer.transports.transport import address_of
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost
 from triptych.core.handoff import Endpoint, TransferRef
@@ -52,6 +56,49 @@ class Memcpy:
         start_s = time.perf_counter()
         for source, target in moves:
             ours.block(target)[:] = theirs.block(source)
+        return time.perf_counter() - start_s
+
+    async def move_singly(self, block_bytes: int, count: int) -> list[float]:
+        """See ``Way``."""
+        return [await self.move(block_bytes, 1) for _ in range(count)]
+
+
+class _Vector(ctypes.Structure):
+    """``struct iovec``."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_readv = ctypes.CDLL(None, use_errno=True).process_vm_readv
+_readv.restype = ctypes.c_ssize_t
+_vector = ctypes.POINTER(_Vector)
+_readv.argtypes = (ctypes.c_int, _vector, ctypes.c_ulong, _vector, ctypes.c_ulong, ctypes.c_ulong)
+
+
+class Cma:
+    """The kernel's copy out of another process (``process_vm_readv``), with nothing around it: the
+    most that a way which does not map the other's memory, as UCX's on one host, can have."""
+
+    name = "cma"
+
+    def __init__(self, pid: int, address: int, ours: Pool) -> None:
+        self._pid, self._address, self._ours = pid, address, ours
+
+    async def move(self, block_bytes: int, count: int) -> float:
+        """See ``Way``."""
+        ours = self._ours.blocks(block_bytes)
+        start = address_of(ours.view)
+        moves = [
+            (
+                _Vector(start + target * block_bytes, block_bytes),
+                _Vector(self._address + place * block_bytes, block_bytes),
+            )
+            for target, place in zip(drawn(ours, count), drawn(ours, count), strict=True)
+        ]
+        start_s = time.perf_counter()
+        for near, far in moves:
+            if _readv(self._pid, near, 1, far, 1, 0) != block_bytes:
+                raise InstanceLost(f"process_vm_readv: {os.strerror(ctypes.get_errno())}")
         return time.perf_counter() - start_s
 
     async def move_singly(self, block_bytes: int, count: int) -> list[float]:
@@ -135,14 +182,10 @@ class Transfers:
         ref = TransferRef(Handle(handle), 0, self._giver, self._endpoint, look, count)
         blocks, until_s = drawn(ours, count), MonotonicClock().now() + TIMEOUT_S
         start_s = time.perf_counter()
-        await self._receiver.fetch(ref, ours, blocks, 0, _arrived, until_s)
+        await self._receiver.fetch(ref, ours, blocks, 0, None, until_s)
         return time.perf_counter() - start_s
 
 
 def drawn(blocks: Blocks, count: int) -> list[int]:
     """So many blocks, in no order."""
     return random.sample(range(blocks.num_blocks), count)
-
-
-def _arrived(_: int) -> None:
-    """Nobody waits for a part."""

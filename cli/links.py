@@ -15,7 +15,7 @@ from statistics import median
 import msgspec
 
 from cli.link_peer import GIVER, LINE_BYTES, Offers, Pool, Start, Started, offer
-from cli.link_ways import BareSocket, Memcpy, Propose, Transfers, Way
+from cli.link_ways import BareSocket, Cma, Memcpy, Propose, Transfers, Way
 from kvtransfer.build import build_outbox, build_receiver, build_ways
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
@@ -28,7 +28,8 @@ TURNS = 3
 LATENCY_BYTES = 4096
 LATENCY_COUNT = 30
 FETCH_BYTES = 64 << 20
-"""Moved at a time to measure bandwidth."""
+"""Moved at a time to measure bandwidth; pools are twice as large, and so than a processor's
+caches."""
 TAKER = InstanceId("links-taker@0")
 NEIGHBOUR = InstanceId("links-neighbour@0")
 
@@ -53,57 +54,70 @@ async def measure(
     turns: int = TURNS,
     say: Say | None = None,
     *,
+    fetch_bytes: int = FETCH_BYTES,
     huge: bool = False,
 ) -> tuple[Link, ...]:
     """Every way that this machine has, and what they are compared with.
 
     Args:
         config: what the server would use; ``transport`` and ``lease_s`` are not heeded.
-        sizes: bytes of a block, of which a transfer of 64 MiB consists.
+        sizes: bytes of a block.
         turns: how often each is measured.
         say: hears what goes on.
+        fetch_bytes: what a transfer has, all its blocks together.
         huge: out of huge pages that nobody shares, in place of stores as those of a CPU.
     """
     config = msgspec.structs.replace(config, lease_s=600.0)
     say = say or _unheard
     say("starting another process")
     async with AsyncExitStack() as stack:
-        ways = await _open(config, stack, huge=huge)
-        found = {way.name: Link(way.name, (), dict.fromkeys(sizes, ())) for way in ways}
+        ways = await _open(config, stack, 2 * fetch_bytes, huge=huge)
+        measured = [Measured(way, sizes) for way in ways]
         for turn in range(-1, turns):  # the first one warms up
-            for way in ways:
-                link = found[way.name]
-                if not link.problem:
-                    say(f"{way.name}, {f'turn {turn + 1} of {turns}' if turn >= 0 else 'warming'}")
-                    measured = await _turn(way, sizes)
-                    found[way.name] = _joined(link, measured) if turn >= 0 else _tried(measured)
-        return tuple(found.values())
+            name = f"turn {turn + 1} of {turns}" if turn >= 0 else "warming"
+            for size in (None, *sizes):
+                for each in measured:  # what is compared stands close together in time
+                    say(f"{name}, {'latency' if size is None else named(size)}, {each.way.name}")
+                    await each.take_turn(size, fetch_bytes, counts=turn >= 0)
+        return tuple(each.link() for each in measured)
 
 
-async def _turn(way: Way, sizes: Sequence[int]) -> Link:
-    try:
-        latency_s = median(await way.move_singly(LATENCY_BYTES, LATENCY_COUNT))
-        counts = {size: max(1, FETCH_BYTES // size) for size in sizes}
-        moved = {size: await _rates(way, size, n) for size, n in counts.items()}
-    except TriptychError as error:
-        return Link(way.name, (), {}, str(error))
-    return Link(way.name, (latency_s,), moved)
+class Measured:
+    """One way, and what is known of it so far."""
 
+    def __init__(self, way: Way, sizes: Sequence[int]) -> None:
+        self.way = way
+        self._latency_s: list[float] = []
+        self._bytes_per_s: dict[int, list[float]] = {size: [] for size in sizes}
+        self._problem = ""
 
-async def _rates(way: Way, block_bytes: int, count: int) -> tuple[float, ...]:
-    return (block_bytes * count / await way.move(block_bytes, count),)
+    async def take_turn(self, size: int | None, fetch_bytes: int, *, counts: bool) -> None:
+        """Move ``fetch_bytes`` in blocks of ``size``; with None, single small blocks. A way that
+        failed once is not asked again."""
+        if self._problem:
+            return
+        try:
+            if size is None:
+                found, values = (
+                    self._latency_s,
+                    await self.way.move_singly(LATENCY_BYTES, LATENCY_COUNT),
+                )
+            else:
+                count = max(1, fetch_bytes // size)
+                seconds = await self.way.move(size, count)
+                found, values = self._bytes_per_s[size], [size * count / seconds]
+        except TriptychError as error:
+            self._problem = str(error)
+            return
+        if counts:
+            found.append(median(values))
 
-
-def _tried(link: Link) -> Link:
-    """A way whose first turn does not count."""
-    return Link(link.way, (), dict.fromkeys(link.bytes_per_s, ()), link.problem)
-
-
-def _joined(link: Link, turn: Link) -> Link:
-    if turn.problem:
-        return turn
-    both = {size: link.bytes_per_s[size] + rates for size, rates in turn.bytes_per_s.items()}
-    return Link(link.way, link.latency_s + turn.latency_s, both)
+    def link(self) -> Link:
+        """What was found."""
+        if self._problem:
+            return Link(self.way.name, (), {}, self._problem)
+        rates = {size: tuple(found) for size, found in self._bytes_per_s.items()}
+        return Link(self.way.name, tuple(self._latency_s), rates)
 
 
 def _unheard(_: str) -> None:
@@ -113,9 +127,11 @@ def _unheard(_: str) -> None:
 # -- both processes
 
 
-async def _open(config: TransferConfig, stack: AsyncExitStack, *, huge: bool) -> list[Way]:
+async def _open(
+    config: TransferConfig, stack: AsyncExitStack, pool_bytes: int, *, huge: bool
+) -> list[Way]:
     secret = secrets.token_hex(16)
-    theirs, ours = Pool(2, huge=huge), Pool(3, huge=huge)
+    theirs, ours = Pool(2, pool_bytes, huge=huge), Pool(3, pool_bytes, huge=huge)
     stack.callback(theirs.close)
     stack.callback(ours.close)
     neighbour = build_outbox(
@@ -130,10 +146,11 @@ async def _open(config: TransferConfig, stack: AsyncExitStack, *, huge: bool) ->
     async def near(offers: Offers) -> None:
         offer(neighbour, theirs, offers)
 
-    started, far = await stack.enter_async_context(_peer(Start(config, secret, huge)))
+    start = Start(config, secret, pool_bytes, huge)
+    pid, started, far = await stack.enter_async_context(_peer(start))
     bare = BareSocket(config.host, started.socket_port, ours)
     stack.callback(bare.close)
-    found: list[Way] = [Memcpy(theirs, ours), bare]
+    found: list[Way] = [Memcpy(theirs, ours), Cma(pid, started.address, ours), bare]
     for name in [way.name for way in build_ways(TAKER, config)]:
         only = msgspec.structs.replace(config, transport=name)
         ways = build_ways(TAKER, only, {NEIGHBOUR: neighbour} if name == "inproc" else None)
@@ -152,8 +169,9 @@ async def _open(config: TransferConfig, stack: AsyncExitStack, *, huge: bool) ->
 
 
 @asynccontextmanager
-async def _peer(start: Start) -> AsyncIterator[tuple[Started, Propose]]:
-    """Another process that gives, and how to make it offer. Raises InstanceLost."""
+async def _peer(start: Start) -> AsyncIterator[tuple[int, Started, Propose]]:
+    """Another process that gives: its number, what it says, and how to make it offer. Raises
+    InstanceLost."""
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "cli.link_peer")
     process = await asyncio.create_subprocess_exec(
@@ -175,7 +193,7 @@ async def _peer(start: Start) -> AsyncIterator[tuple[Started, Propose]]:
 
     try:
         started = msgspec.json.decode(await ask(start), type=Started)
-        yield started, propose
+        yield process.pid, started, propose
     finally:
         stdin.close()
         try:

@@ -173,7 +173,7 @@ class Intake:
             raise TransferError("a promised embedding was not made")
 
     async def _fetch(self, ref: TransferRef, blocks: Sequence[int], deadline_s: float) -> None:
-        await self._receiver.fetch(ref, self._memory, blocks, 0, _ignore, deadline_s)
+        await self._receiver.fetch(ref, self._memory, blocks, 0, None, deadline_s)
 
     async def _watch(self, entry: Entry, deadline_s: float) -> None:
         """Wait until the entry is written, or nobody writes it any more."""
@@ -218,7 +218,3 @@ async def _all_settled(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.exception()
     if is_cancelled:
         raise asyncio.CancelledError
-
-
-def _ignore(_: int) -> None:
-    """How far a single picture is interests nobody."""

@@ -112,7 +112,7 @@ class Lent:
         wanted = place.blocks[first : end // size]
         until_s = min(deadline_s, self._clock.now() + self._patience_s)
         try:
-            await self._receiver.fetch(ref, self._memory, wanted, first, _ignore, until_s)
+            await self._receiver.fetch(ref, self._memory, wanted, first, None, until_s)
         except TriptychError as error:
             log.info("%s: the prefix is computed instead: %s", job.header.id, error)
             return place.start
@@ -142,7 +142,3 @@ class Expected:
     def is_stale(self) -> bool:
         """Whether an item will never come that has to be computed."""
         return self._is_sure and any(self._ends[index] > self._sure for index in self._absent)
-
-
-def _ignore(_: int) -> None:
-    """How far a prefix is interests nobody: all of it counts, or nothing."""

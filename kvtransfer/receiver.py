@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from kvtransfer.channel import Channel, Unreachable
 from kvtransfer.inbound import Link
@@ -68,7 +69,7 @@ class Receiver:
         memory: BlockMemory,
         blocks: Sequence[int],
         first_block: int,
-        on_arrived: Callable[[int], None],
+        on_arrived: Callable[[int], None] | None,
         deadline_s: float,
     ) -> bytes:
         """Fill ``blocks`` of ``memory`` with a promise from its block ``first_block`` on (counted
@@ -85,7 +86,8 @@ class Receiver:
             raise Cancelled("the instance stops")
         loop = asyncio.get_running_loop()
         taking = Taking(ref, wanted, self._clock, self._config)
-        taking.on_arrived = lambda count: _tell(loop, taking, on_arrived, count)
+        if on_arrived is not None:
+            taking.on_arrived = partial(_tell, loop, taking, on_arrived)
         self._active.add(taking)
         work = loop.run_in_executor(self._threads, self._take, taking, deadline_s)
         try:

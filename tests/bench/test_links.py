@@ -42,9 +42,9 @@ def test_spread():
 @pytest.mark.slow
 def test_real_links_are_measured(tmp_path, capsys):
     words = ["--sizes", "16777216", "--repetitions", "1", "--turns", "1", "--out", str(tmp_path)]
-    assert main(words) == 0
+    assert main([*words, "--bytes", str(32 << 20)]) == 0
     out = capsys.readouterr().out
-    for way in ("memcpy", "socket", "inproc", "shm", "tcp"):
+    for way in ("memcpy", "cma", "socket", "inproc", "shm", "tcp"):
         assert f"| {way} |" in out
     assert "Digest on" in out
     assert "Digest off" in out

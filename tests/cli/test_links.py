@@ -1,11 +1,11 @@
 """`triptych doctor --links`: every way of this machine is measured, and none is left open."""
 
-import msgspec
 import pytest
 
 from cli import links
 from kvtransfer.transports.nixl_agent import is_installed
 from triptych.core.config import TransferConfig
+from triptych.core.errors import InstanceLost
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 CONFIG = TransferConfig(nccl_backend="gloo")
@@ -15,7 +15,7 @@ async def test_every_way_is_measured_and_closed():
     said = []
     found = await links.measure(CONFIG, (1 << 20, 16 << 20), 2, said.append)
     ways = [link.way for link in found]
-    expected = ["memcpy", "socket", "inproc", "shm", "nixl", "nccl", "tcp"]
+    expected = ["memcpy", "cma", "socket", "inproc", "shm", "nixl", "nccl", "tcp"]
     assert ways == [way for way in expected if way != "nixl" or is_installed()]
     for link in found:
         assert link.problem == ""
@@ -38,8 +38,30 @@ def test_a_way_that_cannot_be_measured_says_why():
     assert "100 us" in text
 
 
-def test_a_turn_that_fails_ends_the_measuring_of_its_way():
-    good = links.Link("shm", (1e-4,), {4096: (1e9,)})
-    bad = msgspec.structs.replace(good, problem="it broke")
-    assert links._joined(good, bad).problem == "it broke"
-    assert links._joined(good, good).latency_s == (1e-4, 1e-4)
+class Breaking:
+    """A way that works for a while."""
+
+    name = "breaking"
+
+    def __init__(self, moves: int) -> None:
+        self.moves = moves
+
+    async def move(self, block_bytes: int, count: int) -> float:
+        self.moves -= 1
+        if self.moves < 0:
+            raise InstanceLost("it broke")
+        return block_bytes * count / 1e9
+
+    async def move_singly(self, block_bytes: int, count: int) -> list[float]:
+        return [await self.move(block_bytes, 1) for _ in range(count)]
+
+
+async def test_a_way_that_fails_is_not_asked_again():
+    measured = links.Measured(Breaking(2), (4096,))
+    await measured.take_turn(4096, 8192, counts=False)
+    await measured.take_turn(4096, 8192, counts=True)
+    assert measured.link() == links.Link("breaking", (), {4096: (pytest.approx(1e9),)})
+    for _ in range(2):
+        await measured.take_turn(4096, 8192, counts=True)
+    assert measured.link() == links.Link("breaking", (), {}, "it broke")
+    assert measured.way.moves == -1
