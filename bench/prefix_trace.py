@@ -1,81 +1,79 @@
 """``python -m bench prefix``: replays a trace of prompts through the real prefix cache.
 
-Knows the KV cache, its eviction orders and a tier below it, all in blocks. Knows no server and no
-time: prompts come one after another, and what they answered is not in the trace. A prompt is the
-list of its blocks' hashes (Mooncake's ``hash_ids``); each hash is a token in a block of one token.
+Knows the KV cache, its eviction orders and the tiers below it, all in blocks. Knows no server and
+no time: prompts come one after another, and what they answered is not in the trace. A prompt is
+the list of its blocks' hashes (Mooncake's ``hash_ids``); each hash is a token in a block of one.
 """
 
 import argparse
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from bench import plots
 from triptych.cache.eviction import ORDERS, Recompute
 from triptych.cache.kv import KvCache
-from triptych.cache.watch import Watcher
+from triptych.cache.tiers import TierIndex
+from triptych.core.catalog import Tier
 from triptych.core.ids import BlockId, ContentHash, JobId
+from triptych.offload.tiers import DEMOTIONS
 
 BLOCK_TOKENS = 512
 """Tokens behind one hash of Mooncake's traces (FAST 2025)."""
 SIZES = "1000,3000,10000,30000,50000,100000"
-TIER_SIZES = "3000,10000,30000,50000,100000"
+HOST_SIZES = "3000,10000,30000,100000"
 
 Prompts = Sequence[Sequence[int]]
 Say = Callable[[str], None]
 
 
-class Below(Watcher, Protocol):
-    """A tier below the cache. It hears what the cache stores, and keeps what it likes."""
-
-    def leading(self, keys: Sequence[ContentHash]) -> int:
-        """How many of ``keys`` it holds, up to the first that it does not. Counts as a use."""
-        ...
-
-
-class Tier:
-    """``num_blocks`` blocks, given up unused for longest.
-
-    Args:
-        num_blocks: its size.
-        takes: what it takes in: blocks that the cache ``stored`` (written through, so that both
-            hold what is new) or that it ``evicted`` (so that a block is in one of the two).
+class Below:
+    """The tiers below a cache, host memory and perhaps a disk, without their bytes: the index that
+    serves, told what ``offload.mover`` would tell it if every copy was done at once. Implements
+    ``Watcher``.
     """
 
-    def __init__(self, num_blocks: int, takes: str = "stored") -> None:
-        self._num_blocks = num_blocks
-        self._takes = takes
-        self._keys: OrderedDict[ContentHash, None] = OrderedDict()
+    def __init__(self, host_blocks: int, disk_blocks: int = 0) -> None:
+        self.index = TierIndex(host_blocks, disk_blocks)
+        self._has_disk = disk_blocks > 0
 
     def stored(self, key: ContentHash, _blocks: tuple[BlockId, ...]) -> None:
-        """See ``Watcher``."""
-        if self._takes == "stored":
-            self._take(key)
-        else:
-            self._keys.pop(key, None)
+        """Written back while the cache has it still, unless a tier has it already."""
+        self.index.lift(key)
+        if self.index.find(key) is None:
+            self._write(Tier.HOST, key, is_on_device=True)
+        self._sink()
 
     def evicted(self, key: ContentHash, _blocks: tuple[BlockId, ...]) -> None:
-        """See ``Watcher``."""
-        if self._takes == "evicted":
-            self._take(key)
+        """What was not written back is now."""
+        self.index.sink(key)
+        self._write(Tier.HOST, key)
+        self._sink()
 
-    def leading(self, keys: Sequence[ContentHash]) -> int:
-        """See ``Below``. The end of a prefix is useless without its beginning: it goes first."""
-        found = next((place for place, key in enumerate(keys) if key not in self._keys), len(keys))
-        for key in reversed(keys[:found]):
-            self._keys.move_to_end(key)
-        return found
+    def bring(self, keys: Sequence[ContentHash]) -> int:
+        """How many of ``keys`` are there, up to the first that is not. They are read."""
+        count = self.index.covered(keys)
+        for key in keys[:count]:
+            tier = self.index.find(key)
+            if tier is not None and (held := self.index.pin(tier, key)) is not None:
+                self.index.unpin(held)
+        return count
 
-    def _take(self, key: ContentHash) -> None:
-        self._keys[key] = None
-        self._keys.move_to_end(key)
-        if len(self._keys) > self._num_blocks:
-            self._keys.popitem(last=False)
+    def _write(self, tier: Tier, key: ContentHash, *, is_on_device: bool = False) -> None:
+        held = self.index.begin(tier, key, 1, is_on_device=is_on_device)
+        if held is not None:
+            self.index.commit(held)
+
+    def _sink(self) -> None:
+        while self._has_disk and (found := self.index.demotions(DEMOTIONS)):
+            for key in found:
+                above = self.index.pin(Tier.HOST, key)
+                self._write(Tier.DISK, key)
+                if above is not None:
+                    self.index.unpin(above, is_cold=True)
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -84,9 +82,10 @@ class Task(msgspec.Struct, frozen=True):
     order: str
     num_blocks: int
     """Of the cache."""
-    below: str = ""
-    """What the tier below takes: ``stored`` or ``evicted``; empty if there is none."""
-    below_blocks: int = 0
+    host_blocks: int = 0
+    """Of the tier below it; 0 if there is none."""
+    disk_blocks: int = 0
+    """Of the tier below that."""
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -120,12 +119,11 @@ def read(path: Path) -> list[list[int]]:
     return [decode(line).hash_ids for line in path.read_bytes().splitlines()]
 
 
-def replay(prompts: Prompts, task: Task, below: Below | None = None) -> Replay:
-    """Open, commit and release every prompt in turn, over ``below`` or the tier of the task."""
+def replay(prompts: Prompts, task: Task) -> Replay:
+    """Open, commit and release every prompt in turn."""
     recompute = Recompute(horizon_tokens=Recompute().horizon_tokens / BLOCK_TOKENS)
     cache = KvCache(task.num_blocks, 1, "trace", order=ORDERS[task.order], recompute=recompute)
-    if below is None and task.below:
-        below = Tier(task.below_blocks, task.below)
+    below = Below(task.host_blocks, task.disk_blocks) if task.host_blocks else None
     if below is not None:
         cache.watchers.add(below)
     hits = below_hits = refused = 0
@@ -135,7 +133,7 @@ def replay(prompts: Prompts, task: Task, below: Below | None = None) -> Replay:
         table = cache.table(JobId(f"{number}"), b"", list(prompt))
         end = hit = cache.match(table, size)
         if below is not None:
-            end += below.leading(cache.keys(table, size)[hit:])
+            end += below.bring(cache.keys(table, size)[hit:])
         work += recompute.of_range(0, size)
         if not cache.open(table, size, limit=size):
             refused += 1
@@ -143,23 +141,23 @@ def replay(prompts: Prompts, task: Task, below: Below | None = None) -> Replay:
         hits, below_hits = hits + hit, below_hits + end - hit
         saved += recompute.of_range(0, end)
         cache.commit(table, size)
-        if below is not None:
-            below.leading(cache.keys(table, size))
         cache.release(table)
     cache.check()
+    if below is not None:
+        below.index.check()
     asked = sum(map(len, prompts))
     return Replay(task, asked, hits, below_hits, saved / work if work else 0.0, refused)
 
 
 def table_of(rows: Iterable[Replay]) -> str:
     """Markdown, a line for each replay."""
-    lines = ["| blocks | order | below | hits (%) | of them below (%) | work saved (%) | refused |"]
-    lines.append("|" + "---|" * 7)
+    head = "blocks | order | host | disk | hits (%) | of them below (%) | work saved (%) | refused"
+    lines = [f"| {head} |", "|" + "---|" * 8]
     for row in rows:
         task = row.task
-        below = f"{task.below_blocks:,} {task.below}" if task.below else ""
+        below = [f"{number:,}" if number else "" for number in (task.host_blocks, task.disk_blocks)]
         shares = (row.ratio, row.below_hits / row.asked, row.saved)
-        cells = [f"{task.num_blocks:,}", task.order, below]
+        cells = [f"{task.num_blocks:,}", task.order, *below]
         cells += [f"{100 * share:.1f}" for share in shares] + [str(row.refused)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -172,9 +170,10 @@ def picture(rows: Sequence[Replay], unlimited: Replay, path: Path, title: str) -
     below: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         task = row.task
-        if task.below:
-            name = f"{task.num_blocks:,} above, takes what is {task.below}"
-            below.setdefault(name, []).append((task.below_blocks, 100 * row.ratio))
+        if task.host_blocks:
+            disk = f", {task.disk_blocks:,} on disk" if task.disk_blocks else ""
+            name = f"{task.num_blocks:,} above{disk}"
+            below.setdefault(name, []).append((task.host_blocks, 100 * row.ratio))
         else:
             hits.setdefault(task.order, []).append((task.num_blocks, 100 * row.ratio))
             saved.setdefault(task.order, []).append((task.num_blocks, 100 * row.saved))
@@ -185,8 +184,8 @@ def picture(rows: Sequence[Replay], unlimited: Replay, path: Path, title: str) -
         plots.Panel("prefill work saved (%)", x, saved, 100 * unlimited.saved, is_log=True),
     ]
     if below:
-        x = "blocks of the tier below"
-        panels.append(plots.Panel("blocks hit, with a tier below (%)", x, below, most, is_log=True))
+        x = "blocks of host memory"
+        panels.append(plots.Panel("blocks hit, with tiers below (%)", x, below, most, is_log=True))
     plots.draw_lines(panels, path, title)
 
 
@@ -199,14 +198,14 @@ def main(arguments: Sequence[str]) -> int:
     tasks = [Task(orders[0], max(num_distinct, 1))]
     tasks += [Task(order, size) for size in _numbers(words.sizes) for order in orders]
     tasks += [
-        Task(orders[0], size, takes, tier)
+        Task(orders[0], size, host, disk)
         for size in _numbers(words.tiered)
-        for takes in ("stored", "evicted")
-        for tier in _numbers(words.tiers)
+        for disk in _numbers(words.disks)
+        for host in _numbers(words.hosts)
     ]
     rows = []
     for number, task in enumerate(tasks, 1):
-        below = f", {task.below_blocks:,} below" if task.below else ""
+        below = f", {task.host_blocks:,} below" if task.host_blocks else ""
         _say(f"replay {number} of {len(tasks)}: {task.order}, {task.num_blocks:,} blocks{below}")
         rows.append(replay(prompts, task))
     _say("")
@@ -225,8 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     top.add_argument("--trace", type=Path, required=True, help="JSON lines with hash_ids")
     top.add_argument("--orders", default=",".join(ORDERS))
     top.add_argument("--sizes", default=SIZES, help="blocks of the cache")
-    top.add_argument("--tiers", default=TIER_SIZES, help="blocks of a tier below it")
-    top.add_argument("--tiered", default="1000,10000", help="cache sizes that get such a tier")
+    top.add_argument("--hosts", default=HOST_SIZES, help="blocks of host memory below it")
+    top.add_argument("--disks", default="0,50000", help="blocks of a disk below that")
+    top.add_argument("--tiered", default="1000,10000", help="cache sizes that get such tiers")
     top.add_argument("--out", type=Path, default=Path("runs/bench/prefix-trace.png"))
     return top
 

@@ -13,6 +13,7 @@ from kvtransfer.transports.tcp import Tcp
 from kvtransfer.transports.transport import Transport
 from triptych.core.clock import Clock, MonotonicClock
 from triptych.core.config import TransferConfig
+from triptych.core.errors import ConfigError
 from triptych.core.ids import InstanceId
 
 Maker = Callable[[InstanceId, TransferConfig], Transport | None]
@@ -37,14 +38,23 @@ def build_ways(
     neighbours: Mapping[InstanceId, Neighbour] | None = None,
 ) -> tuple[Transport, ...]:
     """The ways of an instance, nearest first; its outbox and its receiver share them.
-    ``neighbours`` are the outboxes of the same process by instance, which may change."""
-    made = [make(instance, config) for make in WAYS.values()]
+    ``neighbours`` are the outboxes of the same process by instance, which may change. Raises
+    ConfigError if the one way that is configured cannot work on this machine."""
+    made = {name: make(instance, config) for name, make in WAYS.items()}
+    if made.get(config.transport, config) is None:
+        raise ConfigError(f"transfer.transport={config.transport}: {_lacking(config)}")
     return (
         Inproc({} if neighbours is None else neighbours),
         Shm(),
-        *(way for way in made if way is not None),
+        *(way for way in made.values() if way is not None),
         Tcp(config.timeout_s),
     )
+
+
+def _lacking(config: TransferConfig) -> str:
+    if config.transport == "nccl":
+        return f"torch has no backend {config.nccl_backend} here (transfer.nccl_backend)"
+    return "it is not installed here (the extra nixl)"
 
 
 def build_outbox(

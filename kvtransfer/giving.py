@@ -57,8 +57,8 @@ class Giving:
         self._message_bytes = min(fetch.message_bytes, self._packed.piece_bytes)
         self._wanted = (first, end) if fetch.first_token < fetch.end_token else (end, end)
         self._credits = num_credits
-        self._has_asked = False
-        """Whether Ready was said and no Credit has come since."""
+        self._num_told = 0
+        """Chunks that the taker knows to be ready."""
         self._unread: deque[Piece] = deque()
         """Given, and perhaps not read yet."""
         self._num_read = 0
@@ -82,7 +82,6 @@ class Giving:
         if isinstance(message, Credit):
             self._note_read(message.num_read)
             self._credits += message.count
-            self._has_asked = False
         elif isinstance(message, Again):
             self._note_read(message.num_read)
             self._give_again(message.via)
@@ -120,8 +119,7 @@ class Giving:
                 break
             self._give(ahead, ahead.piece, self._carrier)
         if ahead.num_ready:
-            if not self._has_asked:
-                self._has_asked = True
+            if self._credits or ahead.num_ready != self._num_told:
                 self._ask(ahead.num_ready)
             return None
         if self._credits and ahead.total is None:
@@ -132,6 +130,7 @@ class Giving:
         """Say what is ready and give back the credits that cannot be used now: for want of pieces,
         or of slots. New ones come with word of what was read, which frees slots."""
         unused, self._credits = self._credits, 0
+        self._num_told = num_ready
         self._talk.say(Ready(num_ready, unused))
 
     def _give(self, ahead: Ahead, piece: Piece, carrier: Carrier) -> None:
@@ -142,6 +141,7 @@ class Giving:
         store = self._packed.memory
         tag = self._talk.tag(slices(store.view, spans))
         self._unread.append(piece)
+        self._num_told = ahead.num_ready
         self._talk.say(Chunk(*piece, tuple(places), tag, ahead.num_ready, is_free), held=True)
         try:
             carrier.push(store, spans)
@@ -178,5 +178,5 @@ class Giving:
             self._packed.read()
         self._talk.put_back(self._offer, tuple(self._unread))
         self._unread.clear()
-        self._credits, self._has_asked = 0, False
+        self._credits = self._num_told = 0
         self._announce()

@@ -8,7 +8,6 @@ Positions count the giver's blocks from the beginning of the transfer. Knows lay
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 from kvtransfer.transports.transport import Extent
@@ -70,11 +69,17 @@ def check_bounds(spans: Sequence[Extent], store_bytes: int) -> None:
 
 def runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
     """``(first, count)`` of every ascending run: ``(4, 5, 6, 1, 2) -> [(4, 3), (1, 2)]``."""
-    groups = groupby(enumerate(blocks), key=lambda pair: pair[1] - pair[0])
-    found = []
-    for _, group in groups:
-        members = list(group)
-        found.append((members[0][1], len(members)))
+    found: list[tuple[int, int]] = []
+    first = count = 0
+    for block in blocks:
+        if count and block == first + count:
+            count += 1
+            continue
+        if count:
+            found.append((first, count))
+        first, count = block, 1
+    if count:
+        found.append((first, count))
     return found
 
 

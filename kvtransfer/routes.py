@@ -30,7 +30,7 @@ SHARE = 0.2
 """Of a new measurement in the running mean."""
 SAMPLE_BYTES = 262_144
 """Chunks below this say nothing about bandwidth."""
-MESSAGE_S = 0.004
+MESSAGE_S = 0.006
 """A message takes a link for about so long: what is more urgent waits no longer for its turn, and
 what a message costs besides its bytes (about 0.2 ms) matters little."""
 AVOID_S = 30.0

@@ -63,6 +63,7 @@ class FileSource:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._mapped = _mapping(fd)
+        self._start = 0 if self._mapped is None else address_of(self._mapped)
 
     @property
     def view(self) -> memoryview | None:
@@ -71,20 +72,23 @@ class FileSource:
 
     def read(self, theirs: Sequence[Extent], ours: Sequence[memoryview]) -> None:
         """See ``transport.Source``."""
-        rest = list(ours)
         read = self._read_run if self._mapped is None else self._copy_run
+        if [length for _, length in theirs] == list(map(len, ours)):  # the usual case
+            for (offset, _), target in zip(theirs, ours, strict=True):
+                read([target], offset)
+            return
+        rest = list(ours)
         for offset, length in theirs:
             part, rest = split(rest, length)
             read(part, offset)
 
     def _copy_run(self, part: list[memoryview], offset: int) -> None:
-        assert self._mapped is not None
-        if offset + sum(map(len, part)) > len(self._mapped):
-            raise TransferError("store: shorter than announced")
-        start = address_of(self._mapped)
         for target in part:
-            _memcpy(address_of(target), start + offset, len(target))
-            offset += len(target)
+            size = len(target)
+            if self._mapped is None or offset + size > len(self._mapped):
+                raise TransferError("store: shorter than announced")
+            _memcpy(address_of(target), self._start + offset, size)
+            offset += size
 
     def _read_run(self, part: list[memoryview], offset: int) -> None:
         while part:

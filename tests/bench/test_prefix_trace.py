@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from bench import __main__ as command
-from bench.prefix_trace import Task, Tier, read, replay
+from bench.prefix_trace import Task, read, replay
 from triptych.cache.eviction import ORDERS
 
 ROOT = Path(__file__).parents[2]
@@ -36,25 +36,14 @@ def test_with_room_for_all_every_repeated_prefix_is_hit(order):
 
 
 @pytest.mark.parametrize(
-    ("takes", "size", "found"), [("stored", 6, 3), ("stored", 3, 0), ("evicted", 3, 3)]
+    ("host", "disk", "found"), [(6, 0, 3), (3, 0, 2), (2, 0, 1), (2, 2, 3), (2, 6, 3), (1, 6, 3)]
 )
-def test_a_tier_below_finds_what_was_evicted(takes, size, found):
-    """Written through, a tier of the cache's size holds nothing else; of evicted blocks it does."""
+def test_tiers_below_find_what_was_evicted(host, disk, found):
+    """What the cache holds as well gives way to what it does not, but for the one last written."""
     prompts = [[1, 2, 3], [4, 5, 6], [1, 2, 3]]
     assert replay(prompts, Task("lru", 3)).hits == 0
-    tiered = replay(prompts, Task("lru", 3, takes, size))
+    tiered = replay(prompts, Task("lru", 3, host, disk))
     assert (tiered.hits, tiered.below_hits) == (0, found)
-
-
-def test_a_tier_gives_up_the_end_of_a_prefix_first():
-    tier = Tier(3)
-    for key in (b"a", b"b", b"c"):
-        tier.stored(key, ())
-    assert tier.leading([b"a", b"b", b"x", b"c"]) == 2
-    tier.stored(b"d", ())
-    tier.stored(b"e", ())
-    assert tier.leading([b"a"]) == 1
-    assert tier.leading([b"b"]) == tier.leading([b"c"]) == 0
 
 
 def test_a_prompt_larger_than_the_cache_is_refused_and_counts():
@@ -68,10 +57,10 @@ def test_command_writes_table_and_picture(tmp_path, capsys):
     lines = [msgspec.json.encode({"timestamp": 0, "hash_ids": turn}) for turn in TURNS]
     trace.write_bytes(b"\n".join(lines))
     words = ["prefix", "--trace", f"{trace}", "--out", f"{picture}"]
-    words += ["--sizes", "4,6", "--tiered", "4", "--tiers", "2,8"]
+    words += ["--sizes", "4,6", "--tiered", "4", "--hosts", "2,8", "--disks", "0,8"]
     assert command.main(words) == 0
     said = capsys.readouterr().out
     assert "5 prompts, 15 blocks, 8 distinct" in said
     assert "7 hit: 46.7 %" in said
-    assert "| 4 | lru | 8 stored | 46.7 |" in said
+    assert "| 4 | lru | 8 |  | 46.7 |" in said
     assert picture.read_bytes().startswith(b"\x89PNG")

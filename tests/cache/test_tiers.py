@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def demote(self):
-        key = self.index.next_demotion()
+        key = next(iter(self.index.demotions(1)), None)
         host, disk = self.model[Tier.HOST], self.model[Tier.DISK]
         is_full = self.used(Tier.HOST) == HOST_SLOTS
         idle = sorted(self.idle(Tier.HOST), key=lambda one: host[one].used)
@@ -285,11 +285,9 @@ def test_demotion_of_a_host_larger_than_the_disk_comes_to_an_end():
     for number in range(64):
         put(index, Tier.HOST, key_of(number))
     for _ in range(100):
-        key = index.next_demotion()
-        if key is None:
-            break
-        put(index, Tier.DISK, key)
-    assert index.next_demotion() is None
+        for key in index.demotions(2):
+            put(index, Tier.DISK, key)
+    assert index.demotions(2) == []
     assert len(set(index.keys(Tier.DISK))) >= 3
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import select
 import socket
 import threading
 import time
@@ -79,6 +80,49 @@ def test_the_last_word_waits_for_its_reader_also_if_woken(reads):
     assert (time.monotonic() - start_s < 0.4) == reads
     taker.close()
     giver.close()
+
+
+def test_what_is_held_goes_with_the_next_frame_or_when_we_wait(ends):
+    taker, giver = ends
+    shake(taker, giver)
+    giver.send(Wait(), held=True)
+    assert not taker.has_news()
+    giver.send(Ack(), held=True)
+    giver.send(Data(), [memoryview(bytes(5000)), memoryview(b"end")])
+    data = [memoryview(bytearray(4999)), memoryview(bytearray(4))]
+    assert [taker.receive() for _ in range(3)] == [(Wait(), 0), (Ack(), 0), (Data(), 5003)]
+    taker.receive_payload(data)
+    assert bytes(data[1]) == b"\0end"
+    giver.send(Wait(), held=True)
+    taker.send(Ack(), held=True)
+    assert giver.wait(select.POLLIN, MonotonicClock().now() + 0.05, patient=True) is False
+    assert taker.receive() == (Wait(), 0), "who waits has said what was to be said"
+
+
+def test_frames_that_came_together_are_news_until_they_are_read(ends):
+    taker, giver = ends
+    shake(taker, giver)
+    for message in (Wait(), Ack(), Wait()):
+        giver.send(message, held=True)
+    giver.flush()
+    assert taker.receive() == (Wait(), 0)
+    assert not select.select([taker._sock], [], [], 0)[0], "all of it was read ahead"
+    assert taker.has_news()
+    assert taker.wait(select.POLLIN, math.inf)
+    assert [taker.receive()[0] for _ in range(2)] == [Ack(), Wait()]
+    assert not taker.has_news()
+
+    def stop():
+        raise Cancelled("woken")
+
+    for message in (Wait(), Ack()):
+        giver.send(message, held=True)
+    giver.flush()
+    taker.receive()
+    taker.on_wake = stop
+    taker.wake()
+    with pytest.raises(Cancelled):
+        taker.wait(select.POLLIN, math.inf)
 
 
 def test_a_taker_without_the_secret_is_not_welcomed(ends):

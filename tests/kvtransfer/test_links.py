@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from kvtransfer.channel import Channel
-from kvtransfer.manifest import Chunk, Credit, Fetch, Finish, Ready, Wait
+from kvtransfer.manifest import Chunk, Credit, Fetch, Finish, Manifest, Ready, Wait
 from kvtransfer.routes import Measured
 from kvtransfer.transports.nixl_agent import is_installed
 from kvtransfer.transports.process_group import Pair
@@ -115,6 +115,33 @@ async def test_a_stalled_taker_bounds_what_is_on_its_way():
         assert both.released == {"h": []}
         await both.outbox.withdraw("h")
         await asyncio.to_thread(thread.join)
+
+
+async def test_credits_that_come_with_a_fetch_are_used_or_given_back():
+    """Two chunks come without asking; where nothing is offered yet, both credits return at once."""
+    async with pair("shm", **stores()) as both:
+        offer = both.offer()
+        offer.append(range(20))
+        offer.finish()
+        print_ = both.source.layout.fingerprint
+        heard: dict[str, list] = {"h": [], "later": []}
+
+        def take(handle: str) -> None:
+            channel = Channel(both.outbox.connect(), MonotonicClock(), 1.0)
+            try:
+                channel.greet(SECRET, "taker@0")
+                size = 2 * both.source.layout.block_bytes
+                channel.send(Fetch(handle, 0, print_, 0, 80, "inproc", "raw", size, 2))
+                while not isinstance(message := channel.receive()[0], Wait):
+                    heard[handle].append(message)
+            finally:
+                channel.close()
+
+        await asyncio.gather(*(asyncio.to_thread(take, handle) for handle in heard))
+        assert heard["later"] == [Ready(0, 2)]
+        manifest, *chunks = heard["h"]
+        assert isinstance(manifest, Manifest)
+        assert [(chunk.num_blocks, chunk.num_ready) for chunk in chunks] == [(2, 9), (2, 8)]
 
 
 class Breaking:

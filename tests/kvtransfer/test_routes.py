@@ -1,6 +1,6 @@
 """Which way is taken: what was measured decides, and what broke is avoided for a while."""
 
-from kvtransfer.routes import AVOID_S, Measured, Routes
+from kvtransfer.routes import AVOID_S, MESSAGE_S, Measured, Routes
 from tests.kvtransfer.stores import layout, ref_to
 from triptych.core.clock import ManualClock
 from triptych.core.handoff import Endpoint
@@ -89,3 +89,16 @@ def test_a_busy_giver_is_not_asked_by_every_way_in_turn():
     assert names(made, 64) == ["inproc", "shm", "tcp"]
     made.learn(GIVER, "inproc", Measured(0.05, 1 << 20, 0.1))  # 10 MB/s: that is not the load
     assert names(made, 64 << 20)[0] == "shm"
+
+
+def test_messages_are_as_large_as_a_link_carries_in_a_moment():
+    made, _ = routes("shm", "tcp")
+    sizes = lambda: [made.message_bytes(GIVER, way, 1 << 20, 1 << 24) for way in ("shm", "tcp")]  # noqa: E731
+    assert sizes() == [1 << 20, 1 << 20], "nothing is known"
+    made.learn(GIVER, "shm", Measured(0.001))
+    assert sizes() == [1 << 20, 1 << 20], "no bandwidth is known"
+    made.learn(GIVER, "shm", Measured(0.001, 1 << 30, 1.0))
+    made.learn(GIVER, "tcp", Measured(0.001, 1 << 20, 1.0))
+    assert sizes() == [round(MESSAGE_S * (1 << 30)), 1 << 20]
+    made.learn(GIVER, "shm", Measured(0.001, 1 << 40, 1.0))
+    assert sizes() == [1 << 24, 1 << 20]

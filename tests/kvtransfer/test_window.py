@@ -38,6 +38,19 @@ def test_credits_go_to_the_earliest_deadline():
     assert window.num_free == 2
 
 
+def test_the_first_credits_leave_one_for_who_knows_what_is_ready():
+    window = Window(4)
+    first, second, third = (window.claim(1.0, nobody) for _ in range(3))
+    assert [claim.begin(2) for claim in (first, second, third)] == [2, 1, 0]
+    third.want(3)
+    assert third.collect() == 1
+    assert first.returned(2)
+    assert third.collect() == 2
+    for claim in (first, second, third):
+        window.leave(claim)
+    assert window.num_free == 4
+
+
 class Life(RuleBasedStateMachine):
     """Claims in any order against what may never happen."""
 
@@ -48,10 +61,11 @@ class Life(RuleBasedStateMachine):
         self.window = Window(size)
         self.claims = {}
 
-    @rule(name=names, deadline=st.integers(0, 3))
-    def come(self, name, deadline):
+    @rule(name=names, deadline=st.integers(0, 3), count=st.integers(0, 3))
+    def come(self, name, deadline, count):
         if name not in self.claims:
-            self.claims[name] = self.window.claim(float(deadline), nobody)
+            claim = self.claims[name] = self.window.claim(float(deadline), nobody)
+            assert claim.begin(count) <= count
 
     @rule(name=names)
     def go(self, name):

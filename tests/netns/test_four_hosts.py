@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from kvtransfer.transports.nixl_agent import is_installed
 from tests.netns import network
 from tests.netns.four_hosts import ROOT
 from triptych.core.config import _CHOICES
@@ -33,8 +34,10 @@ async def four_hosts(*words: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("transport", ["tcp"])
+@pytest.mark.parametrize("transport", ["tcp", "nixl", "auto"])
 async def test_tokens_are_exact_across_hosts(transport):
+    if transport == "nixl" and not is_installed():
+        pytest.skip("nixl is not installed")
     said = await four_hosts("--transports", transport, "--skip-placement")
     assert "on four hosts, all tokens exact" in said
 

@@ -47,6 +47,8 @@ class TierIndex:
         self._shelves = {Tier.HOST: self._host, Tier.DISK: self._disk}
         # A disk with less room than that would be rewritten for ever, to keep it.
         self._reserve = min(-(-host_slots // RESERVE), disk_slots // 2, MAX_RESERVE)
+        self._num_used = self._reserve
+        """Slots that may have left such room since there was enough of it."""
         self._on_change = on_change
         self.num_lost = 0
         """Entries that were in no other tier when they were evicted, since the start."""
@@ -87,6 +89,7 @@ class TierIndex:
         while len(shelf.free) < count:
             self._evict(shelf.victim())
         held = shelf.add(key, count)
+        self._num_used += count
         if tier is Tier.HOST:
             held.worth = Worth.SPARE if is_on_device else self._worth(key)
         return held
@@ -112,6 +115,7 @@ class TierIndex:
             return None
         if held.pins == 0:
             shelf.rouse(held)
+            self._num_used += len(held.slots)
         held.pins += 1
         return held
 
@@ -136,22 +140,34 @@ class TierIndex:
         above, below = self._host.held.get(key), self._disk.held.get(key)
         if above is not None:
             self._host.use(above, self._worth(key))
+            self._num_used += len(above.slots)
         if below is not None:
             self._disk.use(below, Worth.ONLY)
         return above is not None or below is not None
 
-    def next_demotion(self) -> ContentHash | None:
-        """The host entry to copy to the disk next, so that room can be made without loss; None
-        while there is enough of such room, or no disk to take it. Pure."""
+    def demotions(self, count: int) -> list[ContentHash]:
+        """Up to ``count`` host entries to copy to the disk now, in this order, so that room can be
+        made without loss; none while there is enough of such room, or no disk to take them. As it
+        takes long to look, that is done when half of the room may have been used."""
+        if 2 * self._num_used < self._reserve:
+            return []
         easy = len(self._host.free) + self._host.num_spare
+        chosen: list[ContentHash] = []
         for key, held in self._host.idle.items():
-            if easy >= self._reserve:
+            if easy >= self._reserve or len(chosen) == count:
                 break
-            is_only = held.worth is Worth.ONLY and key not in self._disk.held
-            if is_only and len(held.slots) <= self._disk.num_slots:
-                return key
+            if self.is_demotable(key):
+                chosen.append(key)
             easy += len(held.slots)
-        return None
+        if len(chosen) < count:
+            self._num_used = 0
+        return chosen
+
+    def is_demotable(self, key: ContentHash) -> bool:
+        """Whether the host alone has ``key``, nobody reads it, and the disk has room. Pure."""
+        held = self._host.idle.get(key)
+        is_only = held is not None and held.worth is Worth.ONLY and key not in self._disk.held
+        return is_only and held is not None and len(held.slots) <= self._disk.num_slots
 
     def unsaved(self) -> list[ContentHash]:
         """What of the host would be missed after a restart, most valuable first, no more than the
@@ -197,6 +213,7 @@ class TierIndex:
         above = self._host.held.get(below.key)
         if below.tier is Tier.DISK and above is not None and above.worth is not Worth.SPARE:
             above.worth = self._worth(below.key)
+            self._num_used += len(above.slots)
 
     def _evict(self, victim: Held) -> None:
         is_kept = victim.worth is not Worth.ONLY or (

@@ -105,9 +105,9 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     message_bytes: Count = 1_048_576
     """Layers that are ready one by one gather to this size before they leave; a layer of a block is
     whole."""
-    max_message_bytes: Count = 16_777_216
+    max_message_bytes: Count = 33_554_432
     """What is ready leaves in messages of up to this size, as far as the link was measured to carry
-    one in about 4 ms, else of up to ``message_bytes``."""
+    one in about 6 ms, else of up to ``message_bytes``."""
     layerwise: bool = True
     """Send the first layers of a prefill chunk while its later layers are computed."""
     host: str = "127.0.0.1"

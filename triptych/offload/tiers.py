@@ -7,6 +7,7 @@ What a disk gives back is verified before it counts. Knows no queue and no event
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,6 +21,9 @@ from triptych.offload.host import HostSlots, pages
 from triptych.offload.packing import Packing
 
 log = logging.getLogger(__name__)
+
+DEMOTIONS = 32
+"""Entries that are chosen for demotion at once."""
 
 
 class Tiers:
@@ -41,6 +45,7 @@ class Tiers:
         self._packing = packing
         self._host = host
         self._disk = disk
+        self._sinking: deque[ContentHash] = deque()
         self._is_failing = False
         """The disk refused a write: nothing is written to it any more."""
         self.num_damaged = 0
@@ -85,7 +90,7 @@ class Tiers:
         """Copy one entry from the host to the disk: ``key``, or what the index names. Whether that
         was done."""
         with self.lock:
-            key = self.index.next_demotion() if key is None else key
+            key = self._next_demotion() if key is None else key
         if key is None or self._disk is None or self._is_failing:
             return False
         with self._reading(Tier.HOST, key, is_cold=True) as above:
@@ -115,6 +120,17 @@ class Tiers:
         self._host.close()
         if self._disk is not None:
             self._disk.close()
+
+    def _next_demotion(self) -> ContentHash | None:
+        """What to demote next, of a few found together: to find one means to look through all that
+        is ready to leave. With the lock held."""
+        while self._sinking or (found := self.index.demotions(DEMOTIONS)):
+            if not self._sinking:
+                self._sinking.extend(found)
+            key = self._sinking.popleft()
+            if self.index.is_demotable(key):
+                return key
+        return None
 
     def _fill(self, tier: Tier, key: ContentHash, blocks: Sequence[BlockId]) -> bool:
         with self._reading(tier, key) as held:
