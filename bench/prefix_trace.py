@@ -16,10 +16,9 @@ import msgspec
 from bench import plots
 from triptych.cache.eviction import ORDERS, Recompute
 from triptych.cache.kv import KvCache
-from triptych.cache.tiers import TierIndex
+from triptych.cache.tiers import DEMOTIONS, TierIndex
 from triptych.core.catalog import Tier
 from triptych.core.ids import BlockId, ContentHash, JobId
-from triptych.offload.tiers import DEMOTIONS
 
 BLOCK_TOKENS = 512
 """Tokens behind one hash of Mooncake's traces (FAST 2025)."""

@@ -17,6 +17,9 @@ RESERVE = 8
 MAX_RESERVE = 1024
 """No more slots than this are kept so."""
 
+DEMOTIONS = 32
+"""Entries that it pays to choose for demotion together."""
+
 OnChange = Callable[[Tier, ContentHash, bool], None]
 """Hears ``(tier, key, is_stored)`` of what becomes findable and what is forgotten."""
 

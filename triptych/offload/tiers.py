@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from triptych.cache.shelf import Held
-from triptych.cache.tiers import TierIndex
+from triptych.cache.tiers import DEMOTIONS, TierIndex
 from triptych.core.catalog import Tier
 from triptych.core.ids import BlockId, ContentHash
 from triptych.core.ports import BlockMemory
@@ -21,9 +21,6 @@ from triptych.offload.host import HostSlots, pages
 from triptych.offload.packing import Packing
 
 log = logging.getLogger(__name__)
-
-DEMOTIONS = 32
-"""Entries that are chosen for demotion at once."""
 
 
 class Tiers:
