@@ -13,7 +13,7 @@ from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
 from cluster.publishing import Publishing
-from cluster.tiers_build import Movers, build_tiers, prefixes_of, recalling
+from cluster.tiers_build import Movers, build_tiers, prefixes_of, tell
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
@@ -186,7 +186,7 @@ class _Assembly:
         cache.watch_room(self._wake)
         self._bulletin.watch("item", Tier.DEVICE, cache.watchers)
         if self._tiers.embedding is not None:
-            cache.watchers.add(self._tiers.embedding)
+            tell("item", cache.watchers, self._tiers.embedding, self._bulletin)
         return cache
 
     def _add_encode(self, cache: EmbeddingCache) -> None:
@@ -271,7 +271,7 @@ class _Assembly:
                 self._receiver,
                 spec.id,
                 clock,
-                recalling(self._tiers.embedding),
+                self._tiers.embedding,
             )
             self._closing.push_async_callback(intake.close)
             self._censuses.append(lambda: (intake.census(), {}))

@@ -7,10 +7,9 @@ import msgspec
 
 from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
-from kvtransfer.intake import Recall, recall_none
 from kvtransfer.prefixes import Lent, Prefixes
-from triptych.cache.embeddings import Entry
 from triptych.cache.kv import KvCache
+from triptych.cache.watch import Watchers
 from triptych.core.catalog import Tier
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
@@ -75,23 +74,17 @@ def _build(below: Below, executors: Executors, *, can_prefill: bool) -> Movers:
     return Movers(**built)
 
 
+def tell(kind: str, cache: Watchers, mover: Mover, bulletin: Bulletin) -> None:
+    """The tiers take note of what a cache holds, and what they hold is told of."""
+    cache.add(mover)
+    there = {tier: mover.keys(tier) for tier in (Tier.HOST, Tier.DISK)}
+    bulletin.watch_tiers(kind, mover.watchers, there)
+
+
 def prefixes_of(kv: KvCache, mover: Mover | None, lent: Lent, bulletin: Bulletin) -> Prefixes:
-    """Where KV of prompts may lie beside the tree, the nearest first: the tiers, which take note of
-    what the tree holds and are told of, and other instances."""
+    """Where KV of prompts may lie beside the tree, the nearest first: the tiers and other
+    instances."""
     if mover is None:
         return Prefixes((lent,))
-    kv.watchers.add(mover)
-    there = {tier: mover.keys(tier) for tier in (Tier.HOST, Tier.DISK)}
-    bulletin.watch_tiers("kv", mover.watchers, there)
+    tell("kv", kv.watchers, mover, bulletin)
     return Prefixes((TierPrefixes(kv, mover), lent))
-
-
-def recalling(tiers: Mover | None) -> Recall:
-    """How a new entry of the embedding cache is filled from the tiers."""
-    if tiers is None:
-        return recall_none
-
-    async def recall(entry: Entry) -> bool:
-        return await tiers.fill([(entry.key, entry.blocks)]) == 1
-
-    return recall

@@ -4,27 +4,13 @@ Knows keys and entries, not pictures. Where nothing can be brought, the picture 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
-from triptych.core.ids import BlockId, ContentHash
+from triptych.core.ports import Below
 from triptych.core.request import Item
-
-
-class Below(Protocol):
-    """Tiers below the embedding cache (``triptych.offload.mover.Mover``)."""
-
-    def covered(self, keys: Sequence[ContentHash]) -> int:
-        """How many leading ``keys`` could be filled now. Pure."""
-        ...
-
-    async def fill(self, entries: Sequence[tuple[ContentHash, Sequence[BlockId]]]) -> int:
-        """Fill the blocks of each ``(key, blocks)``, up to the first that cannot be had; how many
-        were. Nobody writes to the blocks when this is over."""
-        ...
 
 
 class Recall:

@@ -1,7 +1,7 @@
 """Embeddings on their way in: places for all items of a request first, then the missing ones.
 
     entry READY                   use it; the promise, if any, is consumed in the background
-    no promise and not READY      said to be absent: its KV may be cached instead
+    no promise, in no tier        said to be absent: its KV may be cached instead
     entry new, or without writer  fill it from a lower tier, or fetch the promise into it
     entry PENDING                 somebody fetches or encodes the same picture: wait for that, and
                                   fetch our own promise if it gives up
@@ -12,7 +12,7 @@ Runs on one event loop. Does not know pictures, models or who will read the rows
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from kvtransfer.receiver import Receiver
@@ -21,21 +21,13 @@ from triptych.core.census import Holding
 from triptych.core.clock import Clock
 from triptych.core.errors import DeadlineExceeded, RequestError, TransferError, TriptychError
 from triptych.core.handoff import PromisedItem, TransferRef
-from triptych.core.ids import InstanceId
-from triptych.core.ports import BlockMemory
+from triptych.core.ids import ContentHash, InstanceId
+from triptych.core.ports import Below, BlockMemory
 
 log = logging.getLogger(__name__)
 
 Ready = Callable[[int, Entry | None], None]
-"""Index of an item, and its entry; None: nothing was promised and nothing is cached."""
-
-Recall = Callable[[Entry], Awaitable[bool]]
-"""Fills a new entry from a lower tier. Whether it did; the entry's rows are anything otherwise."""
-
-
-async def recall_none(_entry: Entry) -> bool:
-    """There is no lower tier."""
-    return False
+"""Index of an item, and its entry; None: nothing was promised and nothing is cached in any tier."""
 
 
 class Intake:
@@ -48,9 +40,9 @@ class Intake:
         receiver: Receiver,
         instance: InstanceId,
         clock: Clock,
-        recall: Recall = recall_none,
+        below: Below | None = None,
     ) -> None:
-        self._recall = recall
+        self._below = below
         self._cache = cache
         self._memory = memory
         self._receiver = receiver
@@ -96,6 +88,10 @@ class Intake:
         async def bring_one(index: int) -> None:
             if (ref := items[index].ref) is not None:
                 await self._make_ready(ref, kept[index], deadline_s)
+            elif not await self._is_found(kept[index], deadline_s):
+                self._cache.release(kept.pop(index))
+                on_ready(index, None)
+                return
             on_ready(index, kept.pop(index))
 
         for index in range(len(items)):
@@ -137,11 +133,7 @@ class Intake:
             async with _until(deadline_s, self._clock), self._turn:
                 while True:
                     self._room.clear()
-                    wanted = {
-                        index: (one.item.key, one.item.num_tokens)
-                        for index, one in enumerate(items)
-                        if one.ref is not None or self._cache.has(one.item.key)
-                    }
+                    wanted = self._wanted(items)
                     entries = self._cache.reserve_all(list(wanted.values()), owner)
                     if entries is not None:
                         return dict(zip(wanted, entries, strict=True))
@@ -151,8 +143,46 @@ class Intake:
         finally:
             self.num_waiting -= 1
 
+    def _wanted(self, items: Sequence[PromisedItem]) -> dict[int, tuple[ContentHash, int]]:
+        """Key and rows of what may come, by index: what is promised, cached, or in a tier and does
+        not make the rest too large."""
+        every = {index: (one.item.key, one.item.num_tokens) for index, one in enumerate(items)}
+        sure = {
+            index: wanted
+            for index, wanted in every.items()
+            if items[index].ref is not None or self._cache.has(wanted[0])
+        }
+        both = {
+            index: wanted
+            for index, wanted in every.items()
+            if index in sure or self._is_below(wanted[0])
+        }
+        return both if self._cache.fits(*dict(both.values()).values()) else sure
+
+    def _is_below(self, key: ContentHash) -> bool:
+        return self._below is not None and self._below.covered([key]) == 1
+
+    async def _recall(self, entry: Entry) -> bool:
+        """Fill a new entry from a lower tier. Whether that was done; its rows are anything else."""
+        return self._below is not None and await self._below.fill([(entry.key, entry.blocks)]) == 1
+
     def _is_own(self, ref: TransferRef | None) -> bool:
         return ref is not None and ref.instance == self._instance
+
+    async def _is_found(self, entry: Entry, deadline_s: float) -> bool:
+        """Whether an entry that nobody promised us is READY in the end: it was, a tier has it, or
+        others bring it."""
+        while not entry.is_ready and not self._cache.claim(entry):
+            try:
+                await self._watch(entry, deadline_s)
+            except TransferError:
+                return False
+        if entry.is_new:
+            if not await self._recall(entry):
+                self._cache.entrust(entry)
+                return False
+            self._cache.commit(entry)
+        return True
 
     async def _make_ready(self, ref: TransferRef, entry: Entry, deadline_s: float) -> None:
         if self._is_own(ref) and not entry.is_ready:

@@ -117,6 +117,21 @@ async def test_a_picture_that_was_pushed_out_is_not_encoded_again(
         assert after["embedding_tiers.filled"] > before["embedding_tiers.filled"]
 
 
+async def test_a_picture_in_a_tier_of_prefill_is_not_sent_to_an_encoder(tmp_path: Path) -> None:
+    """The router knows that it is there, and prefill brings it without a promise. If it was lost
+    meanwhile, that costs a second try and not a token."""
+    rng = random.Random("told")
+    async with flow(config("E1,P1,D1", *TINY, *below(tmp_path, host=2 * MIB))) as running:
+        shown = picture(rng, 60, 90)
+        first = await ask(running, [words(rng, 10, 15), shown])
+        assert any("encode" in name for name in first.timeline.route)
+        await push_out(running, rng)
+        await asyncio.sleep(0.2)
+        second = await ask(running, [words(rng, 10, 15), shown])
+        assert not any("encode" in name for name in second.timeline.route)
+        assert second.usage.cached_tokens == 0
+
+
 async def test_random_cancels_leave_nothing_behind(tmp_path: Path) -> None:
     rng = random.Random(5)
     settings = config("EP1,D1", *TINY, *below(tmp_path, host=MIB // 2, disk=MIB))

@@ -384,26 +384,40 @@ async def test_random_requests_under_pressure():
         assert min(counts.values()) > 3, counts
 
 
+class Tier:
+    """A tier below the cache. What ``has`` is said of may be gone when it is asked for."""
+
+    def __init__(self, both, has=(), *, gives=True) -> None:
+        self.both = both
+        self.keys = [ContentHash(key.encode()) for key in has]
+        self.gives = gives
+        self.asked: list[bytes] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def covered(self, keys) -> int:
+        return next((at for at, key in enumerate(keys) if key not in self.keys), len(keys))
+
+    async def fill(self, entries) -> int:
+        ((key, blocks),) = entries
+        self.asked.append(key)
+        await self.gate.wait()
+        for block in blocks:
+            self.both.target.block(block)[:] = self.both.source.block(20)
+        return int(self.gives)
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 async def test_a_lower_tier_saves_the_fetch_and_the_promise_is_consumed(is_there: bool):
     async with bench() as b:
-        asked = []
-
-        async def recall(entry) -> bool:
-            asked.append(entry.key)
-            if is_there:
-                for block in entry.blocks:
-                    b.both.target.block(block)[:] = b.both.source.block(20)
-            return is_there
-
-        b.intake._recall = recall
+        tier = b.intake._below = Tier(b.both, gives=is_there)
         task = b.bring(b.item("a"))
         if is_there:
             await task
             assert not b.both.released  # nothing was waited for
         b.encode("a", [3, 4])
         await task
-        assert asked == [b"a"]
+        assert tier.asked == [b"a"]
         b.assert_bytes(b.entries[0], [20, 20] if is_there else [3, 4])
         b.release()
         await b.assert_idle()
@@ -412,19 +426,14 @@ async def test_a_lower_tier_saves_the_fetch_and_the_promise_is_consumed(is_there
 
 async def test_a_cancelled_recall_leaves_the_entry_to_others():
     async with bench() as b:
-        begun = asyncio.Event()
-
-        async def recall(_) -> bool:
-            begun.set()
-            await asyncio.Event().wait()
-            return True
-
-        b.intake._recall = recall
+        tier = b.intake._below = Tier(b.both)
+        tier.gate.clear()
         first = b.bring(b.item("a"))
-        await begun.wait()
+        while not tier.asked:
+            await asyncio.sleep(0)
         second = b.bring(b.item("a", handle="again"))
         await asyncio.sleep(0)
-        b.intake._recall = never
+        b.intake._below = None
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -433,5 +442,53 @@ async def test_a_cancelled_recall_leaves_the_entry_to_others():
         b.assert_bytes(b.entries[0], [5, 6])
 
 
-async def never(_) -> bool:
-    return False
+def unpromised(item: PromisedItem) -> PromisedItem:
+    return msgspec.structs.replace(item, ref=None)
+
+
+@pytest.mark.parametrize("gives", [True, False])
+async def test_what_nobody_promised_comes_from_a_tier_or_is_absent(gives: bool):
+    """Two requests ask the tier once if it gives; what it has lost meanwhile is absent for both."""
+    async with bench() as b:
+        tier = b.intake._below = Tier(b.both, "a", gives=gives)
+        tier.gate.clear()
+        found = []
+
+        def ask():
+            items = [unpromised(b.item("a")), unpromised(b.item("nowhere"))]
+            told = lambda index, entry: found.append((index, entry))  # noqa: E731
+            until = b.clock.now() + 5
+            return asyncio.create_task(b.intake.bring(items, until, lambda: None, told, "job"))
+
+        tasks = [ask(), ask()]
+        await asyncio.sleep(0.02)
+        assert found == [(1, None)] * 2
+        tier.gate.set()
+        await asyncio.gather(*tasks)
+        entries = [entry for index, entry in found if index == 0]
+        assert tier.asked == [b"a"] if gives else [b"a", b"a"]
+        if gives:
+            b.assert_bytes(entries[0], [20, 20])
+            b.entries = entries
+            b.release()
+        else:
+            assert entries == [None, None]
+        await b.assert_idle()
+
+
+async def test_a_tier_does_not_make_a_request_too_large():
+    """Two blocks each: three of them do not fit into five, so the unpromised one stays away."""
+    async with bench(num_blocks=5) as b:
+        b.intake._below = Tier(b.both, "c")
+        for key, blocks in (("a", [1, 2]), ("b", [3, 4])):
+            b.encode(key, blocks)
+        absent = []
+        items = [b.item("a"), b.item("b"), unpromised(b.item("c"))]
+
+        def told(index, entry):
+            (absent if entry is None else b.entries).append(entry)
+
+        await b.intake.bring(items, b.clock.now() + 5, lambda: None, told, "job")
+        assert (len(b.entries), absent) == (2, [None])
+        b.release()
+        await b.assert_idle()

@@ -10,7 +10,7 @@ from typing import Protocol
 from triptych.core.census import Census
 from triptych.core.event import EventBatch
 from triptych.core.handoff import Job
-from triptych.core.ids import BlockId, JobId, SessionId
+from triptych.core.ids import BlockId, ContentHash, JobId, SessionId
 from triptych.core.layout import Layout
 from triptych.core.plan import LanguagePlan, LanguageResult, VisionPlan, VisionResult
 from triptych.core.view import Description
@@ -107,4 +107,17 @@ class Instance(Protocol):
 
     async def close(self) -> None:
         """Give up the connection (remote) or stop the instance (local)."""
+        ...
+
+
+class Below(Protocol):
+    """Tiers below the embedding cache (``triptych.offload.mover.Mover``)."""
+
+    def covered(self, keys: Sequence[ContentHash]) -> int:
+        """How many leading ``keys`` could be filled now. Pure."""
+        ...
+
+    async def fill(self, entries: Sequence[tuple[ContentHash, Sequence[BlockId]]]) -> int:
+        """Fill the blocks of each ``(key, blocks)``, up to the first that cannot be had; how many
+        were. Nobody writes to the blocks when this is over."""
         ...
