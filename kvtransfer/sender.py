@@ -224,6 +224,11 @@ class Outbox:
                 sock.close()
                 return False
             talk = Conversation(self, sock)
+            try:
+                talk.thread.start()
+            except RuntimeError as error:  # out of threads: the taker may come again
+                log.warning("cannot serve a connection: %s", error)
+                talk.channel.close()
+                return False
             self._conversations.add(talk)
-            talk.thread.start()
             return True

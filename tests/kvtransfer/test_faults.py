@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 
 import msgspec
 import pytest
@@ -248,3 +249,26 @@ async def test_a_repeated_last_frame_spoils_only_the_pooled_connection():
             await transfer(both, endpoint, "b")
             both.assert_equal([3, 4, 9], [1, 2, 7])
             await both.assert_idle()
+
+
+@pytest.mark.parametrize("way", ["shm", "tcp", "inproc"])
+async def test_an_outbox_without_threads_refuses_and_goes_on_listening(way, monkeypatch):
+    start, refused = threading.Thread.start, []
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name.endswith("giver") and not refused:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    async with pair(way) as both:
+        offer = both.offer()
+        offer.append([1, 2])
+        offer.finish()
+        with pytest.raises(RETRYABLE):
+            await both.fetch(2, [0, 1])
+        assert refused
+        await both.fetch(2, [0, 1])
+        assert both.released == {"h": ["taken"]}
+        await both.assert_idle(0.9)
