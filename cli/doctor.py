@@ -90,9 +90,15 @@ def _sizes(words: str) -> tuple[int, ...]:
 def _measure_links(config: Config, arguments: argparse.Namespace) -> int:
     progress = Progress()
     sizes, turns, whole = arguments.link_sizes, arguments.link_turns, arguments.link_bytes
-    if turns < 1 or not all(1 << 10 <= size <= whole <= 4 << 30 for size in sizes):
-        limits = "1 KiB <= --link-sizes <= --link-bytes <= 4 GiB and --link-turns >= 1"
-        print(f"triptych doctor: wanted {limits}", file=sys.stderr)
+    are_fitting = all(
+        size <= whole <= min(links.MAX_FETCH_BYTES, links.MAX_BLOCKS * size) for size in sizes
+    )
+    if turns < 1 or not are_fitting or min(sizes) < links.LATENCY_BYTES:
+        wanted = (
+            f"wanted: --link-turns >= 1, {links.LATENCY_BYTES} <= --link-sizes <= --link-bytes <= "
+            f"{links.MAX_FETCH_BYTES}, at most {links.MAX_BLOCKS} blocks"
+        )
+        print(f"triptych doctor: {wanted}", file=sys.stderr)
         return 2
     measuring = links.measure(
         config.transfer, sizes, turns, progress, fetch_bytes=whole, huge=arguments.link_huge

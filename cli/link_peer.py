@@ -27,7 +27,7 @@ from triptych.core.layout import Layout
 
 GIVER = InstanceId("links-giver@0")
 LINE_BYTES = 1 << 24
-ASK = struct.Struct("<II")
+ASK = struct.Struct("<QQ")
 """On the bare socket: bytes of a block, and how many are wanted."""
 
 

@@ -107,7 +107,7 @@ class Cma:
 
 
 class BareSocket:
-    """Bytes over TCP, with nothing around them: a question of 8 bytes, then blocks."""
+    """Bytes over TCP, with nothing around them: a question of 16 bytes, then blocks."""
 
     name = "socket"
 

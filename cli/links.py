@@ -30,6 +30,8 @@ LATENCY_COUNT = 30
 FETCH_BYTES = 64 << 20
 """Moved at a time to measure bandwidth; pools are twice as large, and so than a processor's
 caches."""
+MAX_FETCH_BYTES = 4 << 30
+MAX_BLOCKS = 65_536
 TAKER = InstanceId("links-taker@0")
 NEIGHBOUR = InstanceId("links-neighbour@0")
 
@@ -67,7 +69,7 @@ async def measure(
         fetch_bytes: what a transfer has, all its blocks together.
         huge: out of huge pages that nobody shares, in place of stores as those of a CPU.
     """
-    config = msgspec.structs.replace(config, lease_s=600.0)
+    config = msgspec.structs.replace(config, lease_s=600.0, transport="auto")
     say = say or _unheard
     say("starting another process")
     async with AsyncExitStack() as stack:

@@ -18,7 +18,7 @@ from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
 from encoder_service.recall import Recall
-from kvtransfer.build import build_outbox, build_receiver, build_ways
+from kvtransfer.build import build_outbox, build_receiver, build_ways, check_way
 from kvtransfer.intake import Intake
 from kvtransfer.lending import Lending
 from kvtransfer.prefixes import Lent
@@ -57,6 +57,7 @@ async def build_instance(
 
     ``neighbours`` are the outboxes of this process, to which the new one is added while it lives.
     Raises ConfigError."""
+    check_way(spec.config.transfer)
     card = load_card(spec.config.model.path)
     executors = await _load(spec, card.fingerprint)
     try:

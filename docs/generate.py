@@ -43,6 +43,7 @@ _SKIPPED = re.compile(
 _TYPES = {
     "Count": "integer >= 1",
     "Amount": "integer >= 0",
+    "MessageBytes": "integer 1 to 2^40",
     "Seconds": "number > 0",
     "str": "text",
     "bool": "true or false",

@@ -38,23 +38,24 @@ def build_ways(
     neighbours: Mapping[InstanceId, Neighbour] | None = None,
 ) -> tuple[Transport, ...]:
     """The ways of an instance, nearest first; its outbox and its receiver share them.
-    ``neighbours`` are the outboxes of the same process by instance, which may change. Raises
-    ConfigError if the one way that is configured cannot work on this machine."""
-    made = {name: make(instance, config) for name, make in WAYS.items()}
-    if made.get(config.transport, config) is None:
-        raise ConfigError(f"transfer.transport={config.transport}: {_lacking(config)}")
+    ``neighbours`` are the outboxes of the same process by instance, which may change."""
+    made = [make(instance, config) for make in WAYS.values()]
     return (
         Inproc({} if neighbours is None else neighbours),
         Shm(),
-        *(way for way in made.values() if way is not None),
+        *(way for way in made if way is not None),
         Tcp(config.timeout_s),
     )
 
 
-def _lacking(config: TransferConfig) -> str:
-    if config.transport == "nccl":
-        return f"torch has no backend {config.nccl_backend} here (transfer.nccl_backend)"
-    return "it is not installed here (the extra nixl)"
+def check_way(config: TransferConfig) -> None:
+    """Raise ConfigError if the one way that is configured cannot work on this machine."""
+    name = config.transport
+    if name == "nixl" and not Nixl.is_usable():
+        raise ConfigError("transfer.transport=nixl: it is not installed here (the extra nixl)")
+    if name == "nccl" and not Nccl.is_usable(config):
+        backend = f"torch has no backend {config.nccl_backend} here (transfer.nccl_backend)"
+        raise ConfigError(f"transfer.transport=nccl: {backend}")
 
 
 def build_outbox(

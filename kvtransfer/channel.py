@@ -27,6 +27,8 @@ Address = str | tuple[str, int]
 
 MAX_VECTORS = 512
 """Buffers in one system call; IOV_MAX is 1,024."""
+MAX_HELD = 16
+"""Frames that wait for each other: the first is not to wait long."""
 READ_AHEAD_BYTES = 4_096
 """Frames that came together are read together; so much of a payload may be copied once more."""
 
@@ -59,6 +61,7 @@ class Channel:
         self._enclosed: list[int] = []
         self._held: list[memoryview] = []
         """Frames that go with the next one that is not held."""
+        self._num_wakes = 0
         self._ahead = memoryview(b"")
         """Read from the socket, and not yet by us."""
         self.num_sent = 0
@@ -95,6 +98,7 @@ class Channel:
         """Say that nothing follows and wait (``timeout_s`` at most) until the peer has closed, so
         that what was sent last is not lost by a reset."""
         until_s = self._clock.now() + self._timeout_s
+        self._ahead = memoryview(b"")
         try:
             self._sock.shutdown(socket.SHUT_WR)
             while True:
@@ -145,7 +149,7 @@ class Channel:
         mac = self._mac(0, self.num_sent, prefix, body)
         self.num_sent += 1
         self._held += [memoryview(prefix + mac + body), *payload]
-        if not held:
+        if not held or len(self._held) >= MAX_HELD:
             self.flush()
 
     def flush(self) -> None:
@@ -219,6 +223,11 @@ class Channel:
     def wait(self, events: int, until_s: float, *, patient: bool = False) -> bool:
         """Wait until the socket is ready for ``events``: True, or was woken: False (``on_wake``
         has run). At ``until_s`` the peer counts as lost; with ``patient``, False instead."""
+        if events & select.POLLIN:
+            num_wakes = self._num_wakes
+            self.flush()  # the peer may answer to it
+            if self._num_wakes != num_wakes:
+                return False
         now_s = self._clock.now()
         if now_s >= self.deadline_s:
             raise DeadlineExceeded("a transfer took too long")
@@ -226,11 +235,9 @@ class Channel:
             if patient:
                 return False
             raise InstanceLost("the peer is silent")
-        if events & select.POLLIN:
-            self.flush()  # the peer may answer to it
-            if self._ahead:
-                self.check()
-                return True
+        if events & select.POLLIN and self._ahead:
+            self.check()
+            return True
         poll = select.poll()
         poll.register(self._wake_fd, select.POLLIN)
         if events:
@@ -239,8 +246,7 @@ class Channel:
         ready = {fd for fd, _ in poll.poll(None if rest_s == math.inf else rest_s * 1000)}
         if self._wake_fd in ready:
             ready.discard(self._wake_fd)
-            os.eventfd_read(self._wake_fd)
-            self.on_wake()
+            self._woken()
         return bool(ready)
 
     def check(self) -> None:
@@ -250,8 +256,12 @@ class Channel:
         poll = select.poll()
         poll.register(self._wake_fd, select.POLLIN)
         if poll.poll(0):
-            os.eventfd_read(self._wake_fd)
-            self.on_wake()
+            self._woken()
+
+    def _woken(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        self._num_wakes += 1
+        self.on_wake()
 
     def _receive_frame(
         self, timeout_s: float | None, max_body_bytes: int
@@ -266,6 +276,8 @@ class Channel:
 
     def _read(self, num_bytes: int, until_s: float) -> bytes:
         data = bytes(self._take_ahead(num_bytes))
+        if data:  # the rest belongs to it, and must not be long in coming
+            until_s = min(until_s, self._clock.now() + self._timeout_s)
         while len(data) < num_bytes:
             try:
                 self._ahead = memoryview(self._recv(max(num_bytes - len(data), READ_AHEAD_BYTES)))

@@ -84,7 +84,7 @@ class Giving:
             self._credits += message.count
         elif isinstance(message, Again):
             self._note_read(message.num_read)
-            self._give_again(message.via)
+            self._give_again(message)
 
     def _announce(self) -> None:
         store = self._packed.memory
@@ -172,8 +172,9 @@ class Giving:
             self._unread.popleft()
             self._packed.read()
 
-    def _give_again(self, via: str) -> None:
-        self._via = via
+    def _give_again(self, again: Again) -> None:
+        self._via = again.via
+        self._message_bytes = min(again.message_bytes, self._packed.piece_bytes)
         for _ in self._unread:
             self._packed.read()
         self._talk.put_back(self._offer, tuple(self._unread))

@@ -53,6 +53,7 @@ _Name = Annotated[str, Meta(max_length=256)]
 _Text = Annotated[str, Meta(max_length=2_048)]
 _Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 _Index = Annotated[int, Meta(ge=0, le=2**40)]
+_Size = Annotated[int, Meta(ge=1, le=2**40)]
 _Count = Annotated[int, Meta(ge=0, le=MAX_READY)]
 _Tag = Annotated[bytes, Meta(max_length=16)]
 _Attach = Annotated[bytes, Meta(max_length=MAX_ATTACH_BYTES)]
@@ -91,7 +92,7 @@ class Fetch(_Body, frozen=True):
     """Transport that is to carry the bytes."""
     wire: _Name = RAW
     """Format of the bytes that the taker would like best."""
-    message_bytes: Annotated[int, Meta(ge=1, le=2**40)] = 1
+    message_bytes: _Size = 1
     """What a chunk of several blocks should have at most."""
     credits: _Count = 0
     """As many chunks may come without asking; given back at once if there is nothing to send."""
@@ -151,6 +152,8 @@ class Again(_Body, frozen=True):
 
     via: _Name
     num_read: _Index
+    message_bytes: _Size
+    """As in Fetch."""
 
 
 class Broken(_Body, frozen=True):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from kvtransfer.inbound import Inbound, Link
 from kvtransfer.landing import Wanted
 from kvtransfer.manifest import (
+    RAW,
     Abort,
     Ack,
     Acked,
@@ -26,7 +27,7 @@ from kvtransfer.manifest import (
     Wait,
 )
 from kvtransfer.routes import Routes
-from kvtransfer.transports.transport import Transport, WayBroken
+from kvtransfer.transports.transport import Parted, Transport, WayBroken
 from kvtransfer.window import Claim
 from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
@@ -96,9 +97,7 @@ class Taking:
         self._link, self._claim = link, claim
         tokens = (wanted.first_token, wanted.end_token) if wanted.blocks else (0, 0)
         via, config = left[0].name, self._config
-        size = routes.message_bytes(
-            ref.instance, via, config.message_bytes, config.max_message_bytes
-        )
+        size = self._message_bytes(routes, via)
         count = claim.begin(min(FIRST_CREDITS, -(-self.num_bytes // size)))
         promise = ref.handle, ref.epoch, ref.layout
         self._speak(link, Fetch(*promise, *tokens, via, config.wire, size, count))
@@ -111,11 +110,21 @@ class Taking:
                 if not left:
                     raise (broken.__cause__ or broken) from None
                 claim.reset()
-                self._speak(link, Again(left[0].name, self._inbound.num_read))
+                via = left[0].name
+                size = self._message_bytes(routes, via)
+                self._speak(link, Again(via, self._inbound.num_read, size))
         self._inbound.check_whole(finish)
         round_trip_s = self._acknowledge(link)
         routes.learn(ref.instance, left[0].name, self._inbound.measured(round_trip_s))
         return finish.tail
+
+    def _message_bytes(self, routes: Routes, via: str) -> int:
+        """How large messages should be by a way. What is converted on its way goes through memory
+        of that size, so it stays small."""
+        config, layout = self._config, self.wanted.memory.layout
+        is_plain = config.wire == RAW and self.ref.layout == layout.fingerprint
+        most = config.max_message_bytes if is_plain else config.message_bytes
+        return routes.message_bytes(self.ref.instance, via, config.message_bytes, most)
 
     @contextmanager
     def _trying(self, way: Transport, routes: Routes) -> Iterator[None]:
@@ -149,8 +158,11 @@ class Taking:
                     raise TransferError("credits come back that were not given")
                 claim.want(message.num_ready)
             elif isinstance(message, Chunk) and is_announced:
-                with self._trying(way, routes):
-                    self._take_chunk(link, claim, message)
+                try:
+                    with self._trying(way, routes):
+                        self._take_chunk(link, claim, message)
+                except Parted as parted:
+                    raise parted.error from None
             elif isinstance(message, Finish) and is_announced:
                 return message
             else:

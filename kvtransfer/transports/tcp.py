@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from kvtransfer.channel import Address, Channel
 from kvtransfer.manifest import Abort, Data, Manifest
-from kvtransfer.transports.transport import Extent, slices
-from triptych.core.errors import TransferError, from_code
+from kvtransfer.transports.transport import Extent, Parted, slices
+from triptych.core.errors import TransferError
 from triptych.core.handoff import TransferRef
 from triptych.core.ports import BlockMemory
 
@@ -46,7 +46,7 @@ class StreamSource:
         """See ``transport.Source``."""
         message, payload_bytes = self._channel.receive()
         if isinstance(message, Abort):
-            raise from_code(message.code, message.detail)
+            raise Parted(message)
         if not isinstance(message, Data):
             raise TransferError(f"{type(message).__name__} where the bytes of a chunk belong")
         if payload_bytes != sum(extent.length for extent in theirs):

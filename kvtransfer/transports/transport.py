@@ -25,6 +25,14 @@ class WayBroken(TransferError):
     Its cause is what to raise if there is no other way."""
 
 
+class Parted(Exception):
+    """The giver has ended the transfer, and said why: no way is to blame. Raised by sources."""
+
+    def __init__(self, message: Abort) -> None:
+        super().__init__(message.detail)
+        self.error = from_code(message.code, message.detail)
+
+
 @contextmanager
 def breaking(channel: Channel) -> Iterator[None]:
     """What goes wrong inside is the way's fault, not the peer's, as long as the peer is there."""
@@ -37,11 +45,11 @@ def breaking(channel: Channel) -> Iterator[None]:
 
 
 def hear_parting(channel: Channel) -> None:
-    """Raise what the giver has said of its leaving, if it has. What it said before is void."""
+    """Raise Parted if the giver has said that it leaves. What it said before is void."""
     while channel.has_news():
         message, _ = channel.receive()
         if isinstance(message, Abort):
-            raise from_code(message.code, message.detail)
+            raise Parted(message)
 
 
 class Extent(NamedTuple):
@@ -64,7 +72,7 @@ class Source(Protocol):
         differently. ``theirs`` lie within the announced size of the store. Blocks, as long as the
         connection's deadlines allow. Nobody writes into ``ours`` once it has returned or raised.
         Raises WayBroken if another way may do, TransferError or InstanceLost if none will; may have
-        written some of them by then."""
+        written some of them by then. Or Parted."""
         ...
 
     def close(self) -> None:

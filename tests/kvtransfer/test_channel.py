@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kvtransfer import manifest
-from kvtransfer.channel import Channel
+from kvtransfer.channel import MAX_HELD, Channel
 from kvtransfer.manifest import Ack, Data, Fetch, Hello, Wait
 from tests.kvtransfer.stores import QUICK, SECRET, pair
 from triptych.core.clock import MonotonicClock
@@ -123,6 +123,75 @@ def test_frames_that_came_together_are_news_until_they_are_read(ends):
     taker.wake()
     with pytest.raises(Cancelled):
         taker.wait(select.POLLIN, math.inf)
+
+
+def test_a_frame_that_came_in_part_behind_another_must_not_be_long_in_coming(ends):
+    taker, giver = ends
+    shake(taker, giver)
+    giver.send(Wait(), held=True)
+    whole = giver._held.pop()
+    giver._sock.sendall(bytes(whole) + bytes(whole)[:10])
+    assert taker.receive(math.inf) == (Wait(), 0)
+    with pytest.raises(InstanceLost, match="silent"):
+        taker.receive(math.inf)
+
+
+def test_not_many_frames_wait_for_each_other(ends):
+    taker, giver = ends
+    shake(taker, giver)
+    for _ in range(MAX_HELD - 1):
+        giver.send(Wait(), held=True)
+    assert not taker.has_news()
+    giver.send(Wait(), held=True)
+    assert taker.has_news()
+
+
+def test_a_wake_up_while_held_frames_leave_is_not_lost(ends):
+    """They do not leave at once, as the taker does not read; who wakes the giver wants an answer
+    to its wait, not only to the sending inside it."""
+    taker, giver = ends
+    shake(taker, giver)
+    woken = []
+    giver.on_wake = lambda: woken.append(taker._sock.recv(64 << 20))
+    giver._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    giver._held = [memoryview(bytes(1 << 20))]
+    timer = threading.Timer(0.1, giver.wake)
+    timer.start()
+    reading = threading.Thread(target=_drain, args=(taker._sock, 1 << 20, woken))
+    reading.start()
+    start = time.monotonic()
+    assert giver.wait(select.POLLIN, MonotonicClock().now() + 5, patient=True) is False
+    assert time.monotonic() - start < 2
+    timer.join()
+    reading.join()
+
+
+def _drain(sock, num_bytes, woken):
+    """Read so much, but only after somebody was woken."""
+    while not woken:
+        time.sleep(0.01)
+    num_bytes -= len(woken[0])
+    while num_bytes > 0:
+        try:
+            num_bytes -= len(sock.recv(65_536))
+        except BlockingIOError:
+            time.sleep(0.001)
+
+
+def test_the_last_word_is_waited_for_without_turning(ends):
+    """What the peer said and nobody read is not what is waited for."""
+    taker, giver = ends
+    shake(taker, giver)
+    for _ in range(2):
+        taker.send(Wait(), held=True)
+    taker.flush()
+    assert giver.receive() == (Wait(), 0)
+    assert giver.has_news()
+    turns = []
+    wait = giver.wait
+    giver.wait = lambda *args, **words: turns.append(1) or wait(*args, **words)
+    giver.linger()
+    assert len(turns) < 5
 
 
 def test_a_taker_without_the_secret_is_not_welcomed(ends):

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from kvtransfer.channel import Channel
-from kvtransfer.manifest import Chunk, Credit, Fetch, Finish, Manifest, Ready, Wait
+from kvtransfer.manifest import Abort, Chunk, Credit, Fetch, Finish, Manifest, Ready, Wait
 from kvtransfer.routes import Measured
 from kvtransfer.transports.nixl_agent import is_installed
 from kvtransfer.transports.process_group import Pair
-from kvtransfer.transports.transport import WayBroken
+from kvtransfer.transports.transport import Parted, WayBroken
 from tests.kvtransfer.faults import Faulty
 from tests.kvtransfer.stores import QUICK, SECRET, Store, by, layout, pair
 from triptych.core.clock import MonotonicClock
@@ -272,3 +272,17 @@ async def test_a_process_group_that_cannot_be_made_is_replaced(side, monkeypatch
         both.assert_equal([4, 5], [1, 2])
         assert failovers(both) == {"nccl": 1, "tcp": 0}
         await both.assert_idle()
+
+
+async def test_what_the_giver_says_while_it_is_read_from_blames_no_way():
+    def leave(_source, _theirs, _targets):
+        raise Parted(Abort("data_loss", "the producer broke"))
+
+    wrap = lambda inner: Faulty(inner, leave) if inner.name == "shm" else inner  # noqa: E731
+    async with pair("auto", wrap=wrap, **stores()) as both:
+        offer = both.offer()
+        offer.append([1, 2])
+        offer.finish()
+        with pytest.raises(TransferError, match="the producer broke"):
+            await both.fetch(2, [0, 1])
+        assert not any(link.num_broken for link in both.receiver.links())

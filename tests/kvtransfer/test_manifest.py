@@ -45,7 +45,7 @@ MESSAGES = [
     Acked(),
     Ready(3, 0),
     Credit(2, 9),
-    Again("tcp", 4),
+    Again("tcp", 4, 1 << 20),
 ]
 
 

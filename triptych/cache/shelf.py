@@ -39,7 +39,7 @@ class Worth(Enum):
 class Held:
     """One key in one tier. Changed only by the tier's index."""
 
-    __slots__ = ("key", "pins", "slots", "state", "tier", "worth")
+    __slots__ = ("is_sinking", "key", "pins", "slots", "state", "tier", "worth")
 
     def __init__(self, tier: Tier, key: ContentHash, slots: Sequence[int]) -> None:
         self.tier = tier
@@ -48,6 +48,8 @@ class Held:
         self.state = HeldState.WRITING
         self.pins = 0
         self.worth = Worth.ONLY
+        self.is_sinking = False
+        """Whether it was chosen to be copied down, and not used since."""
 
     @property
     def is_ready(self) -> bool:
@@ -107,6 +109,7 @@ class Shelf:
 
     def rouse(self, held: Held) -> None:
         """The entry is idle no longer."""
+        held.is_sinking = False
         if held.worth is Worth.SPARE:
             del self.spare[held.key]
             self.num_spare -= len(held.slots)

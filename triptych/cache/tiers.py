@@ -126,6 +126,7 @@ class TierIndex:
         """Undo one ``pin``. The entry counts as used now, or (``is_cold``) as unused for
         longest: it was read to be demoted."""
         self._shelves[held.tier].unpin(held, is_cold=is_cold)
+        self._num_used += len(held.slots)
 
     def discard(self, held: Held) -> None:
         """A READY entry's bytes are no good: forget it. Does nothing if it is forgotten."""
@@ -159,18 +160,22 @@ class TierIndex:
         for key, held in self._host.idle.items():
             if easy >= self._reserve or len(chosen) == count:
                 break
-            if self.is_demotable(key):
+            if self._can_sink(held):
+                held.is_sinking = True
                 chosen.append(key)
             easy += len(held.slots)
-        if len(chosen) < count:
+        if easy >= self._reserve and not chosen:
             self._num_used = 0
         return chosen
 
-    def is_demotable(self, key: ContentHash) -> bool:
-        """Whether the host alone has ``key``, nobody reads it, and the disk has room. Pure."""
+    def is_sinking(self, key: ContentHash) -> bool:
+        """Whether ``key`` was chosen for demotion, and nothing speaks against it since. Pure."""
         held = self._host.idle.get(key)
-        is_only = held is not None and held.worth is Worth.ONLY and key not in self._disk.held
-        return is_only and held is not None and len(held.slots) <= self._disk.num_slots
+        return held is not None and held.is_sinking and self._can_sink(held)
+
+    def _can_sink(self, held: Held) -> bool:
+        is_only = held.worth is Worth.ONLY and held.key not in self._disk.held
+        return is_only and len(held.slots) <= self._disk.num_slots
 
     def unsaved(self) -> list[ContentHash]:
         """What of the host would be missed after a restart, most valuable first, no more than the

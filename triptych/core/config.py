@@ -19,6 +19,7 @@ from triptych.core.errors import ConfigError
 
 Count = Annotated[int, Meta(ge=1)]
 Amount = Annotated[int, Meta(ge=0)]
+MessageBytes = Annotated[int, Meta(ge=1, le=2**40)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 
@@ -102,10 +103,10 @@ class TransferConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     16-bit blocks); what the giver does not know comes raw."""
     credits: Annotated[int, Meta(ge=2, le=256)] = 4
     """Messages of one instance that may be on their way to another at once; the same everywhere."""
-    message_bytes: Count = 1_048_576
+    message_bytes: MessageBytes = 1_048_576
     """Layers that are ready one by one gather to this size before they leave; a layer of a block is
     whole."""
-    max_message_bytes: Count = 33_554_432
+    max_message_bytes: MessageBytes = 33_554_432
     """What is ready leaves in messages of up to this size, as far as the link was measured to carry
     one in about 6 ms, else of up to ``message_bytes``."""
     layerwise: bool = True

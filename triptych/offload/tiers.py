@@ -125,7 +125,7 @@ class Tiers:
             if not self._sinking:
                 self._sinking.extend(found)
             key = self._sinking.popleft()
-            if self.index.is_demotable(key):
+            if self.index.is_sinking(key):
                 return key
         return None
 
