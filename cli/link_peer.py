@@ -27,6 +27,8 @@ from triptych.core.layout import Layout
 
 GIVER = InstanceId("links-giver@0")
 LINE_BYTES = 1 << 24
+BARE_BYTES = 1 << 20
+"""Sent and read at a time on the bare socket: with more it was seen to be a third slower."""
 ASK = struct.Struct("<QQ")
 """On the bare socket: bytes of a block, and how many are wanted."""
 
@@ -134,7 +136,9 @@ def send_bare(listener: socket.socket, pool: Pool) -> None:
             size, count = ASK.unpack(asked)
             blocks = pool.blocks(size)
             for number in range(count):
-                sock.sendall(blocks.block(number))
+                block = blocks.block(number)
+                for at in range(0, size, BARE_BYTES):
+                    sock.sendall(block[at : at + BARE_BYTES])
 
 
 async def main() -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from cli.link_peer import ASK, Blocks, Offers, Pool
+from cli.link_peer import ASK, BARE_BYTES, Blocks, Offers, Pool
 from kvtransfer.receiver import Receiver
 from kvtransfer.transports.transport import address_of
 from triptych.core.clock import MonotonicClock
@@ -125,7 +125,7 @@ class BareSocket:
         for target in targets:
             rest = target
             while rest:
-                got = self._sock.recv_into(rest)
+                got = self._sock.recv_into(rest[:BARE_BYTES])
                 if not got:
                     raise InstanceLost("the other process has ended")
                 rest = rest[got:]

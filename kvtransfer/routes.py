@@ -26,6 +26,8 @@ PRIORS = {
 """Seconds and bytes per second of a way that was never measured."""
 PRIOR = (5e-4, 1e9)
 """Of a way that is not among them."""
+MIN_PACE = 1 / 8
+"""A way that is slower than this share of what was expected of it is slow by itself."""
 SHARE = 0.2
 """Of a new measurement in the running mean."""
 SAMPLE_BYTES = 262_144
@@ -85,10 +87,11 @@ class Routes:
         def cost(way: Transport) -> tuple[bool, float]:
             route = self._route(ref.instance, way.name)
             latency_s = route.latency_s if route.has_latency else route.latency_s * load
-            return now_s < route.avoid_until_s, latency_s + num_bytes / route.bytes_per_s
+            rate = route.bytes_per_s if route.has_bandwidth else route.bytes_per_s * pace
+            return now_s < route.avoid_until_s, latency_s + num_bytes / rate
 
         with self._lock:
-            load = self._load(ref.instance)
+            load, pace = self._load(ref.instance), self._pace(ref.instance)
             return sorted(ways, key=cost)
 
     def message_bytes(self, giver: InstanceId, way: str, least: int, most: int) -> int:
@@ -146,6 +149,17 @@ class Routes:
             ),
             default=1.0,
         )
+
+    def _pace(self, giver: InstanceId) -> float:
+        """What of its prior bandwidth a way to a giver has that was never measured: as much as the
+        others have of theirs. Digests and slow memory bound all of them, and to try a way costs up
+        to a second; but one that is slow by far is no measure."""
+        ratios = [
+            route.bytes_per_s / PRIORS.get(name, PRIOR)[1]
+            for (peer, name), route in self._routes.items()
+            if peer == giver and route.has_bandwidth
+        ]
+        return min(1.0, max([MIN_PACE, *ratios])) if ratios else 1.0
 
     def _route(self, giver: InstanceId, way: str) -> _Route:
         return self._routes.setdefault((giver, way), _Route(way))

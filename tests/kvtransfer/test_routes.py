@@ -102,3 +102,13 @@ def test_messages_are_as_large_as_a_link_carries_in_a_moment():
     assert sizes() == [round(MESSAGE_S * (1 << 30)), 1 << 20]
     made.learn(GIVER, "shm", Measured(0.001, 1 << 40, 1.0))
     assert sizes() == [1 << 24, 1 << 20]
+
+
+def test_a_way_that_was_never_tried_is_as_slow_as_the_others_unless_they_are_slow_by_far():
+    for rate, first in ((4e9, "shm"), (2e9, "shm"), (0.5e9, "nixl")):
+        made, _ = routes("shm", "nixl", "tcp")
+        made.learn(GIVER, "shm", Measured(1e-4, 1 << 30, (1 << 30) / rate))
+        assert names(made, 1 << 28)[0] == first
+    made, _ = routes("nixl", "tcp")
+    made.learn(GIVER, "nixl", Measured(1e-4, 1 << 30, 100.0))  # 11 MB/s
+    assert names(made, 1 << 28) == ["tcp", "nixl"]
