@@ -291,6 +291,32 @@ def test_demotion_of_a_host_larger_than_the_disk_comes_to_an_end():
     assert len(set(index.keys(Tier.DISK))) >= 3
 
 
+def test_what_is_used_after_it_was_chosen_does_not_sink():
+    index = TierIndex(16, 16)
+    for number in range(16):
+        put(index, Tier.HOST, key_of(number))
+    chosen = index.demotions(2)
+    assert chosen == [key_of(0), key_of(1)] and all(map(index.is_sinking, chosen))
+    held = index.pin(Tier.HOST, key_of(0))
+    assert held is not None
+    index.unpin(held)
+    assert [index.is_sinking(key) for key in chosen] == [False, True]
+    put(index, Tier.DISK, key_of(1))
+    assert not index.is_sinking(key_of(1))
+
+
+def test_room_that_was_not_found_is_looked_for_again():
+    """While everything is read nothing can be chosen; that is not the same as enough room."""
+    index = TierIndex(32, 32)
+    for number in range(32):
+        put(index, Tier.HOST, key_of(number))
+    held = [index.pin(Tier.HOST, key_of(number)) for number in range(32)]
+    assert index.demotions(8) == []
+    assert held[7] is not None
+    index.unpin(held[7])
+    assert index.demotions(8) == [key_of(7)]
+
+
 def test_what_is_saved_at_the_end_fits_and_is_what_matters_most():
     index = TierIndex(6, 2)
     for number in range(4):

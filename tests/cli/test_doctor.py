@@ -51,3 +51,19 @@ def test_the_table_is_for_people(capsys):
 def test_a_wrong_key_is_named(capsys):
     assert run("--set", "modl.path=oracle") == 2
     assert "modl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--link-sizes", "4194304", "--link-bytes", "1048576"),
+        ("--link-sizes", "1024"),
+        ("--link-sizes", "4096", "--link-bytes", "1073741824"),
+        ("--link-bytes", "8589934592"),
+        ("--link-turns", "0"),
+    ],
+)
+def test_links_that_cannot_be_measured_are_refused_with_the_limits(words, capsys):
+    assert run("--links", *words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "--link-sizes <= --link-bytes" in said.err

@@ -286,3 +286,47 @@ async def test_what_the_giver_says_while_it_is_read_from_blames_no_way():
         with pytest.raises(TransferError, match="the producer broke"):
             await both.fetch(2, [0, 1])
         assert not any(link.num_broken for link in both.receiver.links())
+
+
+@pytest.mark.parametrize("good", [0, 1])
+async def test_messages_of_the_next_way_have_the_size_of_that_way(good):
+    """A quick way had large messages; the one in its place was never measured."""
+    size = WIDE.block_bytes
+    config = msgspec.structs.replace(QUICK, message_bytes=size, max_message_bytes=4 * size)
+    fault, sizes = Breaking(good), []
+    wrap = lambda inner: Faulty(inner, fault) if inner.name == "shm" else inner  # noqa: E731
+    async with pair("auto", config, wrap=wrap, **stores()) as both:
+        giver = both.outbox.instance
+        both.receiver._routes.learn(giver, "shm", Measured(1e-5, 1 << 30, 0.01))
+        look = both.outbox.offers.look
+
+        def seen(offer, wanted, max_bytes, allowance):
+            sizes.append(max_bytes)
+            return look(offer, wanted, max_bytes, allowance)
+
+        both.outbox.offers.look = seen
+        offer = both.offer()
+        offer.append(range(20))
+        offer.finish()
+        await both.fetch(20, range(20))
+        both.assert_equal(range(20), range(20))
+        assert (sizes[0], sizes[-1]) == (4 * size, size)
+
+
+async def test_what_is_converted_goes_in_small_messages_however_quick_the_link():
+    config = msgspec.structs.replace(QUICK, wire="int8", message_bytes=WIDE.block_bytes)
+    asked = []
+    async with pair("shm", config, **stores()) as both:
+        both.receiver._routes.learn(both.outbox.instance, "shm", Measured(1e-5, 1 << 30, 0.01))
+        claim = both.outbox.offers.claim
+
+        def seen(fetch, taker, wake):
+            asked.append(fetch.message_bytes)
+            return claim(fetch, taker, wake)
+
+        both.outbox.offers.claim = seen
+        offer = both.offer()
+        offer.append(range(4))
+        offer.finish()
+        await both.fetch(4, range(4))
+        assert set(asked) == {WIDE.block_bytes}
