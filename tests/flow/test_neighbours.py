@@ -42,8 +42,11 @@ async def test_pictures_of_two_requests_that_fill_the_cache(topology: str, place
     hold all room for their own prompts and wait for room at the other."""
     rng = random.Random(topology)
     settings = config(
-        topology, "cache.embedding_blocks=8", f'router.placement="{placement}"'
-    )  # 64 tokens are 4 blocks
+        topology,
+        "cache.embedding_blocks=8",  # 64 tokens are 4 blocks
+        "transfer.guard_s=60",  # nobody is rescued from a deadlock, nor revoked on a slow machine
+        f'router.placement="{placement}"',
+    )
     async with flow(settings) as running:
         requests = [
             running.request([square(rng), square(rng), words(rng)], max_tokens=3) for _ in range(6)
