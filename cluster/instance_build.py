@@ -2,9 +2,8 @@
 stages. One embedding cache and one language engine, whichever stages share them."""
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -12,19 +11,16 @@ from typing import Any
 from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
+from cluster.machine import Machine, ThisMachine
 from cluster.publishing import Publishing
-from cluster.tiers_build import Movers, build_tiers, prefixes_of, tell
+from cluster.tiers_build import Movers, prefixes_of, tell
 from decode_service.service import DecodeService
 from encoder_service.build import build_encode
 from encoder_service.pictures import Pictures
 from encoder_service.recall import Recall
-from kvtransfer.build import build_outbox, build_receiver, build_ways, check_way
 from kvtransfer.intake import Intake
 from kvtransfer.lending import Lending
 from kvtransfer.prefixes import Lent
-from kvtransfer.receiver import Receiver
-from kvtransfer.sender import Outbox
-from kvtransfer.transports.inproc import Neighbour
 from prefill_service.service import PrefillService
 from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
@@ -32,57 +28,36 @@ from triptych.cache.eviction import ORDERS as EVICTION_ORDERS
 from triptych.cache.kv import KvCache
 from triptych.codec.formats import FORMATS
 from triptych.core.catalog import LinkReport, Tier
-from triptych.core.clock import MonotonicClock
-from triptych.core.errors import TriptychError
 from triptych.core.handoff import Endpoint
-from triptych.core.ids import InstanceId, SessionId
+from triptych.core.ids import SessionId
 from triptych.core.lifecycle import Stage
 from triptych.core.plan import LanguagePlan, LanguageResult
+from triptych.core.ports import Executors
 from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Outcome, Starved
 from triptych.engine.pump import Pump
 from triptych.engine.vision import VisionEngine
-from triptych.executor.build import Executors
-from triptych.executor.build import build as build_executors
-from triptych.inputs.decode import DecoderPool
-from triptych.inputs.model_card import ModelCard, load_card
+from triptych.inputs.model_card import ModelCard
 from triptych.wire.sessions import Sessions
 
 
-async def build_instance(
-    spec: InstanceSpec, neighbours: MutableMapping[InstanceId, Neighbour] | None = None
-) -> HostedInstance:
-    """Build and start an instance in this process; loading weights takes its time, in a thread.
-
-    ``neighbours`` are the outboxes of this process, to which the new one is added while it lives.
-    Raises ConfigError."""
-    check_way(spec.config.transfer)
-    card = load_card(spec.config.model.path)
-    executors = await _load(spec, card.fingerprint)
+async def build_instance(spec: InstanceSpec, machine: Machine | None = None) -> HostedInstance:
+    """Build and start an instance in this process, on this machine or a modelled one; loading
+    weights takes its time. Raises ConfigError."""
+    machine = machine or ThisMachine()
+    card = machine.card(spec.config)
+    executors = await machine.executors(spec, card)
     try:
-        tiers = await build_tiers(spec, executors, MonotonicClock())
+        tiers = await machine.tiers(spec, executors)
     except BaseException:
         executors.close()
         raise
-    assembly = _Assembly(spec, card, executors, tiers, {} if neighbours is None else neighbours)
+    assembly = _Assembly(spec, card, executors, tiers, machine)
     try:
         return assembly.instance()
     except BaseException:
         await assembly.close()
-        raise
-
-
-async def _load(spec: InstanceSpec, fingerprint: str) -> Executors:
-    """The executors; if we are cancelled, their memory is given back first."""
-    path, role = spec.config.model.path, frozenset(spec.role)
-    work = asyncio.to_thread(build_executors, path, spec.config, role, fingerprint)
-    loading = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(loading)
-    except asyncio.CancelledError:
-        with contextlib.suppress(TriptychError):
-            (await loading).close()
         raise
 
 
@@ -95,28 +70,21 @@ class _Assembly:
         card: ModelCard,
         executors: Executors,
         tiers: Movers,
-        neighbours: MutableMapping[InstanceId, Neighbour],
+        machine: Machine,
     ) -> None:
         self._spec = spec
         self._card = card
         self._executors = executors
         self._tiers = tiers
-        self._clock = clock = MonotonicClock()
+        self._machine = machine
+        self._clock = machine.clock
         self._instance: HostedInstance | None = None
         self._intake: Intake | None = None
         self._recall: Recall | None = None
         config = spec.config
         self._bulletin = Bulletin(config.cluster.directory_flush_s)
         self._sessions = Sessions(config.cluster.heartbeat_s, self._session_ended)
-        soon = asyncio.get_running_loop().call_soon_threadsafe
-        ways = build_ways(spec.id, config.transfer, neighbours)
-        self._outbox: Outbox = build_outbox(
-            spec.id, config.transfer, spec.secret, clock, soon, ways
-        )
-        self._receiver: Receiver = build_receiver(
-            spec.id, config.transfer, spec.secret, clock, ways
-        )
-        self._neighbours = neighbours
+        self._outbox, self._receiver = machine.wires(spec)
         self._services: dict[Stage, Service] = {}
         self._lending: Lending | None = None
         self._pumps: list[Pump[Any, Any]] = []
@@ -132,6 +100,7 @@ class _Assembly:
                 self._checks.append(mover.check)
         self._closing.push_async_callback(self._outbox.close)
         self._closing.push_async_callback(self._receiver.close)
+        self._closing.callback(machine.forget, spec.id)
 
     async def close(self) -> None:
         """Give back what was built so far."""
@@ -141,8 +110,6 @@ class _Assembly:
         """The running instance."""
         self._check_wire()
         endpoint = self._outbox.start()
-        self._neighbours[self._spec.id] = self._outbox
-        self._closing.callback(self._neighbours.pop, self._spec.id, None)
         cache = self._embedding_cache()
         if self._executors.vision is not None and cache is not None:
             self._add_encode(cache)
@@ -200,7 +167,7 @@ class _Assembly:
             must_wait=self._must_wait,
             patience_s=config.transfer.guard_s,
         )
-        decoders = DecoderPool(config.limits)
+        decoders = self._machine.decoders(config.limits)
         bound = config.engine.max_sequences + config.engine.max_waiting
         pictures = Pictures(decoders, self._card.image.patch_size, bound)
         tiers = self._tiers.embedding

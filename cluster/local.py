@@ -8,6 +8,7 @@ import os
 from cluster.host import Hosted, InstanceSpec
 from cluster.instance import HostedInstance
 from cluster.instance_build import build_instance
+from cluster.machine import ThisMachine
 from kvtransfer.transports.inproc import Neighbour
 from triptych.core.ids import InstanceId
 
@@ -42,7 +43,7 @@ class LocalHost:
 
     async def start(self, spec: InstanceSpec) -> Hosted:
         """Build one; it serves when this returns."""
-        return HostedHere(await build_instance(spec, self._neighbours))
+        return HostedHere(await build_instance(spec, ThisMachine(self._neighbours)))
 
     async def close(self) -> None:
         """Nothing is held beyond the instances."""

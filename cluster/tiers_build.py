@@ -14,8 +14,7 @@ from triptych.core.catalog import Tier
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
 from triptych.core.lifecycle import Stage
-from triptych.core.ports import BlockMemory
-from triptych.executor.build import Executors
+from triptych.core.ports import BlockMemory, Executors
 from triptych.offload.build import Below, build_mover
 from triptych.offload.mover import Mover
 from triptych.offload.prefixes import TierPrefixes

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from kvtransfer.fetching import Fetching
 from kvtransfer.intake import Intake
 from kvtransfer.prefixes import Expected, Place, Prefixes
-from kvtransfer.receiver import Receiver
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
 from triptych.core.errors import Cancelled, StaleCache, TransferError, TriptychError
@@ -53,7 +53,7 @@ class DecodeService:
         self,
         engine: LanguageEngine,
         memory: BlockMemory,
-        receiver: Receiver,
+        receiver: Fetching,
         sources: tuple[Intake, EmbeddingCache, Prefixes] | None,
         clock: Clock,
         wake: Callable[[], None],

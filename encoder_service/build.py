@@ -6,7 +6,7 @@ from typing import Any
 from encoder_service.pictures import Pictures
 from encoder_service.recall import Recall
 from encoder_service.service import EncodeService
-from kvtransfer.sender import Outbox
+from kvtransfer.promises import Promises
 from triptych.core.clock import Clock
 from triptych.core.event import Event
 from triptych.core.ports import VisionExecutor
@@ -18,7 +18,7 @@ from triptych.engine.vision import VisionEngine
 def build_encode(
     engine: VisionEngine,
     executor: VisionExecutor,
-    outbox: Outbox,
+    outbox: Promises,
     pictures: tuple[Pictures, Recall],
     clock: Clock,
     wake: Callable[[], None],

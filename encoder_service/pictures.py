@@ -3,16 +3,32 @@ at a time. Knows the pool of decoding children and nothing of engines."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from triptych.core.errors import Overloaded
 from triptych.core.handoff import EncodeJob
-from triptych.inputs.decode import DecoderPool
+
+
+class Decoders(Protocol):
+    """``inputs.decode.DecoderPool``, as far as encoding cares."""
+
+    def warm(self) -> None:
+        """Get ready, without waiting for it."""
+        ...
+
+    async def decode(self, data: bytes, encoding: str, width: int, height: int) -> object:
+        """Pixels, uint8 (height, width, 3). Raises RequestError or Unavailable."""
+        ...
+
+    async def close(self) -> None:
+        """End; pictures in work fail."""
+        ...
 
 
 class Pictures:
     """What waits for a decoding child, or is with one."""
 
-    def __init__(self, pool: DecoderPool, patch_size: int, max_waiting: int) -> None:
+    def __init__(self, pool: Decoders, patch_size: int, max_waiting: int) -> None:
         self._pool = pool
         self._patch_size = patch_size
         self._max_waiting = max_waiting

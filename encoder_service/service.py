@@ -14,7 +14,7 @@ import msgspec
 from encoder_service.pictures import Pictures
 from encoder_service.recall import Recall
 from kvtransfer.offer import Offer
-from kvtransfer.sender import Outbox
+from kvtransfer.promises import Promises
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
 from triptych.core.event import Encoded, Event, Failed
@@ -51,7 +51,7 @@ class EncodeService:
         self,
         engine: VisionEngine,
         memory: BlockMemory,
-        outbox: Outbox,
+        outbox: Promises,
         pictures: tuple[Pictures, Recall],
         clock: Clock,
         wake: Callable[[], None],

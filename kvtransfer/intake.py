@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from kvtransfer.receiver import Receiver
+from kvtransfer.fetching import Fetching
 from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
 from triptych.core.census import Holding
 from triptych.core.clock import Clock
@@ -37,7 +37,7 @@ class Intake:
         self,
         cache: EmbeddingCache,
         memory: BlockMemory,
-        receiver: Receiver,
+        receiver: Fetching,
         instance: InstanceId,
         clock: Clock,
         below: Below | None = None,

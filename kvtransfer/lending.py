@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from kvtransfer.sender import Outbox
+from kvtransfer.promises import Promises
 from triptych.cache.kv import KvCache, KvTable
 from triptych.core.errors import StaleCache
 from triptych.core.event import Event, Finished, Timing
@@ -36,7 +36,7 @@ class Lending:
         self,
         cache: KvCache,
         memory: BlockMemory,
-        outbox: Outbox,
+        outbox: Promises,
         wake: Callable[[], None],
         emit: Callable[[Event], None],
     ) -> None:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from kvtransfer.receiver import Receiver
+from kvtransfer.fetching import Fetching
 from triptych.cache.kv import KvTable
 from triptych.core.clock import Clock
 from triptych.core.errors import TriptychError
@@ -82,7 +82,7 @@ class Lent:
     """The source of prefixes that other instances lend, as jobs say."""
 
     def __init__(
-        self, receiver: Receiver, memory: BlockMemory, clock: Clock, patience_s: float
+        self, receiver: Fetching, memory: BlockMemory, clock: Clock, patience_s: float
     ) -> None:
         """``patience_s`` bounds a fetch: recomputing is the other way."""
         self._receiver = receiver

@@ -72,15 +72,7 @@ class Receiver:
         on_arrived: Callable[[int], None] | None,
         deadline_s: float,
     ) -> bytes:
-        """Fill ``blocks`` of ``memory`` with a promise from its block ``first_block`` on (counted
-        in blocks of ``memory``); its tail.
-
-        Waits until the promise is offered and complete. ``on_arrived(n)`` is called on the event
-        loop when the first ``n`` of ``blocks`` are filled and verified; they count only when this
-        has returned. With no ``blocks`` only the tail is fetched. ``deadline_s`` is a point of the
-        clock. Raises TransferError, InstanceLost, DeadlineExceeded, Cancelled or what the producer
-        failed with. The blocks may be reused at once then.
-        """
+        """See ``Fetching``."""
         wanted = _wanted(ref, memory, blocks, first_block)
         if self._is_closed:
             raise Cancelled("the instance stops")

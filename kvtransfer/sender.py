@@ -9,13 +9,12 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvtransfer.channel import Channel
 from kvtransfer.giver import Conversation
-from kvtransfer.lease import Lease, Release, Verdict
-from kvtransfer.offer import Offer, Offers
+from kvtransfer.promises import Promises
 from kvtransfer.staging import Staging
 from kvtransfer.transports import shm, tcp
 from kvtransfer.transports.transport import Carrier, Transport, machine_id
@@ -24,7 +23,7 @@ from triptych.core.clock import Clock
 from triptych.core.config import TransferConfig
 from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import Endpoint
-from triptych.core.ids import Handle, InstanceId
+from triptych.core.ids import InstanceId
 from triptych.core.ports import BlockMemory
 
 log = logging.getLogger(__name__)
@@ -34,8 +33,8 @@ ADDRESSED = ("inproc", "shm", "tcp")
 """Ways that an endpoint offers by its addresses; the others it names."""
 
 
-class Outbox:
-    """What one instance offers to others. Methods may be called on any thread."""
+class Outbox(Promises):
+    """Promises that takers come for over sockets. Methods may be called on any thread."""
 
     def __init__(
         self,
@@ -46,11 +45,8 @@ class Outbox:
         call_soon: Callable[..., Any],
         ways: Sequence[Transport],
     ) -> None:
-        self.instance = instance
-        self.config = config
+        super().__init__(instance, config, clock, call_soon)
         self.secret = secret
-        self.clock = clock
-        self.offers = Offers(config.lease_s, clock, call_soon)
         self.staging = Staging()
         self._lock = threading.Lock()
         self._ways = {way.name: way for way in ways}
@@ -77,53 +73,12 @@ class Outbox:
         ways = tuple(name for name in self._ways if name not in ADDRESSED)
         return Endpoint(self.config.host, port, path, machine_id(), ways)
 
-    def offer(
-        self,
-        handle: Handle,
-        epoch: int,
-        memory: BlockMemory,
-        owner: str,
-        on_release: Callable[[str], None],
-    ) -> Offer:
-        """Promise blocks of ``memory`` under ``handle``; the offer is empty at first.
-
-        ``on_release`` is called through ``call_soon`` exactly once, with a value of ``Release``,
-        when the appended blocks may be reused. A handle that was refused or withdrawn before it
-        was offered gives an offer that is released at once.
-        """
-        offer = Offer(Lease(handle, epoch, owner), memory, on_release, self.offers.change)
-        self.offers.add(offer)
-        return offer
-
-    async def withdraw(self, handle: Handle, detail: str = "the producer was cancelled") -> None:
-        """Take an offer back and return when its memory is free and its owner told. A taker gets
-        Cancelled. Idempotent; an unknown handle is refused from now on."""
-        verdict = Verdict(Release.WITHDRAWN, "cancelled", detail)
-        offer = self.offers.refuse(handle, verdict)
-        if offer is None:
-            await asyncio.sleep(0)  # if it is over, its owner's turn to hear of it comes first
-        else:
-            await asyncio.shield(asyncio.wrap_future(offer.settled))
-
-    def refuse(self, handle: Handle, code: str, detail: str) -> None:
-        """Answer fetches of ``handle`` with an error, at once: its job failed before it could
-        offer anything, or while it did."""
-        self.offers.refuse(handle, Verdict(Release.FAILED, code, detail))
-
-    def relieve(self, memory: BlockMemory, handles: Collection[Handle]) -> set[Handle]:
-        """See ``Offers.relieve``."""
-        return self.offers.relieve(memory, handles)
-
-    def revoke(self, handles: Collection[Handle]) -> None:
-        """See ``Offers.revoke``; those under ``handles`` are meant."""
-        self.offers.revoke(lambda offer: offer.lease.id in handles)
-
     def census(self) -> list[Holding]:
         """Leases by owner, and takers that are served or wait to be."""
-        owners = self.offers.owners()
+        leases = super().census()
         with self._lock:
             takers = [talk.peer for talk in self._conversations if talk.is_serving]
-        return [Holding("lease", owner, owners.count(owner)) for owner in sorted(set(owners))] + [
+        return leases + [
             Holding("taker", taker, takers.count(taker)) for taker in sorted(set(takers))
         ]
 

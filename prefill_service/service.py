@@ -16,7 +16,7 @@ import msgspec
 from kvtransfer.intake import Intake
 from kvtransfer.offer import Offer
 from kvtransfer.prefixes import Expected, Place, Prefixes
-from kvtransfer.sender import Outbox
+from kvtransfer.promises import Promises
 from prefill_service.layers import OnLayers, Stretch, announce
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
@@ -71,7 +71,7 @@ class PrefillService:
         self,
         engine: LanguageEngine,
         memory: BlockMemory,
-        outbox: Outbox,
+        outbox: Promises,
         sources: tuple[Intake, EmbeddingCache, Prefixes],
         clock: Clock,
         wake: Callable[[], None],

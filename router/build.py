@@ -4,6 +4,9 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
+
+import msgspec
 
 from cluster.build import Cluster
 from cluster.catalog import Catalog
@@ -22,13 +25,13 @@ from router.service import RequestService
 from scheduler.admission import Admission
 from scheduler.latency import Latencies
 from scheduler.registry import placement
-from triptych.core.clock import MonotonicClock
+from triptych.core.clock import Clock, MonotonicClock
 from triptych.core.config import Config
 from triptych.core.errors import Unavailable
 from triptych.core.ids import SessionId
 from triptych.core.lifecycle import Stage
-from triptych.inputs.model_card import load_card
-from triptych.inputs.prompts import PromptBuilder
+from triptych.inputs.model_card import ModelCard, load_card
+from triptych.inputs.prompts import PromptBuilder, Prompts
 
 
 class Core:
@@ -53,9 +56,26 @@ class Core:
         self.service.close()
 
 
-async def start_core(config: Config, cluster: Cluster) -> Core:
+class Surroundings(msgspec.Struct, frozen=True):
+    """What a core is given from outside: what it serves, and its time."""
+
+    card: ModelCard
+    prompts: Prompts
+    clock: Clock
+
+    @classmethod
+    def real(cls, path: str) -> Self:
+        """For the model in the folder ``path``, on this machine. Raises ConfigError."""
+        card = load_card(path)
+        return cls(card, PromptBuilder(card, path), MonotonicClock())
+
+
+async def start_core(
+    config: Config, cluster: Cluster, surroundings: Surroundings | None = None
+) -> Core:
     """Open a session to every instance and wait until every stage serves."""
-    clock = MonotonicClock()
+    around = surroundings or Surroundings.real(config.model.path)
+    clock = around.clock
     secret = cluster.secret
     align = config.engine.chunk_tokens if config.engine.deterministic else 1
     knowledge = Knowledge(Catalog(), Latencies(), align)
@@ -65,11 +85,9 @@ async def start_core(config: Config, cluster: Cluster) -> Core:
     ledger = Ledger(clock, Path(config.router.ledger) if config.router.ledger else None)
     policy = placement(config.router.placement, knowledge.latencies)
     stages = Stages(dispatcher, (policy, knowledge), ledger, config.router, clock)
-    card = load_card(config.model.path)
-    prompts = PromptBuilder(card, config.model.path)
     await _until_ready(dispatcher, config.cluster.start_timeout_s)
     admission = Admission(config.limits.max_requests, config.limits.max_requests_per_tenant)
-    service = RequestService(config, card, prompts, stages, admission, secret)
+    service = RequestService(config, around.card, around.prompts, stages, admission, secret)
     follower = follow(config, secret, knowledge.catalog, lambda: dispatcher.live)
     return Core(stages, service, secret, follower)
 

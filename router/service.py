@@ -36,7 +36,7 @@ from triptych.core.metrics import Latency, latency
 from triptych.core.request import Prompt, Request
 from triptych.core.topology import name as role_name
 from triptych.inputs.model_card import ModelCard
-from triptych.inputs.prompts import PromptBuilder
+from triptych.inputs.prompts import Prompts
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 class RequestService:
     """Runs requests. One per router; used by both doors on one event loop."""
 
-    def __init__(self, config: Config, card: ModelCard, prompts: PromptBuilder, stages: Stages,
+    def __init__(self, config: Config, card: ModelCard, prompts: Prompts, stages: Stages,
                  admission: Admission, secret: bytes) -> None:  # fmt: skip
         self.model = config.model.name or card.name
         self.prompts = prompts

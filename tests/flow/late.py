@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import instance_build
 from triptych.core.config import Config
 from triptych.core.ids import ContentHash
 from triptych.core.lifecycle import Role
 from triptych.core.plan import VisionPlan, VisionResult
+from triptych.executor import build as executor_build
 from triptych.executor.build import Executors, build
 from triptych.executor.vision import VisionExecutor
 
@@ -78,4 +78,4 @@ def delay(patch: pytest.MonkeyPatch, delays: Delays) -> None:
             return made
         return dataclasses.replace(made, vision=LateVision(made.vision, delays))
 
-    patch.setattr(instance_build, "build_executors", late)
+    patch.setattr(executor_build, "build", late)

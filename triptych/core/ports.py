@@ -73,6 +73,34 @@ class VisionExecutor(Protocol):
         ...
 
 
+class Executors(Protocol):
+    """What one instance computes with. ``None`` where its role has no such stage."""
+
+    @property
+    def language(self) -> LanguageExecutor | None:
+        """Prefill, decode or both."""
+        ...
+
+    @property
+    def vision(self) -> VisionExecutor | None:
+        """Encode."""
+        ...
+
+    @property
+    def embeddings(self) -> BlockMemory | None:
+        """The one embedding store that both executors of an instance share."""
+        ...
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of ``weights``, ``kv`` and ``embedding``."""
+        ...
+
+    def close(self) -> None:
+        """Give the stores back."""
+        ...
+
+
 class Instance(Protocol):
     """An instance as the router sees it, whatever hosts it and whatever stages it serves."""
 

@@ -6,6 +6,7 @@ token: whatever it writes stays text. Blocking work of milliseconds; call it off
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from triptych.core.errors import RequestError
 from triptych.core.hashing import item_key
@@ -13,13 +14,25 @@ from triptych.core.request import ImagePart, Item, Message, Picture, Prompt, Tex
 from triptych.inputs.images import grid_of, num_tokens
 from triptych.inputs.model_card import ModelCard
 from triptych.inputs.template import load_template
-from triptych.inputs.tokenizer import load_tokenizer
+from triptych.inputs.tokenizer import Tokenizer, load_tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 """Roles of messages that templates know."""
 
 PIXEL_RULES = "exif,first-frame,white,bicubic"
 """How ``decode`` makes pixels of a picture; part of its cache key. A change there changes this."""
+
+
+class Prompts(Protocol):
+    """``PromptBuilder``, as far as a router cares."""
+
+    tokenizer: Tokenizer
+
+    def expand(
+        self, messages: Sequence[Message], pictures: Sequence[Picture], salt: bytes
+    ) -> Prompt:
+        """See ``PromptBuilder``."""
+        ...
 
 
 class PromptBuilder:
