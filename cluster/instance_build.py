@@ -126,7 +126,7 @@ class _Assembly:
                 sessions=self._sessions,
                 pumps=tuple(pump.run() for pump in self._pumps),
                 censuses=tuple(self._censuses),
-                checks=tuple(self._checks),
+                checks=tuple(self._checks) if self._spec.config.cluster.verify_idle else (),
                 close=self.close,
             )
         )
@@ -215,6 +215,7 @@ class _Assembly:
             elsewhere=prefixes.elsewhere,
             patience_s=config.transfer.guard_s,
         )
+        engine.max_steps = executor.max_steps
         engine.watch_waiting(prefixes.foresee)
         services: list[PrefillService | DecodeService] = []
 
@@ -230,7 +231,8 @@ class _Assembly:
                 return partial(executor.execute, plan, prefill.watch(plan))
             return partial(executor.execute, plan)
 
-        pump = Pump(engine, executor, clock, tell, begin)
+        interrupt = None if executor.max_steps == 1 else executor.interrupt
+        pump = Pump(engine, executor, clock, tell, begin, interrupt)
         sources = None
         if can_prefill and cache is not None and executor.embeddings is not None:
             intake = self._intake = Intake(
@@ -249,6 +251,7 @@ class _Assembly:
             services.append(prefill)
         if Stage.DECODE in spec.role:
             decode = DecodeService(engine, memory, self._receiver, sources, clock, self._wake, emit)
+            decode.stream_interval = config.engine.stream_interval
             self._services[Stage.DECODE] = decode
             services.append(decode)
         self._closing.push_async_callback(pump.close)

@@ -18,7 +18,7 @@ from kvtransfer.prefixes import Expected, Place, Prefixes
 from triptych.cache.embeddings import EmbeddingCache, Entry
 from triptych.core.clock import Clock
 from triptych.core.errors import Cancelled, StaleCache, TransferError, TriptychError
-from triptych.core.event import Event, Failed, Finished, Tokens
+from triptych.core.event import Event, Failed, Finished, Token, Tokens
 from triptych.core.handoff import FirstToken, LanguageJob, TransferRef
 from triptych.core.ids import BlockId, JobId, SessionId
 from triptych.core.ports import BlockMemory
@@ -41,6 +41,9 @@ class _Work:
         self.entries: list[Entry] = []
         """Embeddings held for the engine."""
         self.blame = ""
+        self.untold: list[Token] = []
+        """Drawn, and not told yet."""
+        self.has_told = False
         self.is_over = False
         """The engine has said its last word."""
         self.gone = asyncio.Event()
@@ -70,6 +73,8 @@ class DecodeService:
         self._wake = wake
         self._emit = emit
         self._works: dict[JobId, _Work] = {}
+        self.stream_interval = 1
+        """Tokens of a job that are told at once, but for the first."""
 
     def submit(self, job: LanguageJob) -> None:
         """Accept a job. Raises what the engine refuses it with; idempotent by id."""
@@ -90,12 +95,16 @@ class DecodeService:
         match outcome:
             case Reserved():
                 self._reserved(work, outcome)
-            case Drew(job_id, token):
-                self._emit(Tokens(job_id, (token,)))
+            case Drew(_, token, later):
+                work.untold += (token, *later)
+                if not work.has_told or len(work.untold) >= self.stream_interval:
+                    self._tell_tokens(work)
             case Ended(job_id, reason, timing):
+                self._tell_tokens(work)
                 self._emit(Finished(job_id, reason, timing))
                 self._over(work)
             case Dropped(job_id, code, detail):
+                self._tell_tokens(work)
                 self._emit(Failed(job_id, code, detail, work.blame))
                 for task in work.tasks:
                     task.cancel()
@@ -103,6 +112,11 @@ class DecodeService:
             case Advanced():
                 pass
         return True
+
+    def _tell_tokens(self, work: _Work) -> None:
+        if work.untold:
+            tokens, work.untold, work.has_told = tuple(work.untold), [], True
+            self._emit(Tokens(work.job.header.id, tokens))
 
     async def cancel(self, job: JobId) -> None:
         """End a job; returns when it holds nothing. Unknown ids are fine."""

@@ -8,7 +8,7 @@ client sees one gap-free stream. Knows no door, no wire and no text: tokens only
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -97,8 +97,9 @@ class Trip:
         """What was found and what encoded, over all attempts; names of ``router.metrics``."""
 
 
-async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
-    """Tokens of one choice, each index once, in order; ``trip.reason`` is set behind the last.
+async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Sequence[Token], None]:
+    """Tokens of one choice as they come, each index once, in order; ``trip.reason`` is set behind
+    the last.
 
     Raises the error that ended it; leaves no job behind on any exit.
     """
@@ -109,9 +110,9 @@ async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Token, None]:
         trip.attempts += 1
         try:
             async with aclosing(_attempt(trip, stages, frozenset(avoid), trusts)) as tokens:
-                async for token in tokens:
-                    trip.tokens.append(token.id)
-                    yield token
+                async for some in tokens:
+                    trip.tokens.extend(token.id for token in some)
+                    yield some
         except Preempted:
             num_preemptions += 1
             if num_preemptions > MAX_PREEMPTIONS:
@@ -143,7 +144,7 @@ def _is_over(trip: Trip) -> bool:
 
 async def _attempt(
     trip: Trip, stages: Stages, avoid: frozenset[InstanceId], trusts: bool
-) -> AsyncGenerator[Token, None]:
+) -> AsyncGenerator[Sequence[Token], None]:
     """Send every job of one attempt at once, then stream what the last stage draws. ``trusts``:
     whether to rely on what is said to be cached."""
     view = stages.dispatcher.view()
@@ -165,8 +166,8 @@ async def _attempt(
                         pass  # what is not lent is computed
                     case Tokens():
                         progress.reach(RequestState.DECODING)
-                        for token in order.put(event.tokens):
-                            yield token
+                        if some := order.put(event.tokens):
+                            yield some
                     case Encoded():
                         _note(trip, "encode", event.timing)
                         trip.tally["cached" if event.timing.cached_tokens else "computed"] += 1
@@ -200,7 +201,7 @@ class Order:
 
     def put(self, tokens: tuple[Token, ...]) -> list[Token]:
         """Take tokens; give those whose turn it is. An index that was there before is a bug."""
-        ready = []
+        ready: list[Token] = []
         for token in tokens:
             if token.index < self._next or token.index in self._early:
                 raise InvariantBroken(f"token {token.index} came twice")

@@ -234,12 +234,15 @@ class RequestService:
         text = ChoiceText(self.prompts.tokenizer, trip.choice, running.request.stop.strings)
         try:
             async with aclosing(journey(trip, self._stages)) as tokens:
-                async for token in tokens:
-                    if trip.choice == 0:
-                        running.token_times_s.append(self._stages.clock.now())
+                async for some in tokens:
                     await running.room.acquire()
-                    running.queue.put_nowait(text.push(token))
+                    delta = text.push(some)
+                    if trip.choice == 0:
+                        now_s = self._stages.clock.now()
+                        running.token_times_s += [now_s] * len(delta.tokens)
+                    running.queue.put_nowait(delta)
                     if text.is_stopped:
+                        del trip.tokens[len(trip.tokens) - len(some) + len(delta.tokens) :]
                         break
             running.queue.put_nowait(text.finish(trip.reason))
             running.num_finished += 1

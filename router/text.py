@@ -3,6 +3,8 @@
 Knows the tokenizer; does not know where tokens come from.
 """
 
+from collections.abc import Sequence
+
 from router.answer import Delta, TokenInfo
 from triptych.core.event import Token
 from triptych.inputs.detokenizer import Detokenizer, StopMatcher
@@ -19,10 +21,17 @@ class ChoiceText:
         self._matcher = StopMatcher(stop)
         self.is_stopped = False
 
-    def push(self, token: Token) -> Delta:
-        """The text that ``token`` completes; possibly none yet."""
-        text, self.is_stopped = self._matcher.push(self._detokenizer.push([token.id]))
-        return Delta(self._choice, text, (self._info(token),))
+    def push(self, tokens: Sequence[Token]) -> Delta:
+        """The text that ``tokens`` complete, possibly none yet; of those behind a stop string
+        nothing."""
+        text, infos = "", []
+        for token in tokens:
+            more, self.is_stopped = self._matcher.push(self._detokenizer.push([token.id]))
+            text += more
+            infos.append(self._info(token))
+            if self.is_stopped:
+                break
+        return Delta(self._choice, text, tuple(infos))
 
     def finish(self, reason: str) -> Delta:
         """The rest of the text, and why it ended."""

@@ -56,7 +56,7 @@ async def turn(running: Flow, request: Request, prompt: Prompt) -> tuple[list[in
     core.ledger.accept(request.id, request.tenant)
     trip = Trip(request, prompt, 0, tenant_salt(core.secret, request.tenant))
     async with aclosing(journey(trip, core.stages)) as tokens:
-        found = [token.id async for token in tokens]
+        found = [token.id async for some in tokens for token in some]
     core.ledger.close(request.id, RequestState.COMPLETED)
     assert trip.attempts == 1
     return found, trip.timings.get("prefill") or trip.timings["decode"]

@@ -84,7 +84,7 @@ class Readers:
         trip = Trip(request, prompt, 0, self._salt)
         core.ledger.accept(request.id, request.tenant)
         async with aclosing(journey(trip, core.stages)) as tokens:
-            found = [token.id async for token in tokens]
+            found = [token.id async for some in tokens for token in some]
         core.ledger.close(request.id, RequestState.COMPLETED)
         assert found == list(
             oracle_reference(prompt, document.pixels, request.sampling, request.stop, self._salt)

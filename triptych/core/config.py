@@ -60,6 +60,9 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deterministic: bool = False
     """Cut prefix hits at chunk boundaries and compute one sequence or one picture at a time in a
     step, so that equal requests give bit-equal logits under any load."""
+    stream_interval: Count = 1
+    """Tokens of a sequence gather to this number before they are told, but for the first one: less
+    work for the router, fewer and larger steps for the client."""
     overlap: bool = True
     """Compute a prompt's text while its pictures are being encoded and fetched. ``false`` computes
     nothing of a prompt before all its pictures are here; for comparison."""
@@ -154,6 +157,9 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     directory: str = "embedded"
     """Who tells routers what is cached where: ``embedded`` (the instances themselves) or a Redis or
     Valkey server, ``redis://...``, ``rediss://...`` or ``unix://...``, without options."""
+    verify_idle: bool = True
+    """Verify the invariants of every cache and engine whenever an instance falls idle; it breaks,
+    and is replaced, where one does not hold. Takes milliseconds per thousand cached blocks."""
     directory_flush_s: Seconds = 0.05
     """Changes of caches are gathered for this long before they are told."""
 

@@ -52,6 +52,9 @@ class LanguagePlan(msgspec.Struct, frozen=True):
     """One step of a language instance. Decoding segments first."""
 
     segments: tuple[Segment, ...]
+    steps: int = 1
+    """How often the step may be executed in a row, each time with the token that it drew before in
+    every segment. More than 1 only for executors that say so (``LanguageExecutor.max_steps``)."""
 
     @property
     def num_tokens(self) -> int:
@@ -72,6 +75,8 @@ class LanguageResult(msgspec.Struct, frozen=True):
 
     drawn: tuple[Drawn | None, ...]
     seconds: float
+    later: tuple[tuple[Drawn, ...], ...] = ()
+    """Of each segment, what was drawn in the steps behind the first; empty for a single step."""
 
 
 class VisionTask(msgspec.Struct, frozen=True):

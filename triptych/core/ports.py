@@ -41,6 +41,15 @@ class LanguageExecutor(Protocol):
     """Computes language plans. Called by one thread at a time."""
 
     @property
+    def max_steps(self) -> int:
+        """Most steps of a plan that are executed in a row."""
+        ...
+
+    def interrupt(self) -> None:
+        """Let a run of steps end behind the one in flight; from any thread, at any time."""
+        ...
+
+    @property
     def memory(self) -> BlockMemory:
         """The KV blocks."""
         ...

@@ -14,7 +14,6 @@ from triptych.cache.kv import KvCache
 from triptych.core.census import Holding
 from triptych.core.config import EngineConfig
 from triptych.core.errors import InvariantBroken, Overloaded, RequestError
-from triptych.core.event import Token
 from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
@@ -24,6 +23,7 @@ from triptych.engine.patience import Patience
 from triptych.engine.policies import Budget, Policies, Work
 from triptych.engine.room import Elsewhere, Foresee, Room, nowhere
 from triptych.engine.roster import Roster
+from triptych.engine.runs import extend, most_steps
 from triptych.engine.sequence import Phase, Sequence
 from triptych.engine.step import Step
 
@@ -66,6 +66,8 @@ class LanguageEngine:
         elsewhere: Elsewhere = nowhere,
         patience_s: float = math.inf,
     ) -> None:
+        self.max_steps = 1
+        """Most steps of decodes that the executor takes in a row."""
         self._config = config
         self._cache = cache
         self._policies = policies
@@ -221,8 +223,9 @@ class LanguageEngine:
         waiting = tuple(one.id for one in self._roster.waiting if is_short and one.has_places)
         if self._patience.runs_out(waiting, now):
             self._roster.outcomes.append(Starved(waiting))
+        chosen = self._batch()
         segments = tuple(
-            self._roster.known[work.job].segment(work.start, work.end) for work in self._batch()
+            self._roster.known[work.job].segment(work.start, work.end) for work in chosen
         )
         jobs = frozenset(segment.job for segment in segments)
         for segment in segments:
@@ -232,7 +235,7 @@ class LanguageEngine:
         outcomes = self.poll()
         if not segments and not outcomes:
             return None
-        step = Step(LanguagePlan(segments), jobs, outcomes)
+        step = Step(LanguagePlan(segments, self._steps(chosen)), jobs, outcomes)
         self._step = step if segments else None
         return step
 
@@ -248,9 +251,10 @@ class LanguageEngine:
                 sequence.prefill_s = sequence.compute_s
             if sequence.ending is not None:
                 self._roster.drop(sequence, *sequence.ending)
-        for segment, drawn in zip(segments, result.drawn, strict=True):
+        later = result.later or ((),) * len(segments)
+        for segment, first, rest in zip(segments, result.drawn, later, strict=True):
             if alive := self._roster.get_alive(segment.job):
-                self._advance(alive, segment, drawn, now)
+                self._advance(alive, segment, (first, rest), now)
         return self.poll()
 
     def execution_failed(self, step: Step[LanguagePlan]) -> list[Outcome]:
@@ -266,6 +270,16 @@ class LanguageEngine:
         """Outcomes not told yet. See ``engine.step.Engine``."""
         outcomes, self._roster.outcomes = self._roster.outcomes, []
         return outcomes
+
+    def has_news(self) -> bool:
+        """See ``engine.step.Engine``: one that may be admitted, or computed, or has to end."""
+        roster, step = self._roster, self._step
+        if step is None or (roster.waiting and len(roster.running) < self._config.max_sequences):
+            return True
+        return bool(roster.outcomes) or any(
+            one.ending is not None or (one.phase is Phase.RUNNING and one.id not in step.jobs)
+            for one in roster.running
+        )
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a job that is not over, or the end of patience."""
@@ -320,20 +334,34 @@ class LanguageEngine:
         self._passed_over = self._passed_over + 1 if is_passed_over else 0
         return chosen
 
+    def _steps(self, chosen: list[Work]) -> int:
+        """Steps in a row that ``chosen`` may be executed. Who waits for a place waits until one
+        ends; who waits for blocks is looked at after every step."""
+        roster = self._roster
+        is_full = len(roster.running) >= self._config.max_sequences
+        if roster.waiting and not is_full:
+            return 1
+        return most_steps(chosen, roster.running, self._cache, self.max_steps)
+
     def _advance(
-        self, sequence: Sequence, segment: Segment, drawn: Drawn | None, now: float
+        self,
+        sequence: Sequence,
+        segment: Segment,
+        drawn: tuple[Drawn | None, tuple[Drawn, ...]],
+        now: float,
     ) -> None:
         sequence.computed = segment.end
-        self._commit(sequence)
         publishes = sequence.job.publish is not None
         if publishes:
             self._roster.outcomes.append(Advanced(sequence.id, segment.end))
-        if drawn is None:
+        first, later = drawn
+        if first is None:
+            self._commit(sequence)
             sequence.note_waiting(now)
             return
-        token = Token(sequence.num_output, drawn.token, drawn.logprob, drawn.top)
-        self._roster.outcomes.append(Drew(sequence.id, token))
-        sequence.tokens.append(drawn.token)
+        token, *rest = extend(sequence, first, later, self._cache)
+        self._commit(sequence)
+        self._roster.outcomes.append(Drew(sequence.id, token, tuple(rest)))
         reason = "prefilled" if publishes else sequence.finish_reason()
         if reason is not None:
             self._roster.end(sequence, reason)

@@ -34,10 +34,11 @@ class Advanced(msgspec.Struct, frozen=True, tag="advanced"):
 
 
 class Drew(msgspec.Struct, frozen=True, tag="drew"):
-    """A token was drawn."""
+    """A token was drawn; in a run of steps, ``later`` ones too."""
 
     job: JobId
     token: Token
+    later: tuple[Token, ...] = ()
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):

@@ -5,6 +5,7 @@ The only module of this floor that knows asyncio. Does not know what is planned 
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -41,9 +42,11 @@ class Pump(Generic[PlanT, ResultT]):
         clock: Clock,
         sink: Sink,
         begin: Callable[[PlanT], Callable[[], ResultT]] | None = None,
+        interrupt: Callable[[], None] | None = None,
     ) -> None:
         """``begin`` is called on the loop right before a step and gives the call that computes it;
-        ``executor.execute(plan)`` without it."""
+        ``executor.execute(plan)`` without it. ``interrupt`` ends a run of steps early."""
+        self._interrupt = interrupt
         self._engine = engine
         self._clock = clock
         self._sink = sink
@@ -59,6 +62,8 @@ class Pump(Generic[PlanT, ResultT]):
     def wake(self) -> None:
         """The engine was changed: look again. During a step, what can be told at once is told."""
         self._woken.set()
+        if self._is_executing and self._interrupt is not None and self._engine.has_news():
+            self._interrupt()
         if self._is_executing and not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -106,14 +111,25 @@ class Pump(Generic[PlanT, ResultT]):
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._thread, self._begin(step.plan))
         self._is_executing, is_cancelled = True, False
+        expiry = self._expire()
         while not future.done():
             try:
                 await asyncio.wait((future,))
             except asyncio.CancelledError:
                 is_cancelled = True  # the thread still writes: nothing may be freed yet
+        if expiry is not None:
+            expiry.cancel()
         self._finish(step, future)
         if is_cancelled:
             raise asyncio.CancelledError
+
+    def _expire(self) -> asyncio.TimerHandle | None:
+        """A run of steps ends when the engine has to look at a deadline."""
+        deadline_s = None if self._interrupt is None else self._engine.next_deadline()
+        if self._interrupt is None or deadline_s is None or deadline_s == math.inf:
+            return None
+        left_s = max(0.0, deadline_s - self._clock.now())
+        return asyncio.get_running_loop().call_later(left_s, self._interrupt)
 
     def _finish(self, step: Step[PlanT], future: "asyncio.Future[ResultT]") -> None:
         """Take in what the thread made of the step. Whatever it raised, only its jobs fail."""

@@ -52,6 +52,11 @@ class Engine(Protocol[PlanT, ResultT_contra]):
         """Outcomes that came about between ``plan`` and ``apply``; may be called any time."""
         ...
 
+    def has_news(self) -> bool:
+        """Whether ``plan`` would see anything that was not there when the step in flight was
+        planned, beside what that step does. Pure."""
+        ...
+
     def next_deadline(self) -> float | None:
         """When ``plan`` must be called even if nothing else happens."""
         ...

@@ -208,6 +208,10 @@ class VisionEngine:
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
+    def has_news(self) -> bool:
+        """See ``engine.step.Engine``: steps are never in a row, so it is looked at anyway."""
+        return True
+
     def next_deadline(self) -> float | None:
         """The earliest deadline of a job that is not over, or the end of patience."""
         deadlines = [p.deadline_s for p in self._known.values() if p.phase is not _Phase.HELD]

@@ -33,6 +33,8 @@ class LanguageModel(Protocol):
 class LanguageExecutor:
     """Implements ``core.ports.LanguageExecutor``."""
 
+    max_steps = 1
+
     def __init__(
         self, model: LanguageModel, memory: BlockStore, embeddings: BlockStore | None
     ) -> None:
@@ -63,6 +65,9 @@ class LanguageExecutor:
         drawn = iter(draw(logits, draws))
         results = tuple(next(drawn) if s.draw is not None else None for s in plan.segments)
         return LanguageResult(results, time.monotonic() - began)
+
+    def interrupt(self) -> None:
+        """Steps are executed one by one: none follows."""
 
     def _check(self, segment: Segment) -> None:
         """Ids out of range would kill a whole GPU process instead of one step."""

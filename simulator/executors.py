@@ -1,0 +1,211 @@
+"""Executors that compute nothing: a step takes the time that a cost model says, and draws the
+tokens that the workload says.
+
+Implements ``core.ports``' executors and stores. Engines, caches and leases above are the real ones.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from scheduler.costs import Costs
+from simulator import texts
+from simulator.world import Takes, World
+from triptych.core.ids import BlockId, JobId
+from triptych.core.layout import Layout
+from triptych.core.plan import (
+    Drawn,
+    LanguagePlan,
+    LanguageResult,
+    VisionPlan,
+    VisionResult,
+)
+
+MAX_STEPS = 4096
+"""Of one run."""
+LAYER_GROUPS = 4
+"""Times in a chunk at which its finished layers are told of."""
+
+
+class EmptyMemory:
+    """Blocks without bytes. Implements ``core.ports.BlockMemory``."""
+
+    fd = -1
+    view = memoryview(b"")
+
+    def __init__(self, layout: Layout, num_blocks: int) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+
+    def stage(self, blocks: Sequence[BlockId], layers: range | None = None) -> None:
+        """Nothing is there to be made current."""
+
+    def absorb(self, blocks: Sequence[BlockId]) -> None:
+        """Nothing is there to be made current."""
+
+
+class Pace(Protocol):
+    """How fast an instance is at the moment, and who hears what it does."""
+
+    @property
+    def world(self) -> World:
+        """Where time is."""
+        ...
+
+    def factor(self) -> float:
+        """By how much everything takes longer than on an instance of its own."""
+        ...
+
+    def worked(self, what: str, begin_s: float, num_jobs: int, num_tokens: int) -> None:
+        """A step of ``what`` (see ``bench.run.Busy``), or a run, that began then is over."""
+        ...
+
+    def drew(self, job: JobId, index: int, times_s: Sequence[float]) -> None:
+        """Output tokens from the ``index``-th on of a job's request were drawn."""
+        ...
+
+
+class Computing(msgspec.Struct, frozen=True):
+    """Implements ``core.ports.Executors``."""
+
+    language: "SimulatedLanguage | None"
+    vision: "SimulatedVision | None"
+    embeddings: EmptyMemory | None
+    memory_bytes: dict[str, int]
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+
+class _Work(NamedTuple):
+    """What a plan makes an instance compute."""
+
+    what: str
+    chunks: tuple[tuple[int, int], ...]
+    num_decodes: int
+    context: int
+
+
+class SimulatedLanguage:
+    """Implements ``core.ports.LanguageExecutor``; ``execute`` gives ``Takes``.
+
+    Runs of equal decode steps pass in one go: where the ``n``-th of them ends is known from the
+    cost model, so a run can be cut at any step.
+    """
+
+    max_steps = MAX_STEPS
+
+    def __init__(
+        self, memory: EmptyMemory, embeddings: EmptyMemory | None, costs: Costs, pace: Pace
+    ) -> None:
+        self.memory = memory
+        self.embeddings = embeddings
+        self._costs = costs
+        self._pace = pace
+        self._run: tuple[Takes, _Work, float] | None = None
+        """The run in flight, and by how much it takes longer."""
+
+    def execute(self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None) -> Any:
+        """The step, or the steps, and the tokens that they draw."""
+        work, factor = _work_of(plan), self._pace.factor()
+        if plan.steps > 1:
+            seconds = factor * self._costs.decode_run_s(work.num_decodes, work.context, plan.steps)
+        else:
+            seconds = factor * self._costs.language_s(work.chunks, work.num_decodes, work.context)
+        marks = () if on_layers is None else self._marks(on_layers, seconds)
+        takes = Takes(seconds, lambda: self._result(plan, work, takes, factor), marks)
+        self._run = (takes, work, factor) if plan.steps > 1 else None
+        return takes
+
+    def interrupt(self) -> None:
+        """See ``LanguageExecutor``."""
+        if self._run is None:
+            return
+        takes, work, factor = self._run
+        passed_s = self._pace.world.time() - takes.begin_s
+        takes.shorten(self._pace.world, self._end_of(work, factor, passed_s, takes.seconds))
+        self._run = None
+
+    def _end_of(self, work: _Work, factor: float, passed_s: float, whole_s: float) -> float:
+        """When the step ends that is under way after ``passed_s`` of a run."""
+        low, high = 1, MAX_STEPS
+        while low < high:
+            middle = (low + high) // 2
+            if self._after(work, factor, middle) >= passed_s:
+                high = middle
+            else:
+                low = middle + 1
+        return min(whole_s, self._after(work, factor, low))
+
+    def _after(self, work: _Work, factor: float, steps: int) -> float:
+        return factor * self._costs.decode_run_s(work.num_decodes, work.context, steps)
+
+    def _result(
+        self, plan: LanguagePlan, work: _Work, takes: Takes, factor: float
+    ) -> LanguageResult:
+        """What has been drawn when the work is over, however early that is."""
+        self._run, steps, begin_s = None, plan.steps, takes.begin_s
+        ends = [begin_s + takes.seconds]
+        if steps > 1:
+            after = [self._after(work, factor, count) for count in range(1, steps)]
+            ends = [begin_s + each for each in after if each < takes.seconds - 1e-12] + ends
+            steps = len(ends)
+        num_tokens = plan.num_tokens + (steps - 1) * work.num_decodes
+        self._pace.worked(work.what, begin_s, len(plan.segments), num_tokens)
+        drawn: list[Drawn | None] = []
+        later: list[tuple[Drawn, ...]] = []
+        for segment in plan.segments:
+            if segment.draw is None:
+                drawn.append(None)
+                later.append(())
+                continue
+            index = segment.draw.position - segment.draw.prompt_len
+            first, *rest = texts.tokens(segment.draw.sampling.seed, steps, index)
+            drawn.append(Drawn(first))
+            later.append(tuple(map(Drawn, rest)))
+            self._pace.drew(segment.job, index, ends)
+        return LanguageResult(tuple(drawn), takes.seconds, tuple(later) if steps > 1 else ())
+
+    def _marks(
+        self, on_layers: Callable[[int], None], seconds: float
+    ) -> tuple[tuple[float, Callable[[], None]], ...]:
+        """When groups of layers are there, all of them with the end of the step."""
+        num_layers = self.memory.layout.num_layers
+        ends = [-(-num_layers * index // LAYER_GROUPS) for index in range(1, LAYER_GROUPS)]
+        groups = tuple((seconds * end / num_layers, partial(on_layers, end)) for end in ends)
+        return (*groups, (seconds, partial(on_layers, num_layers)))
+
+
+class SimulatedVision:
+    """Implements ``core.ports.VisionExecutor``; ``execute`` gives ``Takes``."""
+
+    def __init__(self, embeddings: EmptyMemory, costs: Costs, pace: Pace) -> None:
+        self.embeddings = embeddings
+        self._costs = costs
+        self._pace = pace
+
+    def execute(self, plan: VisionPlan) -> Any:
+        """The step's time."""
+        sizes = [task.item.num_tokens for task in plan.tasks]
+        seconds = self._pace.factor() * self._costs.vision_s(sizes)
+
+        def result() -> VisionResult:
+            self._pace.worked("encode", takes.begin_s, len(sizes), sum(sizes))
+            return VisionResult(takes.seconds)
+
+        takes = Takes(seconds, result)
+        return takes
+
+
+def _work_of(plan: LanguagePlan) -> _Work:
+    chunks, num_decodes, context = [], 0, 0
+    for segment in plan.segments:
+        if segment.draw is not None and segment.end > segment.draw.prompt_len:
+            num_decodes += 1
+            context += segment.start
+        else:
+            chunks.append((segment.start, len(segment.tokens)))
+    what = "mixed" if chunks and num_decodes else "prefill" if chunks else "decode"
+    return _Work(what, tuple(chunks), num_decodes, context)

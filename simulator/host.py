@@ -1,0 +1,191 @@
+"""Instances of the world: the server's own, on machines that are modelled.
+
+Implements ``cluster.host.Host`` and ``cluster.machine.Machine``. Knows hardware; decides nothing.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from cluster.host import Hosted, InstanceSpec
+from cluster.instance import HostedInstance
+from cluster.instance_build import build_instance
+from cluster.tiers_build import Movers
+from encoder_service.pictures import Decoders
+from kvtransfer.fetching import Fetching
+from kvtransfer.promises import Promises
+from scheduler.costs import Costs
+from simulator import texts
+from simulator.executors import Computing, EmptyMemory, SimulatedLanguage, SimulatedVision
+from simulator.hardware import Hardware
+from simulator.links import Fabric, SimulatedFetching, SimulatedPromises
+from simulator.recorder import Recorder, place_of
+from simulator.world import World
+from triptych.core import topology
+from triptych.core.clock import Clock
+from triptych.core.config import Config, LimitsConfig
+from triptych.core.errors import ConfigError
+from triptych.core.ids import InstanceId, JobId
+from triptych.core.lifecycle import Stage
+from triptych.core.ports import Executors
+from triptych.inputs.model_card import ModelCard
+
+_NO_PIXELS = object()
+"""What a modelled decoder makes of a picture."""
+
+
+class Slowness:
+    """How much slower than its costs a place computes: 1 is as fast as it should be."""
+
+    def __init__(self) -> None:
+        self.factors: dict[str, float] = {}
+
+    def of(self, place: str) -> float:
+        """The factor of a place."""
+        return self.factors.get(place, 1.0)
+
+
+class _Pace:
+    """Implements ``simulator.executors.Pace`` for one instance."""
+
+    def __init__(self, place: str, world: World, recorder: Recorder, slowness: Slowness) -> None:
+        self.world = world
+        self._place = place
+        self._recorder = recorder
+        self._slowness = slowness
+
+    def factor(self) -> float:
+        """See ``Pace``."""
+        return self._slowness.of(self._place)
+
+    def worked(self, what: str, begin_s: float, num_jobs: int, num_tokens: int) -> None:
+        """See ``Pace``."""
+        times = begin_s, self.world.time()
+        self._recorder.worked(self._place, what, times, (num_jobs, num_tokens))
+
+    def drew(self, job: JobId, index: int, times_s: Sequence[float]) -> None:
+        """See ``Pace``."""
+        self._recorder.drew(job.partition("/")[0], index, times_s)
+
+
+class _SimulatedDecoders:
+    """Pictures take ``seconds`` each on one of ``workers`` cores. Implements ``Decoders``."""
+
+    def __init__(self, seconds: float, workers: int) -> None:
+        self._seconds = seconds
+        self._free = asyncio.Semaphore(workers)
+
+    def warm(self) -> None:
+        """Nothing to start."""
+
+    async def decode(self, data: bytes, encoding: str, width: int, height: int) -> object:  # noqa: ARG002
+        """See ``Decoders``: no pixels."""
+        async with self._free:
+            await asyncio.sleep(self._seconds)
+        return _NO_PIXELS
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+class SimulatedMachine:
+    """One machine under one instance. Implements ``Machine``."""
+
+    def __init__(self, host: "SimulatedHost") -> None:
+        self.clock: Clock = host.world
+        self._host = host
+
+    def card(self, config: Config) -> ModelCard:
+        """See ``Machine``."""
+        if config.cache.host_bytes:
+            raise ConfigError("cache.host_bytes: tiers are not simulated")
+        return self._host.card
+
+    async def executors(self, spec: InstanceSpec, card: ModelCard) -> Executors:
+        """See ``Machine``. A cold start takes its time."""
+        host, cache = self._host, spec.config.cache
+        role = topology.name(frozenset(spec.role))
+        gpus = host.hardware.of(role)
+        host.fabric.enter(spec.id, gpus.count)
+        await asyncio.sleep(host.hardware.start_s if host.is_started else 0.0)
+        sizes, model = host.hardware.sizes, card.fingerprint
+        pace = _Pace(place_of(spec.id), host.world, host.recorder, host.slowness)
+        embeddings = language = vision = None
+        if Stage.ENCODE in spec.role or Stage.PREFILL in spec.role:
+            layout = sizes.embedding_layout(model, cache.embedding_block_size)
+            embeddings = EmptyMemory(layout, cache.embedding_blocks)
+        if Stage.PREFILL in spec.role or Stage.DECODE in spec.role:
+            kv = EmptyMemory(sizes.kv_layout(model, cache.block_size, gpus.count), cache.kv_blocks)
+            readable = embeddings if Stage.PREFILL in spec.role else None
+            language = SimulatedLanguage(kv, readable, gpus.costs, pace)
+        if Stage.ENCODE in spec.role and embeddings is not None:
+            vision = SimulatedVision(embeddings, gpus.costs, pace)
+        return Computing(language, vision, embeddings, {})
+
+    async def tiers(self, spec: InstanceSpec, executors: Executors) -> Movers:  # noqa: ARG002
+        """See ``Machine``: there are none."""
+        return Movers()
+
+    def wires(self, spec: InstanceSpec) -> tuple[Promises, Fetching]:
+        """See ``Machine``."""
+        host, config = self._host, spec.config.transfer
+        promises = SimulatedPromises(spec.id, config, host.world, host.world)
+        host.fabric.promises[spec.id] = promises
+        return promises, SimulatedFetching(spec.id, config, host.world, host.fabric)
+
+    def forget(self, instance: InstanceId) -> None:
+        """See ``Machine``."""
+        self._host.fabric.promises.pop(instance, None)
+
+    def decoders(self, limits: LimitsConfig) -> Decoders:
+        """See ``Machine``."""
+        return _SimulatedDecoders(self._host.hardware.decode_s, limits.decode_workers)
+
+
+class _HostedThere:
+    """One instance of the world. Implements ``Hosted``."""
+
+    pid = 0
+
+    def __init__(self, instance: HostedInstance) -> None:
+        self.instance = instance
+
+    async def wait(self) -> str:
+        """See ``Hosted``."""
+        return await self.instance.wait()
+
+    async def stop(self, drain_s: float) -> None:
+        """See ``Hosted``."""
+        if drain_s > 0:
+            await self.instance.drain(drain_s)
+        await self.instance.close()
+
+    async def kill(self) -> None:
+        """See ``Hosted``."""
+        await self.instance.close()
+
+
+class SimulatedHost:
+    """Builds the instances of one world. Implements ``Host``."""
+
+    def __init__(self, world: World, hardware: Hardware, recorder: Recorder) -> None:
+        self.world = world
+        self.hardware = hardware
+        self.recorder = recorder
+        self.card = texts.card(hardware.sizes.name)
+        self.slowness = Slowness()
+        self.fabric = Fabric(hardware.near, hardware.far, hardware.per_node)
+        self.fabric.on_carried = recorder.carried
+        self.is_started = False
+        """Whether the cluster served once: what starts from then on starts cold."""
+
+    async def start(self, spec: InstanceSpec) -> Hosted:
+        """See ``Host``."""
+        return _HostedThere(await build_instance(spec, SimulatedMachine(self)))
+
+    async def close(self) -> None:
+        """See ``Host``."""
+
+
+def costs_of(hardware: Hardware, role: str) -> Costs:
+    """Costs of the instances of a role."""
+    return hardware.of(role).costs

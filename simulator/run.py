@@ -1,0 +1,197 @@
+"""One simulated run: a cluster of the world, clients that follow a workload, and what came of it.
+
+The router, its journey, policies, instances and leases are the server's. Equal arguments give the
+same run, byte for byte.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import aclosing
+
+import msgspec
+
+from bench.run import Row, Run
+from bench.workload import Arrival
+from cluster.build import start_cluster
+from router.answer import Delta, Final, Timeline
+from router.build import Core, Surroundings, start_core
+from simulator.hardware import Hardware
+from simulator.host import SimulatedHost
+from simulator.recorder import Recorder
+from simulator.texts import SimulatedPrompts
+from simulator.world import World
+from triptych.core import topology
+from triptych.core.config import Config
+from triptych.core.errors import Cancelled, DeadlineExceeded, Overloaded, TriptychError
+from triptych.core.metrics import slo_class
+
+Progress = Callable[[float, int], None]
+"""Hears now and then of the virtual time and the requests that are over."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is run."""
+
+    system: str
+    workload: str
+    config: Config
+    hardware: Hardware
+    rate: float
+    duration_s: float
+    seed: int = 0
+    warmup_s: float = 0.0
+    drain_s: float = 600.0
+    """How long behind the last arrival requests may take; then they are cut off."""
+    keeps_busy: bool = True
+
+
+def simulate(plan: Plan, arrivals: Iterable[Arrival], on_progress: Progress | None = None) -> Run:
+    """Run ``arrivals`` through the cluster of ``plan``. Raises ConfigError."""
+    world = World()
+    recorder = Recorder(keeps_busy=plan.keeps_busy)
+    if on_progress is not None:
+        recorder.on_row = lambda _: on_progress(world.time(), len(recorder.rows))
+    try:
+        world.run_until_complete(_Drive(plan, world, recorder).run(iter(arrivals)))
+    finally:
+        world.close()
+    recorder.close()
+    recorder.rows.sort(key=lambda row: (row.arrival_s, row.id))
+    return Run(
+        system=plan.system,
+        workload=plan.workload,
+        rate=plan.rate,
+        seed=plan.seed,
+        num_gpus=num_gpus(plan.config, plan.hardware),
+        duration_s=plan.duration_s,
+        rows=tuple(recorder.rows),
+        warmup_s=plan.warmup_s,
+        busy=tuple(recorder.busy),
+        queues=tuple(recorder.queues),
+        changes=tuple(recorder.changes),
+    )
+
+
+def num_gpus(config: Config, hardware: Hardware) -> int:
+    """GPUs that a topology takes."""
+    roles = topology.parse(config.cluster.topology)
+    return sum(count * hardware.of(topology.name(role)).count for role, count in roles)
+
+
+class _Drive:
+    """Clients of one run."""
+
+    def __init__(self, plan: Plan, world: World, recorder: Recorder) -> None:
+        self._plan = plan
+        self._world = world
+        self._recorder = recorder
+        self._prompts = SimulatedPrompts()
+        self._begin_s = 0.0
+        self._num_sent = 0
+        self._clients: set[asyncio.Task[None]] = set()
+        self._sessions: dict[str, asyncio.Task[None]] = {}
+        """The last request of each conversation."""
+
+    async def run(self, arrivals: Iterator[Arrival]) -> None:
+        """Start, serve all arrivals, stop."""
+        plan = self._plan
+        host = SimulatedHost(self._world, plan.hardware, self._recorder)
+        cluster = await start_cluster(plan.config, host=host)
+        core = await start_core(
+            plan.config, cluster, Surroundings(host.card, self._prompts, self._world)
+        )
+        host.is_started = True
+        self._begin_s = self._world.time()
+        try:
+            await self._serve(core, arrivals)
+        finally:
+            await core.close()
+            await cluster.close(0.0)
+
+    async def _serve(self, core: Core, arrivals: Iterator[Arrival]) -> None:
+        for arrival in arrivals:
+            if arrival.after_s is None:
+                at_s = self._begin_s + arrival.at_s
+                if at_s > self._world.time():
+                    await asyncio.sleep(at_s - self._world.time())
+            before = self._sessions.get(arrival.session) if arrival.after_s is not None else None
+            client = asyncio.create_task(self._client(core, arrival, before, self._num_sent))
+            self._num_sent += 1
+            self._clients.add(client)
+            client.add_done_callback(self._clients.discard)
+            if arrival.session:
+                self._sessions[arrival.session] = client
+        if self._clients:
+            await asyncio.wait(set(self._clients), timeout=self._plan.drain_s)
+        for client in sorted(self._clients, key=lambda task: task.get_name()):
+            client.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def _client(
+        self, core: Core, arrival: Arrival, before: "asyncio.Task[None] | None", number: int
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        if arrival.after_s is not None:
+            await asyncio.sleep(arrival.after_s)
+        slo = slo_class(arrival.slo, len(arrival.images))
+        began_s = self._world.time()
+        deadline_s = began_s + self._plan.config.limits.default_deadline_s
+        request = self._prompts.request(number, arrival, slo, deadline_s)
+        num_tokens = 0
+        status, code = "ok", ""
+        final: Final | None = None
+        try:
+            ticket = core.service.admit(arrival.tenant)
+            async with aclosing(core.service.generate(request, ticket)) as answer:
+                async for part in answer:
+                    if isinstance(part, Delta):
+                        num_tokens += len(part.tokens)
+                    else:
+                        final = part
+        except Overloaded as error:
+            status, code = "refused", error.code
+        except DeadlineExceeded as error:
+            status, code = "timeout", error.code
+        except (Cancelled, asyncio.CancelledError):
+            status, code = "cancelled", Cancelled.code
+        except TriptychError as error:
+            status, code = "failed", error.code
+        self._prompts.forget(request)
+        times = self._recorder.times(request.id, num_tokens)
+        timeline = None if final is None else final.timeline
+        self._recorder.ended(
+            Row(
+                id=request.id,
+                arrival_s=began_s - self._begin_s,
+                slo=slo.name,
+                ttft_slo_s=slo.ttft_s,
+                tpot_slo_s=slo.tpot_s,
+                num_images=len(arrival.images),
+                image_tokens=sum(image.num_tokens for image in arrival.images),
+                prompt_tokens=arrival.num_prompt,
+                status=status,
+                end_s=self._world.time() - self._begin_s,
+                code=code,
+                token_times_s=tuple(time_s - self._begin_s for time_s in times),
+                cached_tokens=0 if final is None else final.usage.cached_tokens,
+                tenant=arrival.tenant,
+                session=arrival.session,
+                attempts=1 if timeline is None else timeline.attempts,
+                route=() if timeline is None else timeline.route,
+                phases={} if timeline is None else _phases(timeline),
+            )
+        )
+
+
+def _phases(timeline: Timeline) -> dict[str, float]:
+    """Where a request's time went."""
+    before_s = timeline.ttft_s
+    return {
+        "queue": timeline.queue_s,
+        "encode": timeline.encode_s,
+        "encode_transfer": timeline.encode_transfer_s,
+        "prefill": timeline.prefill_s,
+        "kv_transfer": timeline.kv_transfer_s,
+        "decode": timeline.total_s - before_s,
+    }

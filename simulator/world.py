@@ -1,0 +1,150 @@
+"""Virtual time: an event loop whose clock jumps to whatever happens next.
+
+Coroutines, timers, locks and queues are asyncio's own, so whatever runs on an event loop runs here
+unchanged. Work handed to an executor is done at once, in this thread; where it says that it takes
+time (``Takes``), that time passes before its result is there. Nothing runs in parallel, so equal
+programs give equal runs. Knows no server.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from triptych.core.errors import InvariantBroken
+
+T = TypeVar("T")
+
+MAX_CANCELLED = 10_000
+"""Timers that were cancelled and are still in the heap."""
+
+
+class Takes:
+    """Work that takes virtual time, and its result."""
+
+    __slots__ = ("_future", "_timer", "begin_s", "marks", "result", "seconds")
+
+    def __init__(
+        self,
+        seconds: float,
+        result: Callable[[], Any],
+        marks: tuple[tuple[float, Callable[[], None]], ...] = (),
+    ) -> None:
+        """``result`` is called when the time has passed; ``marks`` are called on the way, each at
+        so many seconds after the beginning."""
+        self.seconds = seconds
+        self.result = result
+        self.marks = marks
+        self.begin_s = 0.0
+        self._future: asyncio.Future[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, world: "World", future: "asyncio.Future[Any]") -> None:
+        """The work begins now; ``future`` is for its result."""
+        self.begin_s, self._future = world.time(), future
+        for after_s, call in self.marks:
+            if after_s < self.seconds:
+                world.call_later(after_s, call)
+        self._timer = world.call_later(self.seconds, self._end)
+
+    def shorten(self, world: "World", seconds: float) -> None:
+        """The work will have taken only ``seconds``, which are not over yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self.seconds = seconds
+            self._timer = world.call_at(self.begin_s + seconds, self._end)
+
+    def _end(self) -> None:
+        self._timer = None
+        for after_s, call in self.marks:
+            if after_s >= self.seconds:
+                call()
+        if self._future is not None and not self._future.done():
+            self._future.set_result(self.result())
+
+
+class World(asyncio.BaseEventLoop):
+    """An event loop under a virtual clock that begins at 0.
+
+    Builds on ``asyncio.BaseEventLoop``'s ready queue and heap of timers, whose names have been the
+    same since Python 3.4; ``tests/simulator/test_world.py`` checks what is relied on.
+    """
+
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[Any]
+    _timer_cancelled_count: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_s = 0.0
+        self._clock_resolution = 0.0  # exactly what is due
+        self.num_turns = 0
+        """Turns of the loop so far."""
+
+    def time(self) -> float:
+        """Virtual seconds."""
+        return self._now_s
+
+    def now(self) -> float:
+        """Virtual seconds, as ``core.clock.Clock``."""
+        return self._now_s
+
+    def run_in_executor(  # type: ignore[override]
+        self,
+        executor: Any,  # noqa: ARG002
+        func: Callable[..., T],
+        *args: Any,
+    ) -> "asyncio.Future[T]":
+        """Do the work now; its result is there when the time that it takes has passed."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            result = func(*args)
+        except BaseException as error:  # noqa: BLE001  whatever a thread would have raised
+            future.set_exception(error)
+            return future
+        if isinstance(result, Takes):
+            result.start(self, future)
+        else:
+            future.set_result(result)
+        return future
+
+    def _run_once(self) -> None:
+        """One turn: all that is ready now. If nothing is, time jumps to what is due next."""
+        self.num_turns += 1
+        if self._timer_cancelled_count > MAX_CANCELLED:
+            self._sweep()
+        ready, scheduled = self._ready, self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)._scheduled = False
+            self._timer_cancelled_count -= 1
+        if not ready:
+            if not scheduled:
+                raise InvariantBroken("the world stands still: nothing will ever happen")
+            self._now_s = max(self._now_s, scheduled[0]._when)
+        while scheduled and scheduled[0]._when <= self._now_s:
+            timer = heapq.heappop(scheduled)
+            timer._scheduled = False
+            if timer._cancelled:
+                self._timer_cancelled_count -= 1
+            else:
+                ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _sweep(self) -> None:
+        """Forget the timers that were cancelled."""
+        kept = [timer for timer in self._scheduled if not timer._cancelled]
+        for timer in self._scheduled:
+            timer._scheduled = not timer._cancelled
+        heapq.heapify(kept)
+        self._scheduled = kept
+        self._timer_cancelled_count = 0
+
+    def _write_to_self(self) -> None:
+        """There is no other thread to be woken by."""
+
+    def _process_events(self, event_list: Any) -> None:
+        """There is no file to wait for."""

@@ -1,0 +1,52 @@
+"""Runs: how often a step of decodes may be executed in a row before there is anything to decide.
+
+A run gives what single steps would give: it ends before a sequence does, and before blocks run out.
+Whoever changes the engine meanwhile has it ended behind the step in flight (``Pump.wake``). Knows
+sequences and numbers of blocks; no policy.
+"""
+
+from collections.abc import Collection, Sequence
+
+from triptych.cache.kv import KvCache
+from triptych.core.event import Token
+from triptych.core.plan import Drawn
+from triptych.engine.policies import Work
+from triptych.engine.sequence import Sequence as Decoding
+
+
+def most_steps(
+    chosen: Collection[Work], running: Sequence[Decoding], cache: KvCache, limit: int
+) -> int:
+    """Steps in a row of the decodes ``chosen``, at most ``limit``; 1 where anything but them could
+    run, or could change by itself."""
+    if limit <= 1 or len(chosen) != len(running) or not all(work.is_decode for work in chosen):
+        return 1
+    if any(one.job.stop.token_ids for one in running):
+        return 1  # each token may be the last
+    most = min(limit, *(one.job.stop.max_tokens - one.num_output for one in running))
+    size, available = cache.block_size, cache.num_available
+    while most > 1:
+        missing = sum(
+            max(0, -(-(one.total + most - 1) // size) - len(one.table.blocks)) for one in running
+        )
+        if missing <= available:
+            break
+        most //= 2
+    return max(1, most)
+
+
+def extend(
+    sequence: Decoding, drawn: Drawn, later: Sequence[Drawn], cache: KvCache
+) -> tuple[Token, ...]:
+    """Take in the tokens of a run; all but the last are computed as far as there is room for them,
+    which there was when the run began."""
+    start = sequence.num_output
+    tokens = tuple(
+        Token(start + index, one.token, one.logprob, one.top)
+        for index, one in enumerate((drawn, *later))
+    )
+    sequence.tokens.extend(token.id for token in tokens)
+    if later:
+        cache.grow(sequence.table, sequence.total - 1)
+        sequence.computed = min(sequence.total - 1, sequence.table.capacity)
+    return tokens
