@@ -7,6 +7,7 @@ programs give equal runs. Knows no server.
 """
 
 import asyncio
+import contextvars
 import heapq
 from collections import deque
 from collections.abc import Callable
@@ -67,18 +68,20 @@ class Takes:
 class World(asyncio.BaseEventLoop):
     """An event loop under a virtual clock that begins at 0.
 
-    Builds on ``asyncio.BaseEventLoop``'s ready queue and heap of timers, whose names have been the
-    same since Python 3.4; ``tests/simulator/test_world.py`` checks what is relied on.
+    Builds on ``asyncio.BaseEventLoop``'s queue of what is ready and on the fields of its handles,
+    whose names have been the same since Python 3.7; the tests of this module see that they are.
     """
 
     _ready: deque[asyncio.Handle]
-    _scheduled: list[Any]
-    _timer_cancelled_count: int
 
     def __init__(self) -> None:
         super().__init__()
         self._now_s = 0.0
-        self._clock_resolution = 0.0  # exactly what is due
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._num_timers = 0
+        """Made so far."""
+        self._num_cancelled = 0
+        """About so many are in the heap."""
         self.num_turns = 0
         """Turns of the loop so far."""
 
@@ -109,24 +112,39 @@ class World(asyncio.BaseEventLoop):
             future.set_result(result)
         return future
 
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call at a time; of equal times, who asked first is called first."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._num_timers += 1
+        heapq.heappush(self._timers, (when, self._num_timers, timer))
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:  # noqa: ARG002
+        self._num_cancelled += 1
+
     def _run_once(self) -> None:
         """One turn: all that is ready now. If nothing is, time jumps to what is due next."""
         self.num_turns += 1
-        if self._timer_cancelled_count > MAX_CANCELLED:
+        if self._num_cancelled > MAX_CANCELLED:
             self._sweep()
-        ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
-            self._timer_cancelled_count -= 1
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+            self._num_cancelled -= 1
         if not ready:
-            if not scheduled:
+            if not timers:
                 raise InvariantBroken("the world stands still: nothing will ever happen")
-            self._now_s = max(self._now_s, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self._now_s:
-            timer = heapq.heappop(scheduled)
-            timer._scheduled = False
+            self._now_s = max(self._now_s, timers[0][0])
+        while timers and timers[0][0] <= self._now_s:
+            timer = heapq.heappop(timers)[2]
             if timer._cancelled:
-                self._timer_cancelled_count -= 1
+                self._num_cancelled -= 1
             else:
                 ready.append(timer)
         for _ in range(len(ready)):
@@ -136,12 +154,9 @@ class World(asyncio.BaseEventLoop):
 
     def _sweep(self) -> None:
         """Forget the timers that were cancelled."""
-        kept = [timer for timer in self._scheduled if not timer._cancelled]
-        for timer in self._scheduled:
-            timer._scheduled = not timer._cancelled
-        heapq.heapify(kept)
-        self._scheduled = kept
-        self._timer_cancelled_count = 0
+        self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
+        heapq.heapify(self._timers)
+        self._num_cancelled = 0
 
     def _write_to_self(self) -> None:
         """There is no other thread to be woken by."""

@@ -21,8 +21,8 @@ def most_steps(
     run, or could change by itself."""
     if limit <= 1 or len(chosen) != len(running) or not all(work.is_decode for work in chosen):
         return 1
-    if any(one.job.stop.token_ids for one in running):
-        return 1  # each token may be the last
+    if any(one.job.stop.token_ids or one.job.publish is not None for one in running):
+        return 1  # each token may be the last, or is
     most = min(limit, *(one.job.stop.max_tokens - one.num_output for one in running))
     size, available = cache.block_size, cache.num_available
     while most > 1:
