@@ -133,9 +133,8 @@ class Rates(msgspec.Struct, frozen=True):
     def mean(self, duration_s: float, start_s: float = 0.0) -> float:
         """Requests per second on average."""
         pieces = self.pieces(duration_s, start_s)
-        return sum((end - start) * self.steps[index][1] for start, end, index in pieces) / (
-            duration_s
-        )
+        total = sum((end - start) * self.steps[index][1] for start, end, index in pieces)
+        return total / duration_s if duration_s else 0.0
 
     def scaled(self, factor: float) -> "Rates":
         """All rates times ``factor``."""

@@ -24,7 +24,6 @@ from triptych.core.ids import TenantId
 DAY_S = 86_400.0
 WINDOW_S = 21_600.0
 """Of one set of distributions."""
-_FIELDS = ("image_count", "image_tokens", "text_tokens", "output_tokens")
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -76,7 +75,7 @@ class ServeGen:
 
     def arrivals(self, rate: float | None, duration_s: float, seed: int) -> Iterator[Arrival]:
         """See ``Workload``. ``rate`` scales all clients alike; it is the mean over this stretch.
-        A client's n-th request is the same at any rate, within six hours of the day."""
+        A client's n-th request is the same at any rate, while it falls into the same six hours."""
         settings = self.settings
         own = self.own_rate(duration_s)
         factor = 1.0 if rate is None else rate / own if own else 0.0
@@ -110,20 +109,26 @@ def _client(number: int, trace: Path) -> Client:
         steps = tuple((float(row[0]), float(row[1])) for row in rows)
         gaps = tuple(_gaps(row[3], float(row[4])) for row in rows)
         windows = msgspec.json.decode(dataset.read_bytes(), type=dict[str, dict[str, str]])
-        shapes = tuple(
-            Shape(*(_pmf(windows[f"{start}"][field]) for field in _FIELDS))
-            for start in range(0, int(DAY_S), int(WINDOW_S))
-        )
+        shapes = tuple(_shape(windows[f"{start}"]) for start in range(0, int(DAY_S), int(WINDOW_S)))
         return Client(f"client-{number}", Rates(steps, DAY_S), gaps, shapes)
     except (OSError, ValueError, IndexError, KeyError, ConfigError) as error:
         raise ConfigError(f"servegen: client {number}: {error!r}") from None
 
 
 def _gaps(family: str, shape: float) -> Gaps:
-    """By the shape that ServeGen fitted; the mean is the rate's."""
-    if not family:
-        return Poisson()
-    return {"Gamma": Gamma, "Weibull": Weibull}[family](shape)
+    """By the shape that ServeGen fitted; the mean is the rate's. Silent windows have no family."""
+    if family == "Gamma":
+        return Gamma(shape)
+    return Weibull(shape) if family == "Weibull" else Poisson()
+
+
+def _shape(window: dict[str, str]) -> Shape:
+    return Shape(
+        images=_pmf(window["image_count"]),
+        tokens=_pmf(window["image_tokens"]),
+        text=_pmf(window["text_tokens"]),
+        output=_pmf(window["output_tokens"]),
+    )
 
 
 def _pmf(text: str) -> Pmf:

@@ -26,7 +26,8 @@ is drawn by itself. ``input``: the first three have the same rank, so that a lon
 large pictures; the output is drawn by itself. ``comonotone``: all have the same rank, which makes
 the spread of a request's work as large as these distributions allow (Fréchet's upper bound)."""
 
-COUNT = re.compile(r"\d+(\.\d+)?")
+PUBLIC = TenantId("public")
+_COUNT = re.compile(r"\d+(\.\d+)?")
 
 
 class Draw(Protocol):
@@ -107,7 +108,7 @@ def amount(text: str, field: str) -> Draw:
     body = text.removeprefix("~")
     low, dash, high = body.partition("-")
     numbers = (low, high) if dash else (low,)
-    if not all(COUNT.fullmatch(number) for number in numbers) or (dash and body != text):
+    if not all(_COUNT.fullmatch(number) for number in numbers) or (dash and body != text):
         raise ConfigError(f"{field}: {text!r} is not like 7, 0.3, 4-8 or ~5")
     try:
         if text.startswith("~"):
@@ -132,6 +133,8 @@ class Shape(msgspec.Struct, frozen=True):
     """(width, height) of every picture in pixels, instead of ``tokens``."""
     prefix: tuple[Text, ...] = ()
     """What every prompt begins with."""
+    is_total: bool = False
+    """``text`` counts the pictures' tokens too."""
 
 
 class Requests:
@@ -143,7 +146,7 @@ class Requests:
         self._pictures = pictures
 
     def make(
-        self, at_s: float, shape: Shape, tenant: TenantId = TenantId("public"), slo: str = ""
+        self, at_s: float, shape: Shape, tenant: TenantId = PUBLIC, slo: str = "interactive"
     ) -> Arrival:
         """One request: the prefix, its pictures, then its text, of one token at least."""
         parts, num_output = self.turn(shape)
@@ -154,7 +157,7 @@ class Requests:
             num_output,
             answer=content(source),
             tenant=tenant,
-            slo=slo or "interactive",
+            slo=slo,
         )
 
     def turn(self, shape: Shape) -> tuple[list[Part], int]:
@@ -165,14 +168,24 @@ class Requests:
         text = draw() if is_free else rank
         output = rank if self._coupling == "comonotone" else draw()
         parts: list[Part] = []
+        num_text = shape.text.at(text)
         for _ in range(shape.images.at(rank)):
             if shape.size is not None:
-                parts.append(self._pictures.sized(*shape.size))
-                continue
-            tokens = shape.tokens.at(draw() if is_free else rank)
-            parts.append(self._pictures.draw(max(1, tokens)))
-        parts.append(Text(content(self._source), max(1, shape.text.at(text))))
+                image = self._pictures.sized(*shape.size)
+            else:
+                tokens = shape.tokens.at(draw() if is_free else rank)
+                image = self._pictures.draw(max(1, tokens))
+            parts.append(image)
+            if shape.is_total:
+                num_text -= image.num_tokens
+        parts.append(Text(content(self._source), max(1, num_text)))
         return parts, max(1, shape.output.at(output))
+
+
+def quantiles(text: str) -> Quantiles:
+    """Of ``50:94 90:1913``: rank in percent, value."""
+    pairs = (pair.split(":") for pair in text.split())
+    return Quantiles((float(rank), float(value)) for rank, value in pairs)
 
 
 def steps(cumulative: Sequence[tuple[int, float]]) -> Pmf:
