@@ -63,6 +63,9 @@ class Gamma(msgspec.Struct, frozen=True):
 
     shape: float
 
+    def __post_init__(self) -> None:
+        _check_shape(self.shape)
+
     def first(self, source: random.Random) -> float:
         """Drawn by length: of shape + 1."""
         return source.random() * source.gammavariate(self.shape + 1, 1 / self.shape)
@@ -76,6 +79,9 @@ class Weibull(msgspec.Struct, frozen=True):
     """Gaps of a Weibull distribution, burstier than Poisson where ``shape`` is below 1."""
 
     shape: float
+
+    def __post_init__(self) -> None:
+        _check_shape(self.shape)
 
     def first(self, source: random.Random) -> float:
         """Drawn by length: (x / scale)^shape is Gamma of 1 + 1/shape."""
@@ -146,16 +152,14 @@ def gaps(family: str, cv: float | None = None, shape: float | None = None) -> Ga
     shape, a Weibull by its shape. Raises ConfigError."""
     if family not in FAMILIES:
         raise ConfigError(f"arrivals: {family!r} is none of {', '.join(FAMILIES)}")
-    given = {"cv": cv, "shape": shape}
     takes = {"gamma": ("cv", "shape"), "weibull": ("shape",)}.get(family, ())
-    for name, value in given.items():
-        if value is not None and (name not in takes or not 0.01 <= value <= 100):
-            limit = "from 0.01 to 100" if name in takes else f"not an option of {family}"
-            raise ConfigError(f"{name}: {limit}")
-    if cv is not None and shape is not None:
-        raise ConfigError("cv: give it or shape, not both")
+    for name, value in (("cv", cv), ("shape", shape)):
+        if value is not None and name not in takes:
+            raise ConfigError(f"{name}: not an option of {family}")
+    if cv is not None and (shape is not None or not 0.01 <= cv <= 100):
+        raise ConfigError("cv: from 0.01 to 100, and not beside a shape")
     if family == "gamma":
-        return Gamma(shape if shape is not None else 1 / (cv or 1.0) ** 2)
+        return Gamma(shape if shape is not None else (cv or 1.0) ** -2)
     if family == "weibull":
         return Weibull(shape if shape is not None else 1.0)
     return Poisson() if family == "poisson" else Uniform()
@@ -245,6 +249,11 @@ def burst(count: int, size: int, period_s: float) -> tuple[float, ...]:
     if size < 1:
         raise ValueError("size: a burst has at least one arrival")
     return tuple((index // size) * period_s for index in range(count))
+
+
+def _check_shape(shape: float) -> None:
+    if not 1e-4 <= shape <= 1e6:
+        raise ConfigError("shape: from 0.0001 to 1,000,000")
 
 
 def _check(count: int, rate: float) -> None:
