@@ -1,0 +1,1 @@
+"""Where workloads come from: published traces, published statistics, recordings of a server."""
