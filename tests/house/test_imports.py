@@ -24,6 +24,7 @@ ROOMS = {
     "transformers": r"bench/peer_transformers\.py|examples/.*",
     "numpy": r"triptych/(codec|executor|inputs|offload)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
+    "pyarrow": r"simulator/costs/tables\.py",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",
     "tokenizers": r"triptych/(executor|inputs)/.*|examples/.*",
