@@ -13,10 +13,10 @@ from cluster.tiers_build import Movers
 from encoder_service.pictures import Decoders
 from kvtransfer.fetching import Fetching
 from kvtransfer.promises import Promises
-from scheduler.costs import Costs
 from simulator import texts
 from simulator.executors import Computing, EmptyMemory, SimulatedLanguage, SimulatedVision
-from simulator.hardware import Hardware
+from simulator.hardware import Hardware, embedding_layout, kv_layout
+from simulator.hop import Far
 from simulator.links import Fabric, SimulatedFetching, SimulatedPromises
 from simulator.recorder import Recorder, place_of
 from simulator.world import World
@@ -26,7 +26,7 @@ from triptych.core.config import Config, LimitsConfig
 from triptych.core.errors import ConfigError
 from triptych.core.ids import InstanceId, JobId
 from triptych.core.lifecycle import Stage
-from triptych.core.ports import Executors
+from triptych.core.ports import Executors, Instance
 from triptych.inputs.model_card import ModelCard
 
 _NO_PIXELS = object()
@@ -68,7 +68,8 @@ class _Pace:
 
 
 class _SimulatedDecoders:
-    """Pictures take ``seconds`` each on one of ``workers`` cores. Implements ``Decoders``."""
+    """Pictures take ``seconds`` per million pixels on one of ``workers`` cores. Implements
+    ``Decoders``."""
 
     def __init__(self, seconds: float, workers: int) -> None:
         self._seconds = seconds
@@ -80,7 +81,7 @@ class _SimulatedDecoders:
     async def decode(self, data: bytes, encoding: str, width: int, height: int) -> object:  # noqa: ARG002
         """See ``Decoders``: no pixels."""
         async with self._free:
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(self._seconds * width * height / 1e6)
         return _NO_PIXELS
 
     async def close(self) -> None:
@@ -104,21 +105,20 @@ class SimulatedMachine:
         """See ``Machine``. A cold start takes its time."""
         host, cache = self._host, spec.config.cache
         role = topology.name(frozenset(spec.role))
-        gpus = host.hardware.of(role)
-        host.fabric.enter(spec.id, gpus.count)
+        own, model = host.hardware.card(role), card.fingerprint
+        host.fabric.enter(spec.id, own.sizes.num_devices)
         await asyncio.sleep(host.hardware.start_s if host.is_started else 0.0)
-        sizes, model = host.hardware.sizes, card.fingerprint
         pace = _Pace(place_of(spec.id), host.world, host.recorder, host.slowness)
         embeddings = language = vision = None
         if Stage.ENCODE in spec.role or Stage.PREFILL in spec.role:
-            layout = sizes.embedding_layout(model, cache.embedding_block_size)
+            layout = embedding_layout(own, model, cache.embedding_block_size)
             embeddings = EmptyMemory(layout, cache.embedding_blocks)
         if Stage.PREFILL in spec.role or Stage.DECODE in spec.role:
-            kv = EmptyMemory(sizes.kv_layout(model, cache.block_size, gpus.count), cache.kv_blocks)
+            kv = EmptyMemory(kv_layout(own, model, cache.block_size), cache.kv_blocks)
             readable = embeddings if Stage.PREFILL in spec.role else None
-            language = SimulatedLanguage(kv, readable, gpus.costs, pace)
+            language = SimulatedLanguage(kv, readable, own.costs, pace)
         if Stage.ENCODE in spec.role and embeddings is not None:
-            vision = SimulatedVision(embeddings, gpus.costs, pace)
+            vision = SimulatedVision(embeddings, own.costs, pace)
         return Computing(language, vision, embeddings, {})
 
     async def tiers(self, spec: InstanceSpec, executors: Executors) -> Movers:  # noqa: ARG002
@@ -146,22 +146,23 @@ class _HostedThere:
 
     pid = 0
 
-    def __init__(self, instance: HostedInstance) -> None:
-        self.instance = instance
+    def __init__(self, instance: HostedInstance, hop_s: float) -> None:
+        self._here = instance
+        self.instance: Instance = Far(instance, hop_s) if hop_s else instance
 
     async def wait(self) -> str:
         """See ``Hosted``."""
-        return await self.instance.wait()
+        return await self._here.wait()
 
     async def stop(self, drain_s: float) -> None:
         """See ``Hosted``."""
         if drain_s > 0:
-            await self.instance.drain(drain_s)
-        await self.instance.close()
+            await self._here.drain(drain_s)
+        await self._here.close()
 
     async def kill(self) -> None:
         """See ``Hosted``."""
-        await self.instance.close()
+        await self._here.close()
 
 
 class SimulatedHost:
@@ -171,7 +172,7 @@ class SimulatedHost:
         self.world = world
         self.hardware = hardware
         self.recorder = recorder
-        self.card = texts.card(hardware.sizes.name)
+        self.card = texts.card(hardware.model)
         self.slowness = Slowness()
         self.fabric = Fabric(hardware.near, hardware.far, hardware.per_node)
         self.fabric.on_carried = recorder.carried
@@ -180,12 +181,8 @@ class SimulatedHost:
 
     async def start(self, spec: InstanceSpec) -> Hosted:
         """See ``Host``."""
-        return _HostedThere(await build_instance(spec, SimulatedMachine(self)))
+        instance = await build_instance(spec, SimulatedMachine(self))
+        return _HostedThere(instance, self.hardware.hop_s)
 
     async def close(self) -> None:
         """See ``Host``."""
-
-
-def costs_of(hardware: Hardware, role: str) -> Costs:
-    """Costs of the instances of a role."""
-    return hardware.of(role).costs

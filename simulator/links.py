@@ -8,13 +8,12 @@ blocks; no bytes are moved.
 import asyncio
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from kvtransfer.lease import Ended, Release, Verdict
 from kvtransfer.manifest import Fetch
 from kvtransfer.offer import Offer
 from kvtransfer.pieces import piece_bytes
 from kvtransfer.promises import Promises
+from simulator.costs.devices import LinkRate
 from triptych.core.catalog import LinkReport
 from triptych.core.census import Holding
 from triptych.core.clock import Clock
@@ -25,20 +24,11 @@ from triptych.core.ids import InstanceId
 from triptych.core.ports import BlockMemory
 
 
-class Link(msgspec.Struct, frozen=True):
-    """One kind of way between two instances."""
-
-    name: str
-    latency_s: float
-    """Of one message, one way."""
-    bytes_per_s: float
-
-
 class Fabric:
     """All ways between instances. ``near`` connects those of one node, ``far`` all others; a node
     is ``per_node`` GPUs, which instances take in the order in which they start."""
 
-    def __init__(self, near: Link, far: Link, per_node: int) -> None:
+    def __init__(self, near: LinkRate, far: LinkRate, per_node: int) -> None:
         self._near = near
         self._far = far
         self._per_node = per_node
@@ -59,7 +49,7 @@ class Fabric:
             self._nodes[place] = self._num_gpus // self._per_node
             self._num_gpus += num_gpus
 
-    def link(self, giver: InstanceId, taker: InstanceId) -> Link:
+    def link(self, giver: InstanceId, taker: InstanceId) -> LinkRate:
         """The way from one to the other."""
         is_near = self._nodes[_place(giver)] == self._nodes[_place(taker)]
         return self._near if is_near else self._far

@@ -75,7 +75,7 @@ def simulate(plan: Plan, arrivals: Iterable[Arrival], on_progress: Progress | No
 def num_gpus(config: Config, hardware: Hardware) -> int:
     """GPUs that a topology takes."""
     roles = topology.parse(config.cluster.topology)
-    return sum(count * hardware.of(topology.name(role)).count for role, count in roles)
+    return sum(count * hardware.num_gpus(topology.name(role)) for role, count in roles)
 
 
 class _Drive:

@@ -1,0 +1,81 @@
+"""The way between a router and an instance: each message takes a fixed time; nothing else."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+
+from triptych.core.census import Census
+from triptych.core.errors import TriptychError
+from triptych.core.event import EventBatch
+from triptych.core.handoff import Job
+from triptych.core.ids import JobId, SessionId
+from triptych.core.ports import Instance
+from triptych.core.view import Description
+
+
+class Far:
+    """An instance that is ``hop_s`` away. Implements ``core.ports.Instance``.
+
+    Answers come back at once: what a caller waits for is that its job was taken, and the first
+    event of it comes a hop later anyway.
+    """
+
+    def __init__(self, instance: Instance, hop_s: float) -> None:
+        self._instance = instance
+        self._hop_s = hop_s
+
+    async def describe(self) -> Description:
+        """See ``Instance``."""
+        return await self._instance.describe()
+
+    async def open(self, session: SessionId) -> AsyncGenerator[EventBatch, None]:
+        """See ``Instance``: each batch a hop later than it left."""
+        loop = asyncio.get_running_loop()
+        batches: asyncio.Queue[tuple[float, EventBatch | TriptychError]] = asyncio.Queue()
+
+        async def listen() -> None:
+            try:
+                async for batch in self._instance.open(session):
+                    batches.put_nowait((loop.time() + self._hop_s, batch))
+            except TriptychError as error:
+                batches.put_nowait((loop.time() + self._hop_s, error))
+
+        listening = asyncio.create_task(listen())
+        try:
+            while True:
+                due_s, batch = await batches.get()
+                if due_s > loop.time():
+                    await asyncio.sleep(due_s - loop.time())
+                if isinstance(batch, TriptychError):
+                    raise batch
+                yield batch
+        finally:
+            listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+
+    async def resync(self, session: SessionId) -> None:
+        """See ``Instance``."""
+        await self._instance.resync(session)
+
+    async def submit(self, job: Job) -> None:
+        """See ``Instance``."""
+        await asyncio.sleep(self._hop_s)
+        await self._instance.submit(job)
+
+    async def cancel(self, jobs: Sequence[JobId]) -> None:
+        """See ``Instance``."""
+        await asyncio.sleep(self._hop_s)
+        await self._instance.cancel(jobs)
+
+    async def census(self) -> Census:
+        """See ``Instance``."""
+        return await self._instance.census()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """See ``Instance``."""
+        return await self._instance.drain(timeout_s)
+
+    async def close(self) -> None:
+        """See ``Instance``."""
+        await self._instance.close()

@@ -1,0 +1,230 @@
+"""A scenario file: what serves, on what, under which workload, at which rates, and what goes wrong.
+
+TOML in, ``simulator.run.Plan``s out. Knows names and defaults; runs nothing.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bench.sources.registry import workload
+from bench.workload import Workload
+from simulator.costs import registry
+from simulator.costs.card import Card
+from simulator.costs.devices import LINKS, LinkRate
+from simulator.hardware import Hardware
+from simulator.run import Plan
+from triptych.core import topology
+from triptych.core.config import Config, load
+from triptych.core.errors import ConfigError
+from triptych.core.lifecycle import Role, Stage
+
+Positive = Annotated[float, Meta(gt=0)]
+
+SETTINGS = (
+    "cluster.secret=simulated",
+    "cluster.heartbeat_s=5",
+    "cluster.timeout_s=30",
+    "cluster.verify_idle=false",
+    "cluster.directory_flush_s=0.25",
+    "engine.stream_interval=1000000",
+    "engine.max_sequences=256",
+    "engine.max_waiting=100000",
+    "engine.token_budget=2048",
+    "engine.chunk_tokens=2048",
+    "engine.image_budget_tokens=8192",
+    "cache.block_size=64",
+    "cache.embedding_block_size=64",
+    "limits.max_requests=1000000",
+    "limits.max_requests_per_tenant=1000000",
+    "limits.max_output_tokens=32768",
+    "limits.decode_workers=8",
+    "limits.default_deadline_s=600",
+    "limits.max_deadline_s=3600",
+    "transfer.lease_s=60",
+)
+"""What a simulated server has instead of the defaults: a GPU's sizes, and no work that only a real
+one needs (heartbeats, checks of invariants, a message for each token). Caches have what the memory
+of their GPUs leaves, unless the scenario says otherwise."""
+
+EMBEDDING_BYTES = 4 << 30
+"""Of an instance's embedding cache, as the field's default is."""
+
+
+class Happening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that happens to an instance of the cluster at a point of a run."""
+
+    at_s: float
+    what: Literal["kill", "slow", "role"]
+    instance: str
+    """Its place: ``prefill-0``."""
+    factor: Positive = 2.0
+    """``slow``: everything takes so many times longer."""
+    for_s: float = 0.0
+    """``slow``: for so long; 0: for good."""
+    role: str = ""
+    """``role``: what it serves from then on."""
+
+
+class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the things compared."""
+
+    name: str
+    topology: str
+    set: tuple[str, ...] = ()
+    """``section.key=value`` on top of the scenario's."""
+    tp: dict[str, int] = {}
+    """Tensor-parallel degree by role."""
+    costs: str = ""
+    """Instead of the scenario's."""
+    roles: str = "static"
+    """Policy of roles over time."""
+
+
+class Machines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """See ``simulator.hardware.Hardware``."""
+
+    near: str = "nvlink-h200"
+    far: str = "rdma-400g"
+    per_node: int = 8
+    link_share: Positive = 0.9
+    """Of the line rate that transfers reach."""
+    decode_s: float = 0.004
+    start_s: float = 30.0
+    hop_s: float = 0.0005
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A scenario file."""
+
+    name: str
+    costs: str
+    """``simulator.costs.registry``: ``h200:qwen2.5-vl-7b``."""
+    workload: str
+    """``bench.sources.registry``: ``synthetic:image_heavy``."""
+    rates: tuple[Positive, ...]
+    duration_s: Positive
+    systems: tuple[System, ...]
+    warmup_s: float = 0.0
+    drain_s: float = 600.0
+    seeds: tuple[int, ...] = (1,)
+    set: tuple[str, ...] = ()
+    machines: Machines = Machines()
+    happenings: tuple[Happening, ...] = ()
+    attainment: float = 0.9
+    """Share of requests within their SLO at which a rate counts as served."""
+
+    @property
+    def source(self) -> Workload:
+        """The workload. Raises ConfigError."""
+        return workload(self.workload)
+
+    def plan(self, system: System, rate: float, seed: int) -> Plan:
+        """One run. Raises ConfigError."""
+        hardware = self.hardware(system)
+        return Plan(
+            system=system.name,
+            workload=self.source.name,
+            config=self.config(system, hardware),
+            hardware=hardware,
+            rate=rate,
+            duration_s=self.duration_s,
+            seed=seed,
+            warmup_s=self.warmup_s,
+            drain_s=self.drain_s,
+        )
+
+    def plans(self) -> Iterator[tuple[System, Plan]]:
+        """All runs: of each rate and seed all systems in turn."""
+        for rate in self.rates:
+            for seed in self.seeds:
+                for system in self.systems:
+                    yield system, self.plan(system, rate, seed)
+
+    def hardware(self, system: System) -> Hardware:
+        """What a system runs on. Raises ConfigError."""
+        base, machines = system.costs or self.costs, self.machines
+        names = [topology.name(role) for role, _ in topology.parse(system.topology)]
+        if unknown := set(system.tp) - set(names):
+            raise ConfigError(f"{system.name}: tp: no role {', '.join(sorted(unknown))}")
+        cards = {"": registry.costs(base)}
+        cards |= {role: registry.costs(f"{base},tp={tp}") for role, tp in system.tp.items()}
+        return Hardware(
+            model=base.partition(",")[0].partition(":")[2],
+            cards=cards,
+            near=_link(machines.near, machines.link_share),
+            far=_link(machines.far, machines.link_share),
+            per_node=machines.per_node,
+            decode_s=machines.decode_s,
+            start_s=machines.start_s,
+            hop_s=machines.hop_s,
+        )
+
+    def config(self, system: System, hardware: Hardware) -> Config:
+        """The server's configuration. Raises ConfigError."""
+        given = (*SETTINGS, *self.set, f"cluster.topology={system.topology}", *system.set)
+        config = load(None, given, environment={})
+        keys = {setting.partition("=")[0] for setting in given}
+        roles = {
+            topology.name(role): (*_sizes_of(role, hardware, config, keys),)
+            for role, _ in topology.parse(system.topology)
+        }
+        roles = {name: (*own, *config.cluster.roles.get(name, ())) for name, own in roles.items()}
+        cluster = msgspec.structs.replace(config.cluster, roles=roles)
+        return msgspec.structs.replace(config, cluster=cluster)
+
+
+def read(path: Path) -> Scenario:
+    """The scenario in a file. Raises ConfigError that names the field."""
+    try:
+        tree: dict[str, Any] = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"scenario {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"scenario {path}: {error}") from error
+    return made(tree, str(path))
+
+
+def made(tree: dict[str, Any], name: str) -> Scenario:
+    """The scenario that a tree of TOML says. Raises ConfigError that names the field."""
+    try:
+        scenario = msgspec.convert(tree, Scenario)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"scenario {name}: {error}") from error
+    for system in scenario.systems:
+        scenario.config(system, scenario.hardware(system))
+    workload(scenario.workload)
+    return scenario
+
+
+def kv_blocks(card: Card, role: Role, block_size: int) -> int:
+    """Blocks of KV that fit beside the weights and the embedding cache."""
+    has_vision = Stage.ENCODE in role
+    spare = card.sizes.spare_bytes(has_vision, True)
+    if Stage.PREFILL in role or has_vision:
+        spare = max(0, spare - EMBEDDING_BYTES)
+    return spare // (block_size * card.sizes.kv_token_bytes)
+
+
+def _sizes_of(role: Role, hardware: Hardware, config: Config, given: set[str]) -> Iterator[str]:
+    """Sizes of the caches of a role, as far as nobody has said them."""
+    card, cache = hardware.card(topology.name(role)), config.cache
+    if "cache.kv_blocks" not in given and role & {Stage.PREFILL, Stage.DECODE}:
+        count = kv_blocks(card, role, cache.block_size)
+        if count < 1:
+            raise ConfigError(f"{topology.name(role)}: the model leaves no memory for KV")
+        yield f"cache.kv_blocks={count}"
+    if "cache.embedding_blocks" not in given and role & {Stage.ENCODE, Stage.PREFILL}:
+        each = cache.embedding_block_size * card.sizes.visual_token_bytes
+        yield f"cache.embedding_blocks={EMBEDDING_BYTES // each}"
+
+
+def _link(name: str, share: float) -> LinkRate:
+    if name not in LINKS:
+        raise ConfigError(f"machines: link {name!r} is none of {', '.join(LINKS)}")
+    link = LINKS[name]
+    return msgspec.structs.replace(link, bytes_per_s=link.bytes_per_s * share)
