@@ -5,6 +5,7 @@ The one place that computes them, for live and simulated runs alike; definitions
 request behind the warm-up; attainment and everything made of it counts every request that arrived.
 """
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -104,15 +105,30 @@ def counted(run: Run) -> tuple[Row, ...]:
     return tuple(row for row in run.rows if row.arrival_s >= run.warmup_s)
 
 
-class Samples:
-    """Latencies of many requests, each looked at once."""
+class _OfClass:
+    """What is kept of the requests of one SLO class."""
 
-    def __init__(self, pace: Pace = "mean") -> None:
-        self._pace = pace
+    def __init__(self) -> None:
+        self.num_requests = self.num_attained = 0
+        self.ttft_s: list[float] = []
+        self.tpot_s: list[float] = []
+
+    def figures(self) -> ClassFigures:
+        share = self.num_attained / self.num_requests
+        return ClassFigures(
+            self.num_requests, share, quantiles(self.ttft_s), quantiles(self.tpot_s)
+        )
+
+
+class Samples:
+    """Latencies of many requests, each looked at once. Samples of several runs can be added up."""
+
+    def __init__(self) -> None:
         self.num_requests = 0
         self.num_attained = 0
         self.attained_tokens = 0
         self.outcomes: Counter[str] = Counter()
+        self.classes: defaultdict[str, _OfClass] = defaultdict(_OfClass)
         self.ttft_s: list[float] = []
         self.tpot_s: list[float] = []
         self.gap_p90_s: list[float] = []
@@ -120,22 +136,43 @@ class Samples:
         self.gaps_us: Counter[int] = Counter()
         """Every single gap, counted by microseconds: a long simulation has tens of millions."""
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, pace: Pace = "mean") -> None:
         """Take in one request, whatever became of it."""
         self.num_requests += 1
-        found = row_latency(row)
         self.outcomes[row.status] += 1
+        mine = self.classes[row.slo]
+        mine.num_requests += 1
+        found = row_latency(row)
         if found is None:
             return
         self.ttft_s.append(found.ttft_s)
+        mine.ttft_s.append(found.ttft_s)
         self.whole_s.append(row.token_times_s[-1] - row.arrival_s)
         if found.itl_s:
             self.tpot_s.append(found.tpot_s)
+            mine.tpot_s.append(found.tpot_s)
             self.gap_p90_s.append(found.gap_p90_s)
             self.gaps_us.update([round(gap * _MICRO) for gap in found.itl_s])
-        if is_attained(found, slo_of(row), self._pace):
+        if is_attained(found, slo_of(row), pace):
             self.num_attained += 1
+            mine.num_attained += 1
             self.attained_tokens += len(row.token_times_s)
+
+    def join(self, other: "Samples") -> None:
+        """Take in those of another run."""
+        self.num_requests += other.num_requests
+        self.num_attained += other.num_attained
+        self.attained_tokens += other.attained_tokens
+        self.outcomes += other.outcomes
+        self.gaps_us.update(other.gaps_us)
+        for name in ("ttft_s", "tpot_s", "gap_p90_s", "whole_s"):
+            getattr(self, name).extend(getattr(other, name))
+        for name, theirs in other.classes.items():
+            mine = self.classes[name]
+            mine.num_requests += theirs.num_requests
+            mine.num_attained += theirs.num_attained
+            mine.ttft_s += theirs.ttft_s
+            mine.tpot_s += theirs.tpot_s
 
     @property
     def attainment(self) -> float:
@@ -143,11 +180,19 @@ class Samples:
         return self.num_attained / self.num_requests if self.num_requests else 0.0
 
 
-def samples(rows: Iterable[Row], pace: Pace = "mean") -> Samples:
-    """Samples of all ``rows``."""
-    found = Samples(pace)
-    for row in rows:
-        found.add(row)
+def samples(run: Run, pace: Pace = "mean") -> Samples:
+    """Samples of a run's requests behind the warm-up."""
+    found = Samples()
+    for row in counted(run):
+        found.add(row, pace)
+    return found
+
+
+def joined(parts: Iterable[Samples]) -> Samples:
+    """Samples of several runs together."""
+    found = Samples()
+    for part in parts:
+        found.join(part)
     return found
 
 
@@ -180,17 +225,19 @@ def _gap_quantiles(gaps_us: Counter[int]) -> Quantiles:
     return Quantiles(count, mean_s, *at_shares(gaps_us, (0.5, 0.9, 0.95, 0.99, 1.0)))
 
 
-def figures(runs: Run | Sequence[Run], pace: Pace = "mean") -> Figures:
-    """Figures of a run, or of several of one system at one rate, their requests pooled. Raises
-    ValueError where the warm-up leaves nothing."""
+def figures(
+    runs: Run | Sequence[Run], pace: Pace = "mean", whole: Samples | None = None
+) -> Figures:
+    """Figures of a run, or of several of one system at one rate, their requests pooled. ``whole``:
+    their samples, if they are known already. Raises ValueError where the warm-up leaves nothing."""
     runs = (runs,) if isinstance(runs, Run) else tuple(runs)
-    window_s = sum(run.duration_s - run.warmup_s for run in runs)
     if not runs or min(run.duration_s - run.warmup_s for run in runs) <= 0:
         raise ValueError("warmup_s: must end before the last arrival, or nothing is measured")
+    if whole is None:
+        whole = joined(samples(run, pace) for run in runs)
+    window_s = sum(run.duration_s - run.warmup_s for run in runs)
+    gpu_s = sum((run.duration_s - run.warmup_s) * run.num_gpus for run in runs)
     rows = [row for run in runs for row in counted(run)]
-    whole = samples(rows, pace)
-    effective = whole.num_attained / window_s
-    per_gpu_s = sum((run.duration_s - run.warmup_s) * run.num_gpus for run in runs)
     return Figures(
         requests=whole.num_requests,
         outcomes=dict(whole.outcomes),
@@ -200,31 +247,19 @@ def figures(runs: Run | Sequence[Run], pace: Pace = "mean") -> Figures:
         gap_p90_s=quantiles(whole.gap_p90_s),
         whole_s=quantiles(whole.whole_s),
         attainment=whole.attainment,
-        classes=_classes(rows, pace),
+        classes={name: whole.classes[name].figures() for name in sorted(whole.classes)},
         requests_per_s=sum(map(_num_answered, runs)) / window_s,
         tokens_per_s=sum(map(_num_tokens, runs)) / window_s,
-        effective_requests_per_s=effective,
+        effective_requests_per_s=whole.num_attained / window_s,
         effective_tokens_per_s=whole.attained_tokens / window_s,
-        effective_requests_per_gpu=whole.num_attained / per_gpu_s if per_gpu_s else 0.0,
-        gpu_s_per_success=per_gpu_s / whole.num_attained if whole.num_attained else None,
+        effective_requests_per_gpu=whole.num_attained / gpu_s if gpu_s else 0.0,
+        gpu_s_per_success=gpu_s / whole.num_attained if whole.num_attained else None,
         joules_per_token=_joules_per_token(runs),
         **_reuse(rows),
         utilisation=_utilisation(runs),
         ttft_parts=ttft_parts(rows),
         late_p99_s=max(run.late_p99_s for run in runs),
     )
-
-
-def _classes(rows: Sequence[Row], pace: Pace) -> dict[str, ClassFigures]:
-    by_name: dict[str, Samples] = {}
-    for row in rows:
-        by_name.setdefault(row.slo, Samples(pace)).add(row)
-    return {
-        name: ClassFigures(
-            found.num_requests, found.attainment, quantiles(found.ttft_s), quantiles(found.tpot_s)
-        )
-        for name, found in sorted(by_name.items())
-    }
 
 
 def _num_answered(run: Run) -> int:
@@ -235,7 +270,9 @@ def _num_answered(run: Run) -> int:
 
 def _num_tokens(run: Run) -> int:
     return sum(
-        run.warmup_s <= time_s < run.duration_s for row in run.rows for time_s in row.token_times_s
+        bisect_left(row.token_times_s, run.duration_s)
+        - bisect_left(row.token_times_s, run.warmup_s)
+        for row in run.rows
     )
 
 
@@ -256,16 +293,19 @@ def _reuse(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _utilisation(runs: Sequence[Run]) -> dict[str, float]:
+    """By kind of work; what one instance does twice at once counts once."""
     busy_s: defaultdict[str, float] = defaultdict(float)
     there_s: defaultdict[str, float] = defaultdict(float)
     for run in runs:
-        workers: dict[str, set[str]] = {}
-        for each in run.busy:
-            inside_s = min(each.end_s, run.duration_s) - max(each.start_s, run.warmup_s)
-            workers.setdefault(each.what, set()).add(each.instance)
-            busy_s[each.what] += max(0.0, inside_s)
-        for what, instances in workers.items():
-            there_s[what] += len(instances) * (run.duration_s - run.warmup_s)
+        until_s: dict[tuple[str, str], float] = {}
+        for each in sorted(run.busy, key=lambda each: each.start_s):
+            key = (each.what, each.instance)
+            from_s = max(each.start_s, until_s.get(key, run.warmup_s))
+            end_s = min(each.end_s, run.duration_s)
+            busy_s[each.what] += max(0.0, end_s - from_s)
+            until_s[key] = max(from_s, end_s)
+        for what, _ in until_s:
+            there_s[what] += run.duration_s - run.warmup_s
     return {what: busy_s[what] / there_s[what] for what in sorted(busy_s)}
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from bench.figures import Figures, figures
+from bench.figures import Figures, Samples, figures, joined, samples
 from bench.goodput import Crossing, Interval, Point, bootstrap, crossing, over_seeds
 from bench.run import Run
 from triptych.core.metrics import Pace
@@ -58,6 +58,8 @@ class Setting(msgspec.Struct, frozen=True):
     """Of the requests of all seeds together."""
     each: tuple[Figures, ...]
     """Of every run alone."""
+    samples: Samples
+    """What ``pooled`` is made of."""
 
     @property
     def attainment(self) -> Interval:
@@ -76,18 +78,16 @@ def settings(study: Study) -> list[Setting]:
     for run in study.runs:
         groups.setdefault((run.system, run.rate), []).append(run)
     order = list(dict.fromkeys(run.system for run in study.runs))
-    return [
-        Setting(
-            system,
-            rate,
-            tuple(runs),
-            figures(runs, study.pace),
-            tuple(figures(run, study.pace) for run in runs),
-        )
-        for (system, rate), runs in sorted(
-            groups.items(), key=lambda pair: (order.index(pair[0][0]), pair[0][1])
-        )
-    ]
+    keys = sorted(groups, key=lambda key: (order.index(key[0]), key[1]))
+    return [_setting(*key, groups[key], study.pace) for key in keys]
+
+
+def _setting(system: str, rate: float, runs: Sequence[Run], pace: Pace) -> Setting:
+    parts = [samples(run, pace) for run in runs]
+    each = tuple(figures(run, pace, part) for run, part in zip(runs, parts, strict=True))
+    whole = joined(parts)
+    pooled = figures(runs, pace, whole) if len(runs) > 1 else each[0]
+    return Setting(system, rate, tuple(runs), pooled, each, whole)
 
 
 class Goodput(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from bench.figures import Samples, counted
+from bench.figures import Samples, samples
 from bench.goodput import Bisection, Crossing
 from bench.live.drive import Pace, drive
 from bench.live.sender import Sender, calibrate
@@ -113,8 +113,7 @@ class Bench:
             for seed in self._load.seeds:
                 run = await self.run(contender, rate, seed)
                 found.append(run)
-                for row in counted(run):
-                    pooled.add(row)
+                pooled.join(samples(run))
             search.tell(rate, pooled.attainment)
             self._say(f"{contender.name}, {rate:.3g}/s: {pooled.attainment:.1%}\n", 0.0)
         return search.result(), found

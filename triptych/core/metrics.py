@@ -6,7 +6,7 @@ tokens behind it; ITL each single gap. Knows no registry and no exporter.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from operator import sub
 from typing import Literal
 
 import msgspec
@@ -42,10 +42,10 @@ def latency(arrival_s: float, token_times_s: Sequence[float]) -> Latency:
     """Latency from the arrival and the times at which tokens reached the client side."""
     if not token_times_s:
         raise ValueError("token_times_s: a latency needs at least one token")
-    gaps = tuple(b - a for a, b in pairwise(token_times_s))
+    gaps = tuple(map(sub, token_times_s[1:], token_times_s))
     return Latency(
         ttft_s=token_times_s[0] - arrival_s,
-        tpot_s=sum(gaps) / len(gaps) if gaps else 0.0,
+        tpot_s=(token_times_s[-1] - token_times_s[0]) / len(gaps) if gaps else 0.0,
         itl_s=gaps,
     )
 
