@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import conversation, links, plots, prefix_trace, record, report
+from bench import conversation, links, plots, prefix_trace, record, summary
 from bench.compare import Plan, compare
 from bench.overlap import command as overlap
 from bench.systems import PlainTransformers, System, SystemFailed, TriptychServer, has_cuda
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print("\n" + report.table(rows))
+    print("\n" + summary.table(rows))
     print("Medians of the repetitions; in brackets the least and the greatest.")
     found = {"settings": _settings(words), "plan": plan, "rows": rows}
     data, picture = record.write(words.out, "", load, found)

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -38,6 +39,32 @@ class Target(msgspec.Struct, frozen=True):
     model: str
     timeout_s: float = 120.0
     """Of each request, from its arrival."""
+    api_key: str = ""
+    is_tls: bool = False
+    prefix: str = ""
+    """Of every path, e.g. ``/api`` for a server behind a gateway; without ``/v1``."""
+
+    @staticmethod
+    def of(url: str, model: str = "", api_key: str = "", timeout_s: float = 120.0) -> "Target":
+        """The server at an ``http`` or ``https`` URL, with or without ``/v1`` at its end. Raises
+        ValueError for another scheme or without a host."""
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"url: {url!r} is no http:// or https:// address")
+        is_tls = parts.scheme == "https"
+        prefix = parts.path.rstrip("/").removesuffix("/v1")
+        port = parts.port or (443 if is_tls else 80)
+        return Target(parts.hostname, port, model, timeout_s, api_key, is_tls, prefix)
+
+    @property
+    def url(self) -> str:
+        """Where its API begins."""
+        scheme = "https" if self.is_tls else "http"
+        return f"{scheme}://{self.host}:{self.port}{self.prefix}/v1"
+
+    def serving(self, model: str) -> "Target":
+        """The same server, asked for ``model``."""
+        return msgspec.structs.replace(self, model=model)
 
 
 async def open_loop(
@@ -84,12 +111,14 @@ async def _one(target: Target, body: bytes, began_s: float, arrival_s: float) ->
 
 
 class Refused(ValueError):
-    """The server said that it has no room."""
+    """The server said that it has no room: 429 or 503, or what another transport has for them."""
 
 
 async def get(target: Target, path: str) -> tuple[int, bytes]:
     """Status and body of a GET."""
-    reader, writer = await asyncio.open_connection(target.host, target.port, limit=_LINE_LIMIT)
+    reader, writer = await asyncio.open_connection(
+        target.host, target.port, limit=_LINE_LIMIT, ssl=target.is_tls or None
+    )
     try:
         writer.write(_head(target, "GET", path))
         status, headers = await _read_head(reader)
@@ -108,7 +137,9 @@ async def _stream(target: Target, body: bytes) -> AsyncIterator[int]:
 async def events(target: Target, body: bytes) -> AsyncIterator[dict[str, Any]]:
     """Events of a streamed chat completion as they come in, the end mark left out. Raises Refused,
     ValueError (what the server said instead), EOFError or OSError."""
-    reader, writer = await asyncio.open_connection(target.host, target.port, limit=_LINE_LIMIT)
+    reader, writer = await asyncio.open_connection(
+        target.host, target.port, limit=_LINE_LIMIT, ssl=target.is_tls or None
+    )
     try:
         writer.write(_head(target, "POST", "/v1/chat/completions", len(body)) + body)
         await writer.drain()
@@ -142,7 +173,8 @@ def count(event: dict[str, Any]) -> int:
     ids = choices[0].get("token_ids")
     if isinstance(ids, list):
         return len(ids)
-    return int(bool(choices[0].get("delta", {}).get("content")))
+    delta = choices[0].get("delta") or {}
+    return int(bool(delta.get("content") or delta.get("reasoning_content")))
 
 
 def picture_part(png: bytes) -> dict[str, Any]:
@@ -167,8 +199,9 @@ def _body(model: str, ask: Ask) -> bytes:
 
 
 def _head(target: Target, method: str, path: str, length: int = 0) -> bytes:
+    key = f"Authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
     return (
-        f"{method} {path} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\n"
+        f"{method} {target.prefix}{path} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\n{key}"
         f"Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     ).encode()
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from bench import arrivals, report, workloads
+from bench import arrivals, workloads
 from bench.client import Outcome
+from bench.summary import Row, Summary, summarise
 from bench.systems import Run, System, SystemFailed
 
 Say = Callable[[str], None]
@@ -36,9 +37,9 @@ class Plan(msgspec.Struct, frozen=True):
         return Run(workloads.draw(count, seed), arrivals.poisson(count, rate, seed))
 
 
-async def compare(systems: Sequence[System], plan: Plan, say: Say) -> tuple[report.Row, ...]:
+async def compare(systems: Sequence[System], plan: Plan, say: Say) -> tuple[Row, ...]:
     """Every system at every rate, ``plan.repetitions`` times."""
-    found: dict[tuple[str, float], list[report.Summary]] = {}
+    found: dict[tuple[str, float], list[Summary]] = {}
     progress = _Progress(len(systems) * plan.repetitions, say)
     for repetition in range(plan.repetitions):
         for system in systems:
@@ -54,7 +55,7 @@ async def compare(systems: Sequence[System], plan: Plan, say: Say) -> tuple[repo
                 await system.stop()
             progress.end()
     return tuple(
-        report.Row(name, rate, tuple(runs))
+        Row(name, rate, tuple(runs))
         for (name, rate), runs in sorted(found.items(), key=lambda pair: pair[0][1])
     )
 
@@ -67,7 +68,7 @@ async def _warm_up(system: System, plan: Plan) -> None:
             raise SystemFailed(f"{system.name} does not answer: {outcome.detail}")
 
 
-async def _measure(system: System, run: Run, rate: float, progress: "_Progress") -> report.Summary:
+async def _measure(system: System, run: Run, rate: float, progress: "_Progress") -> Summary:
     ended = 0
 
     def on_end(_: Outcome) -> None:
@@ -76,7 +77,7 @@ async def _measure(system: System, run: Run, rate: float, progress: "_Progress")
         progress.note(f"{rate:g}/s: {ended} of {len(run.asks)}")
 
     outcomes = await system.run(run, on_end)
-    summary = report.summarise(outcomes)
+    summary = summarise(outcomes)
     progress.line(
         f"    {rate:g}/s: TTFT {summary.ttft_s.p50 * 1e3:.0f} ms, "
         f"TPOT {summary.tpot_s.p50 * 1e3:.1f} ms, {summary.requests_per_s:.2f} requests/s, "

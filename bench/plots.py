@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.report import FIGURES, Row
+from bench.summary import FIGURES, Row
 
 Points = Sequence[tuple[float, float]]
 

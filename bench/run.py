@@ -90,3 +90,9 @@ class Run(msgspec.Struct, frozen=True):
     changes: tuple[Change, ...] = ()
     joules: float | None = None
     """Energy of all GPUs, where a power model is known."""
+    late_p99_s: float = 0.0
+    """How late the measuring client itself was; 0 in a simulator."""
+    invalid: str = ""
+    """Why its figures must not be used; empty: they may."""
+    notes: dict[str, str] = {}
+    """What a reader should know: how text was calibrated, the server's version, the command."""

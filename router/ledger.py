@@ -4,7 +4,6 @@ Append-only; in memory for what is open, in a file of JSON lines when one is nam
 order of states (``core.lifecycle``), not who causes them.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,21 @@ from triptych.core.ids import RequestId, TenantId
 from triptych.core.lifecycle import RequestState, can_follow
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """The shape of an accepted request: sizes and keyed hashes, no word and no pixel."""
+
+    arrival_s: float
+    """When it knocked: the router's monotonic time, as ``Entry.at_s``."""
+    prompt_tokens: int
+    max_tokens: int
+    slo: str
+    block_tokens: int
+    blocks: tuple[str, ...]
+    """Keys of the prompt's full blocks, each also of all before it, salted by tenant."""
+    pictures: tuple[tuple[str, int, int, int], ...] = ()
+    """``(key, offset in the prompt, tokens in a row, rows)``"""
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One event of one request. ``at_s`` is the router's monotonic time."""
 
@@ -28,6 +42,10 @@ class Entry(msgspec.Struct, frozen=True):
     attempt: int = 0
     code: str = ""
     num_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, in a terminal state; with several choices, the first one's."""
+    asked: Asked | None = None
+    """With ``accepted`` in a file."""
 
 
 class Ledger:
@@ -35,6 +53,8 @@ class Ledger:
 
     def __init__(self, clock: Clock, file: Path | None = None) -> None:
         self._clock = clock
+        self.path = file
+        """Where it is written, if it is."""
         self._file: TextIO | None = file.open("a", buffering=1) if file else None
         self._open: dict[RequestId, RequestState] = {}
         self.outcomes: Counter[str] = Counter()
@@ -45,12 +65,13 @@ class Ledger:
         """Accepted requests without a terminal state."""
         return len(self._open)
 
-    def accept(self, request: RequestId, tenant: TenantId) -> None:
+    def accept(self, request: RequestId, tenant: TenantId, asked: Asked | None = None) -> None:
         """A request passed admission and every check of its words."""
         if request in self._open:
             raise InvariantBroken(f"ledger: {request} was accepted before")
         self._open[request] = RequestState.ACCEPTED
-        self._write(Entry(self._clock.now(), request, RequestState.ACCEPTED.value, tenant))
+        state = RequestState.ACCEPTED.value
+        self._write(Entry(self._clock.now(), request, state, tenant, asked=asked))
 
     def move(self, request: RequestId, state: RequestState, attempt: int) -> None:
         """The request reached a stage; a retry may go back to an earlier one."""
@@ -58,9 +79,8 @@ class Ledger:
         self._open[request] = state
         self._write(Entry(self._clock.now(), request, state.value, attempt=attempt))
 
-    def close(
-        self, request: RequestId, state: RequestState, code: str = "", num_tokens: int = 0
-    ) -> None:
+    def close(self, request: RequestId, state: RequestState, code: str = "", num_tokens: int = 0,
+              cached_tokens: int = 0) -> None:  # fmt: skip
         """The one terminal state of the request."""
         if not state.is_terminal:
             raise InvariantBroken(f"ledger: {state.value} is not terminal")
@@ -69,8 +89,11 @@ class Ledger:
         name = f"{state.value}:{code}" if state is RequestState.FAILED else state.value
         self.outcomes[name] += 1
         self._write(
-            Entry(self._clock.now(), request, state.value, code=code, num_tokens=num_tokens)
-        )
+            Entry(
+                self._clock.now(), request, state.value, code=code, num_tokens=num_tokens,
+                cached_tokens=cached_tokens,
+            )
+        )  # fmt: skip
 
     def reject(self, code: str) -> None:
         """Count a request that was refused before it was accepted. It leaves nothing behind."""
@@ -89,7 +112,7 @@ class Ledger:
 
     def _write(self, entry: Entry) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(msgspec.structs.asdict(entry)) + "\n")
+            self._file.write(msgspec.json.encode(entry).decode() + "\n")
 
 
 def check(lines: Iterable[str]) -> list[str]:

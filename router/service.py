@@ -14,6 +14,7 @@ from contextlib import aclosing
 import msgspec
 
 from router.answer import Delta, Final, Ticket, Timeline, Usage
+from router.asked import asked
 from router.journey import Stages, Trip, journey
 from router.metrics import RouterMetrics
 from router.running import Place, Running
@@ -179,7 +180,9 @@ class RequestService:
         if request.id in self._running:
             raise RequestError("a request of this id is running", field="id")
         trips = running.trips = self._trips(request, prompt)
-        self._stages.ledger.accept(request.id, request.tenant)
+        ledger = self._stages.ledger
+        shape = asked(trips[0], running.arrival_s) if ledger.path else None
+        ledger.accept(request.id, request.tenant, shape)
         self._running[request.id] = running
         expiry = asyncio.create_task(self._expire(running))
         try:
@@ -215,7 +218,8 @@ class RequestService:
             return
         del self._running[request]
         num_tokens = sum(len(trip.tokens) for trip in trips)
-        self._stages.ledger.close(request, state, code, num_tokens)
+        cached = trips[0].timings.get("prefill", trips[0].timings.get("decode", Timing()))
+        self._stages.ledger.close(request, state, code, num_tokens, cached.cached_tokens)
         self._metrics.ended(f"{state.value}:{code}" if code else state.value)
         self._metrics.retried(sum(max(0, trip.attempts - 1) for trip in trips))
         for trip in trips:

@@ -1,15 +1,16 @@
-"""The operators' door: census of every instance, outcomes of the ledger, who serves what.
+"""The operators' door: census of every instance, the ledger and its outcomes, who serves what.
 
 On its own port, loopback by default. Knows the cluster and the ledger; serves no client.
 """
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from router.dispatch import Dispatcher
@@ -39,6 +40,14 @@ def create_app(take_census: Take, dispatcher: Dispatcher, ledger: Ledger, key: s
             return Response(status_code=401)
         return answer({"open": ledger.num_open, "outcomes": dict(ledger.outcomes)})
 
+    async def entries(request: Request) -> Response:
+        """The ledger's file as far as it is written now."""
+        if not is_allowed(request):
+            return Response(status_code=401)
+        if ledger.path is None:
+            return Response("router.ledger is not set: nothing is recorded", 404)
+        return StreamingResponse(_lines(ledger.path), media_type="application/x-ndjson")
+
     async def instances(request: Request) -> Response:
         if not is_allowed(request):
             return Response(status_code=401)
@@ -60,6 +69,16 @@ def create_app(take_census: Take, dispatcher: Dispatcher, ledger: Ledger, key: s
         routes=[
             Route("/census", census),
             Route("/ledger", outcomes),
+            Route("/ledger/entries", entries),
             Route("/instances", instances),
         ]
     )
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Whole lines in pieces; a line that is being written is left out."""
+    left = path.stat().st_size
+    with path.open("rb") as file:
+        while left > 0 and (piece := file.readline(left)).endswith(b"\n"):
+            left -= len(piece)
+            yield piece

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from bench.client import Target, open_loop
+from bench.client import Target, get, open_loop
 from bench.workloads import Ask
 
 ASK = Ask((b"png",), "What?", 3)
@@ -105,3 +105,40 @@ async def test_silence_times_out():
         (outcome,) = await open_loop(target, [ASK], [0.0])
     assert outcome.status == "timeout"
     assert len(outcome.token_times_s) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://a:8000", ("a", 8000, False, "")),
+        ("a:8000/v1/", ("a", 8000, False, "")),
+        ("https://b/gateway/v1", ("b", 443, True, "/gateway")),
+        ("http://b", ("b", 80, False, "")),
+    ],
+)
+def test_addresses(url, expected):
+    target = Target.of(url)
+    assert (target.host, target.port, target.is_tls, target.prefix) == expected
+    assert Target.of(target.url) == target
+
+
+def test_an_address_that_is_none():
+    with pytest.raises(ValueError, match="url"):
+        Target.of("ftp://a")
+
+
+async def test_the_key_is_sent():
+    heads = []
+
+    async def answer(reader, writer):
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n{}")
+        writer.close()
+
+    running = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = running.sockets[0].getsockname()[1]
+    async with running:
+        target = Target.of(f"http://127.0.0.1:{port}/api", api_key="secret")
+        assert await get(target, "/v1/models") == (200, b"{}")
+    assert heads[0].startswith(b"GET /api/v1/models ")
+    assert b"Authorization: Bearer secret\r\n" in heads[0]

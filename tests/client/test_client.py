@@ -7,7 +7,7 @@ import pytest
 
 from tests.router.doors.scripted import ScriptedService, grpc_door, until
 from triptych.client import AsyncClient, Client
-from triptych.client.options import make_request
+from triptych.client.options import Turn, make_request
 from triptych.core.errors import InstanceLost, RequestError, Unavailable
 
 
@@ -41,6 +41,17 @@ def test_message_of_all_options():
     assert (sampling.top_k, sampling.seed, message.max_tokens) == (3, -5, 7)
     assert (message.slo.name, message.slo.tpot_ms, message.num_choices) == ("strict", 5.0, 2)
     assert list(message.stop_token_ids) == [9] and message.ignore_eos
+
+
+def test_a_conversation_is_sent_as_it_was():
+    turns = [Turn("user", (b"one", "what?")), Turn("assistant", ("a",)), Turn("user", ("why?",))]
+    message = make_request(turns, [], {"system": "be brief"})
+    assert [turn.role for turn in message.messages] == ["system", "user", "assistant", "user"]
+    parts = message.messages[1].parts
+    assert (parts[0].picture, parts[1].text) == (b"one", "what?")
+    with pytest.raises(RequestError) as caught:
+        make_request(turns, [b"two"], {})
+    assert caught.value.field == "pictures"
 
 
 def test_defaults_are_the_servers():

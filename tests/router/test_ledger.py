@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.ledger import Ledger, check
+from router.ledger import Asked, Ledger, check
 from triptych.core.clock import ManualClock
 from triptych.core.errors import InvariantBroken
 from triptych.core.ids import RequestId, TenantId
@@ -31,6 +31,18 @@ def test_one_accept_one_terminal(tmp_path: Path) -> None:
     assert check(lines) == []
     assert ledger.outcomes == {"completed": 1}
     assert ledger.num_open == 0
+
+
+def test_what_was_asked_stands_with_the_acceptance(tmp_path: Path) -> None:
+    ledger = Ledger(ManualClock(), tmp_path / "ledger")
+    ledger.accept(A, T, Asked(0.5, 70, 12, "strict", 64, ("ab",), (("cd", 3, 4, 2),)))
+    ledger.close(A, RequestState.COMPLETED, num_tokens=12, cached_tokens=64)
+    ledger.shut()
+    lines = (tmp_path / "ledger").read_text().splitlines()
+    assert check(lines) == []
+    first, last = map(json.loads, lines)
+    assert first["asked"]["pictures"] == [["cd", 3, 4, 2]]
+    assert (last["asked"], last["cached_tokens"]) == (None, 64)
 
 
 @pytest.mark.parametrize("terminal", TERMINAL)

@@ -2,7 +2,7 @@
 
 from triptych.client.answer import Final, Part, Timeline, Token, Usage
 from triptych.client.asynchronous import AsyncClient, AsyncGeneration
-from triptych.client.options import GenerateOptions
+from triptych.client.options import GenerateOptions, Turn
 from triptych.client.synchronous import Client, Generation
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "Part",
     "Timeline",
     "Token",
+    "Turn",
     "Usage",
 ]

@@ -8,7 +8,7 @@ import grpc
 
 from triptych.client.answer import Final, Part, part_of
 from triptych.client.connection import OPTIONS, error_of, metadata, methods
-from triptych.client.options import GenerateOptions, PictureSource, make_request
+from triptych.client.options import GenerateOptions, PictureSource, Turn, make_request
 from triptych.core.errors import InvariantBroken
 from triptych.v1 import inference_pb2 as pb
 
@@ -59,11 +59,11 @@ class AsyncClient:
 
     def generate(
         self,
-        question: str,
+        question: str | Sequence[Turn],
         pictures: Sequence[PictureSource] = (),
         **options: Unpack[GenerateOptions],
     ) -> AsyncGeneration:
-        """Ask a question about pictures (paths or encoded bytes)."""
+        """Ask a question about pictures (paths or encoded bytes), or go on with a conversation."""
         message = make_request(question, pictures, options)
         timeout_s = options.get("timeout_s")
         return AsyncGeneration(

@@ -5,11 +5,21 @@ from os import PathLike
 from pathlib import Path
 from typing import TypedDict
 
+import msgspec
+
 from triptych.core.errors import RequestError
 from triptych.v1 import inference_pb2 as pb
 
 PictureSource = bytes | str | PathLike[str]
 """Encoded bytes, or the path of a file to read."""
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """What one side of a conversation said: texts (``str``) and pictures (``bytes``) in order."""
+
+    role: str
+    """``system``, ``user`` or ``assistant``."""
+    parts: tuple[str | bytes, ...]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -46,13 +56,19 @@ _SAMPLING = tuple(field.name for field in pb.SamplingOptions.DESCRIPTOR.fields)
 
 
 def make_request(
-    question: str, pictures: Sequence[PictureSource], options: GenerateOptions
+    question: str | Sequence[Turn], pictures: Sequence[PictureSource], options: GenerateOptions
 ) -> pb.GenerateRequest:
-    """The message of one question: pictures first, then the text."""
+    """The message of one question, pictures first, then the text; or of a whole conversation, whose
+    last turn is what is asked."""
     values = dict(options)
-    parts = [pb.ContentPart(picture=_read(picture)) for picture in pictures]
-    parts.append(pb.ContentPart(text=question))
-    messages = [pb.ChatMessage(role="user", parts=parts)]
+    if isinstance(question, str):
+        question = [Turn("user", (*map(_read, pictures), question))]
+    elif pictures:
+        raise RequestError("belong into the turns of a conversation", field="pictures")
+    messages = [
+        pb.ChatMessage(role=turn.role, parts=[_part(part) for part in turn.parts])
+        for turn in question
+    ]
     if "system" in options:
         system = pb.ContentPart(text=options["system"])
         messages.insert(0, pb.ChatMessage(role="system", parts=[system]))
@@ -77,6 +93,10 @@ def make_request(
         )
     except (TypeError, ValueError) as error:
         raise RequestError(str(error)) from error
+
+
+def _part(part: str | bytes) -> pb.ContentPart:
+    return pb.ContentPart(text=part) if isinstance(part, str) else pb.ContentPart(picture=part)
 
 
 def _read(picture: PictureSource) -> bytes:

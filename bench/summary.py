@@ -1,4 +1,4 @@
-"""From outcomes to figures: TTFT, TPOT, ITL, throughput; medians and spread over repetitions.
+"""The table of ``make bench``: TTFT, TPOT, ITL, throughput; medians and spread over repetitions.
 
 Definitions come from ``triptych.core.metrics``. Knows no server and no clock.
 """
@@ -9,7 +9,7 @@ from statistics import median
 import msgspec
 
 from bench.client import Outcome
-from triptych.core.metrics import latency
+from triptych.core.metrics import latency, percentile
 
 
 class Quantiles(msgspec.Struct, frozen=True):
@@ -74,9 +74,8 @@ FIGURES: dict[str, tuple[str, Callable[[Summary], float]]] = {
 
 def quantiles(values: Sequence[float]) -> Quantiles:
     """Nearest-rank percentiles; zeros when there is nothing."""
-    ordered = sorted(values) or [0.0]
-    last = len(ordered) - 1
-    return Quantiles(*(ordered[min(last, int(part * len(ordered)))] for part in (0.5, 0.9, 0.99)))
+    ordered = sorted(values)
+    return Quantiles(*(percentile(ordered, part) for part in (0.5, 0.9, 0.99)))
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Summary:

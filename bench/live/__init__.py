@@ -1,0 +1,1 @@
+"""A workload sent to a running server: open loop, closed loop, conversations, any transport."""

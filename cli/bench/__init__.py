@@ -1,0 +1,1 @@
+"""`triptych bench`: the measuring commands, one file each."""
