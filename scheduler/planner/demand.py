@@ -56,6 +56,8 @@ class Service(msgspec.Struct, frozen=True):
     prefill_s: float
     """All chunks, alone on the instance."""
     num_chunks: float
+    computed: float
+    """Tokens that are prefilled: those of the prompt that are not cached."""
     prompt: float
     """Tokens of KV that decode needs."""
     output: float
@@ -129,6 +131,7 @@ def demand(
                 visual=sum(shape.pictures),
                 prefill_s=sum(costs.language_s((piece,), 0, 0) for piece in pieces),
                 num_chunks=len(pieces),
+                computed=sum(length for _, length in pieces),
                 prompt=shape.prompt,
                 output=shape.output,
                 slo=slo_of(shape) if slo_of else slo_class(shape.slo, len(shape.pictures)),
@@ -183,6 +186,7 @@ def scaled(
             visual=each.visual * encode,
             prefill_s=each.prefill_s * prefill,
             num_chunks=max(1.0, each.num_chunks * prefill),
+            computed=each.computed * prefill,
             output=max(1.0, each.output * decode),
         )
         for each in known.services
