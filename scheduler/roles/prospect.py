@@ -1,0 +1,118 @@
+"""What a fleet's roles would make of a load: the planner's closed form, asked about instances that
+exist.
+
+Takes the mix of requests from a sample, their number and size from the load, and the speed of
+stages from what was measured. Knows no time and no policy.
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from scheduler.planner.candidate import sustained
+from scheduler.planner.closed_form import Estimate, Prediction, Work, Works
+from scheduler.planner.demand import Demand, scaled
+from scheduler.planner.problem import Layout, Pool, Problem
+from scheduler.planner.search import ROLES
+from scheduler.roles.fleet import Load
+from triptych.core.lifecycle import Role, Stage
+
+_FACTOR = 8.0
+"""A load's requests are thought to be at most so many times larger or smaller than the sample's."""
+_SPEED = 4.0
+"""The same for measured speeds against those of the costs."""
+
+
+class Outlook(msgspec.Struct, frozen=True, eq=False):
+    """One load, ready to be asked about layouts."""
+
+    rate: float
+    work: Work
+
+
+class Prospect:
+    """Pure. Every instance is of the problem's first kind, with its first token budget."""
+
+    def __init__(self, problem: Problem) -> None:
+        problem.check()
+        self._problem = problem
+        self._kind = problem.kinds[0]
+        self._works = Works(problem)
+        self._known = self._works.of(self._kind, problem.chunks[0])
+
+    def can_be(self, role: Role) -> bool:
+        """Whether the weights that a role needs fit."""
+        return self._kind in self._problem.kinds_of(role)
+
+    def outlook(self, load: Load) -> Outlook:
+        """The sample's requests, as many and as large as the load says."""
+        if load.requests <= 0.0:
+            return Outlook(0.0, self._known)
+        sample = self._known.demand
+        visual = sample.mean(lambda one: one.visual)
+        asked = {
+            "encode": (load.visual, visual, Stage.ENCODE, sample.encode.mean, visual),
+            "prefill": (
+                load.text + load.visual,
+                sample.mean(lambda one: one.computed),
+                Stage.PREFILL,
+                sample.prefill.mean,
+                sample.mean(lambda one: one.computed),
+            ),
+        }
+        factors = {
+            name: _between(tokens / load.requests, each, _FACTOR)
+            * _slowness(load.capacity.get(stage, 0.0), seconds, size)
+            for name, (tokens, each, stage, seconds, size) in asked.items()
+        }
+        output = _between(load.output / load.requests, sample.output.mean, _FACTOR)
+        made = scaled(sample, load.requests, decode=output, **factors)
+        return Outlook(load.requests, self._made(made))
+
+    def estimate(self, counts: Mapping[Role, int], outlook: Outlook) -> Estimate | None:
+        """Of a fleet with so many instances by role; None if a stage has none."""
+        prediction = self._prediction(counts, outlook)
+        return None if prediction is None else prediction.at(outlook.rate)
+
+    def served(self, counts: Mapping[Role, int], outlook: Outlook) -> float:
+        """Requests per second that meet their SLO: of all that come, or, if more is gained so, of
+        those that admission lets in. 0 if a stage has no instance."""
+        prediction = self._prediction(counts, outlook)
+        if prediction is None or outlook.rate <= 0.0:
+            return 0.0
+        level = self._problem.level
+        attainment = prediction.at(outlook.rate).attainment
+        if attainment >= level:
+            return attainment * outlook.rate
+        held = sustained(prediction, level, min(prediction.bound, outlook.rate))
+        return max(attainment * outlook.rate, level * held)
+
+    def bound(self, counts: Mapping[Role, int], outlook: Outlook) -> float:
+        """No more can be ``served`` than this; quick."""
+        prediction = self._prediction(counts, outlook)
+        return 0.0 if prediction is None else min(prediction.bound, outlook.rate)
+
+    def _made(self, demand: Demand) -> Work:
+        return self._works.made(demand, self._kind, self._problem.chunks[0])
+
+    def _prediction(self, counts: Mapping[Role, int], outlook: Outlook) -> Prediction | None:
+        layout: Layout = tuple(
+            Pool(role, counts[role], self._kind)
+            for role in ROLES.values()
+            if counts.get(role, 0) > 0
+        )
+        if {stage for pool in layout for stage in pool.role} != set(Stage):
+            return None
+        return Prediction(self._problem, layout, [outlook.work] * len(layout))
+
+
+def _between(asked: float, known: float, most: float) -> float:
+    """``asked`` over ``known``, within limits; 1 where the sample has none of it."""
+    return min(most, max(1.0 / most, asked / known)) if known > 0.0 else 1.0
+
+
+def _slowness(measured: float, seconds: float, tokens: float) -> float:
+    """Times that a stage is slower than its costs say, by its measured tokens per second."""
+    if measured <= 0.0 or seconds <= 0.0:
+        return 1.0
+    return _between(tokens / seconds, measured, _SPEED)
