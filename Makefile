@@ -5,12 +5,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
+# In as many processes as there are cores and one more: tests wait about as much as they compute.
+SPREAD := -n auto --dist worksteal
 # One arithmetic thread per process unless told otherwise: many processes share the cores.
 export OMP_NUM_THREADS ?= 1
+# Hundreds of processes are started by tests: none shall compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help serve ask setup runtime test test-fast test-ray test-gpu check fmt lint type imports \
-	docs proto bench bench-gpu bench-links bench-conversation bench-overlap \
+.PHONY: help serve ask setup runtime test test-fast test-matrix test-ray test-gpu check fmt lint \
+	type imports docs proto bench bench-gpu bench-links bench-conversation bench-overlap \
 	eval-demo train-demo doctor size clean
 
 help: ## Show this list
@@ -19,8 +23,8 @@ help: ## Show this list
 serve: runtime ## Start the server with the demo model (ARGS="--topology EPD1 ...")
 	@exec $(VENV)/bin/triptych serve $(ARGS)
 
-test: setup ## Run the whole test suite (ARGS="-k name")
-	@exec $(RUN) -m pytest $(ARGS)
+test: setup ## Run the whole test suite, some tests at a time (ARGS="-n 0 -k name")
+	@exec $(RUN) -m pytest $(SPREAD) $(ARGS)
 
 setup: ## Make .venv with everything that development needs, from the lock
 	@$(or $(PYTHON),python3) tools/environment.py --venv $(VENV) --extra dev
@@ -51,7 +55,10 @@ fmt: setup ## Format the code and repair what can be repaired
 	@$(RUN) -m ruff format . && $(RUN) -m ruff check --fix .
 
 test-fast: setup ## Run the tests that need neither Ray nor patience
-	@exec $(RUN) -m pytest -m "not ray and not slow" $(ARGS)
+	@exec $(RUN) -m pytest $(SPREAD) -m "not ray and not slow" $(ARGS)
+
+test-matrix: setup ## Run every combination of transport, tiers, shards and wire (before a release)
+	@exec $(RUN) -m pytest $(SPREAD) --matrix tests/flow/test_movement.py $(ARGS)
 
 test-ray: setup ## Run the tests that start Ray
 	@exec $(RUN) -m pytest -m ray $(ARGS)

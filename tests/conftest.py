@@ -11,20 +11,50 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile(
+    "house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("house")
+"""Nothing of an example's time says anything on a machine that others use too."""
 
 _PATIENCE_S = 5.0
 _TOLERATED_FDS = 4
 """A first use may open what stays open by design: an epoll, a urandom, a socket pair."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--matrix`: full products too, of which every run has a covering array."""
+    parser.addoption("--matrix", action="store_true", help="also run tests marked `matrix`")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait about as much as they compute: one process more than there are cores."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`test_tiny` first: it says in seconds whether anything works at all. Skip what cannot run."""
-    items.sort(key=lambda item: item.path.name != "test_tiny.py")
+    items.sort(key=lambda item: _place(item, hasattr(config, "workerinput")))
+    if not config.getoption("matrix"):
+        left_out = [item for item in items if item.get_closest_marker("matrix")]
+        items[:] = [item for item in items if not item.get_closest_marker("matrix")]
+        config.hook.pytest_deselected(items=left_out)
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not _has_cuda():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _place(item: pytest.Item, is_shared: bool) -> int:
+    """Several processes begin with what takes long, so that none is alone with it in the end."""
+    if item.path.name == "test_tiny.py":
+        return 0
+    is_long = item.get_closest_marker("slow") or item.get_closest_marker("ray")
+    return 1 if is_shared and is_long else 2
 
 
 def _has_cuda() -> bool:

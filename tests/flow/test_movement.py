@@ -2,7 +2,8 @@
 
 Every transport, with and without tiers below the caches, tensor-parallel degrees that differ
 between prefill and decode, raw and INT8 on the wire, pictures that come in other orders than they
-were sent in. On the oracle the only right tokens; on the demo model the monolith's.
+were sent in. On the oracle the only right tokens; on the demo model the monolith's. Every run has
+a covering array of pairs; `make test-matrix` has the full product.
 """
 
 import asyncio
@@ -114,24 +115,45 @@ class Cell(NamedTuple):
         return tuple(setting.replace("FOLDER", str(folder)) for setting in settings)
 
 
+KINDS = [("oracle", "raw"), ("demo", "raw"), ("demo", "int8")]
+"""Models and wires. The oracle's blocks are digests: they have no INT8."""
+
+
 def cells() -> Iterator[Cell]:
-    """All of them. The oracle's blocks are digests: they have no INT8."""
-    for cell in itertools.product(("oracle", "demo"), TRANSPORTS, TIERS, SHARDS, WIRES):
-        if cell[0] != "oracle" or cell[-1] == "raw":
-            yield Cell(*cell)
+    """All of them."""
+    for kind, *ways in itertools.product(KINDS, TRANSPORTS, TIERS, SHARDS):
+        model, wire = kind
+        if wire in WIRES:
+            yield Cell(model, *ways, wire)
+
+
+def covering() -> Iterator[Cell]:
+    """Few, in which every two values of two axes meet."""
+    kinds, tiers = [kind for kind in KINDS if kind[1] in WIRES], list(TIERS)
+    for (i, transport), (j, shards) in itertools.product(enumerate(TRANSPORTS), enumerate(SHARDS)):
+        model, wire = kinds[(i + j) % len(kinds)]
+        yield Cell(model, transport, tiers[(i + j) % len(tiers)], shards, wire)
 
 
 def params() -> list[object]:
-    """Cells, of which the plainest of each transport are quick enough for every run."""
-    return [
-        pytest.param(
-            cell,
-            id="-".join(cell),
-            marks=[] if cell[2:4] == ("untiered", "tp11")
-            else pytest.mark.slow,
-        )
-        for cell in cells()
-    ]  # fmt: skip
+    """Cells; of those of every run, the ones without tiers and shards are quick."""
+    chosen = set(covering())
+
+    def marks(cell: Cell) -> list[pytest.MarkDecorator]:
+        is_plain = cell[2:4] == ("untiered", "tp11")
+        always = [] if is_plain else [pytest.mark.slow]
+        return always if cell in chosen else [pytest.mark.matrix, pytest.mark.slow]
+
+    return [pytest.param(cell, id="-".join(cell), marks=marks(cell)) for cell in cells()]
+
+
+def test_what_every_run_has_meets_in_pairs():
+    def pairs(some: Iterator[Cell]) -> set[tuple[tuple[str, str], ...]]:
+        named = (zip(Cell._fields, cell, strict=True) for cell in some)
+        return {pair for cell in named for pair in itertools.combinations(cell, 2)}
+
+    assert pairs(covering()) == pairs(cells())
+    assert set(covering()) < set(cells())
 
 
 @cache
