@@ -12,9 +12,9 @@ from triptych.core.errors import ConfigError
 REQUESTS = (
     Arrival(5.0, (Image(7, 56, 84), Text(1, 20)), 9, answer=4, session="a"),
     Arrival(6.0, (Text(2, 3),), 1, slo="strict", priority=3),
-    Arrival(6.0, (Image(7, 56, 84), Text(1, 20), Text(4, 9), Text(5, 2)), 2, session="a", after_s=0.5),
+    Arrival(6.0, (Text(1, 20), Text(4, 9), Text(5, 2)), 2, session="a", after_s=0.5),
     Arrival(9.0, (Text(6, 300),), 50),
-)  # fmt: skip
+)
 
 
 @pytest.fixture

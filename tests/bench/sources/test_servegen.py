@@ -190,7 +190,7 @@ RANKS = [(index + 0.5) / 2000 for index in range(2000)]
 def test_a_drawn_day_has_the_statistics_of_the_clients(coupling):
     """Whatever the coupling, every single distribution is the clients'."""
     load = ServeGen(Settings(f"{FOLDER}", coupling=coupling))
-    found = list(load.arrivals(1.0, DAY_S, 11))
+    found = list(load.arrivals(0.4, DAY_S, 11))
     columns = [
         (lambda shape: [shape.images.at(rank) for rank in RANKS], lambda one: len(one.images)),
         (lambda shape: [shape.images.at(rank) == 0 for rank in RANKS], lambda one: not one.images),
@@ -198,7 +198,7 @@ def test_a_drawn_day_has_the_statistics_of_the_clients(coupling):
         (lambda shape: [shape.output.at(rank) for rank in RANKS], lambda one: one.num_output),
     ]
     for of, measure in columns:
-        mean, error = expected(load.clients, 1.0, of)
+        mean, error = expected(load.clients, 0.4, of)
         assert abs(sum(map(measure, found)) / len(found) - mean) < 4 * error
         assert error < 0.06 * mean + 1e-3, "or the line above says nothing"
     sizes = [image.num_tokens for one in found for image in one.images]

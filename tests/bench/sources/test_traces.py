@@ -166,7 +166,7 @@ def test_the_hours_have_a_million_requests_in_all(tmp_path):
 
 
 def test_minutes_of_an_hour_differ(tmp_path):
-    found = drawn(lmm(tmp_path), 10.0, 3600.0, 1)
+    found = drawn(lmm(tmp_path), 5.0, 3600.0, 1)
     minutes = Counter(int(one.at_s // 60) for one in found)
     counts = [minutes[minute] for minute in range(60)]
     mean = sum(counts) / 60
@@ -191,7 +191,7 @@ def test_spoilt_plots_are_refused(tmp_path, spoil):
 @published(LMM)
 def test_a_draw_of_azures_plots_has_their_medians():
     load = AzureLmm(LmmSettings(f"{LMM}"))
-    found = drawn(load, 20.0, 3000.0, 1)
+    found = drawn(load, 8.0, 3000.0, 1)
     for has_images, context, output in ((True, 1413, 79), (False, 784, 145)):
         those = [one for one in found if bool(one.images) is has_images]
         error = 4 * 0.5 / math.sqrt(len(those))
