@@ -1,9 +1,10 @@
-"""Writes the pages of docs/ that follow from the code: map, config, and the table of metrics.
+"""Writes the pages of docs/ that follow from the code: map, config, tables of metrics and costs.
 
 Reads sources as text and never imports them. ``make docs`` runs it; a test compares.
 """
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -56,11 +57,12 @@ _TYPES = {
 
 def pages() -> dict[Path, str]:
     """Every generated page with its whole text."""
-    metrics = DOCS / "metrics.md"
+    metrics, costs = DOCS / "metrics.md", DOCS / "costs.md"
     return {
         DOCS / "map.md": map_page(),
         DOCS / "config.md": config_page(),
         metrics: between(metrics.read_text(), metrics_table()),
+        costs: between(costs.read_text(), costs_table()),
     }
 
 
@@ -136,6 +138,27 @@ def metrics_table() -> str:
                 rows.append(row)
     head = "| name | kind | labels | meaning |\n|---|---|---|---|\n"
     return head + "".join(f"| {' | '.join(row)} |\n" for row in sorted(rows))
+
+
+def costs_table() -> str:
+    """Fit errors of the shipped cost files: mean and 99th percentile, the worst degree's."""
+    parts = ("products", "chunk_attention", "decode_attention", "vision_attention")
+    rows = []
+    for path in sorted((ROOT / "simulator/costs/data").glob("*.json")):
+        cards = json.loads(path.read_text()).get("cards", {})
+        fitted = [card["costs"]["errors"] for card in cards.values() if "errors" in card["costs"]]
+        if fitted and fitted[0]:
+            cells = [path.stem.replace("_", ":", 1), ", ".join(cards)]
+            cells += [_worst([each[part] for each in fitted if part in each]) for part in parts]
+            rows.append(f"| `{cells[0]}` | {' | '.join(cells[1:])} |\n")
+    head = f"| name | `tp` | {' | '.join(part.replace('_', ' ') for part in parts)} |\n"
+    return head + "|---" * (len(parts) + 2) + "|\n" + "".join(rows)
+
+
+def _worst(errors: list[dict[str, float]]) -> str:
+    if not errors:
+        return "-"
+    return " / ".join(f"{100 * max(each[key] for each in errors):.0f} %" for key in ("mean", "p99"))
 
 
 def between(page: str, text: str) -> str:

@@ -64,22 +64,36 @@ class DecodeAttention(msgspec.Struct, frozen=True):
         if len(self.batches) != len(self.seconds):
             raise ConfigError("decode attention: one curve for each batch")
 
-    def total(self, batch: int, context: float, steps: int) -> float:
-        """Of ``steps`` steps, ``batch`` more tokens of context in each; ``context`` >= 0 is that
-        of the first. Beyond the measured batches the largest one's curve, in proportion."""
+    def at(self, batch: int, context: float) -> float:
+        """Of one step over ``context`` >= 0 tokens in all. Beyond the measured batches the largest
+        one's curve, in proportion."""
         batches, curves = self.batches, self.seconds
+        right = bisect_right(batches, batch)
+        if right and right < len(batches):
+            low = batches[right - 1]
+            below = curves[right - 1].at(context)
+            if low == batch:
+                return below
+            share = (batch - low) / (batches[right] - low)
+            return below + share * (curves[right].at(context) - below)
         if not batches:
             return 0.0
+        scale = max(1.0, batch / batches[-1])
+        return scale * curves[max(0, right - 1)].at(context / scale)
+
+    def total(self, batch: int, context: float, steps: int) -> float:
+        """The sum of ``at(batch, context + i * batch)`` for ``i`` in ``range(steps)``."""
+        batches, curves = self.batches, self.seconds
         right = bisect_right(batches, batch)
-        if right == 0:
-            return curves[0].total(context, batch, steps)
-        if right == len(batches):
-            scale = batch / batches[-1]
-            return scale * curves[-1].total(context / scale, batch / scale, steps)
-        low, high = batches[right - 1], batches[right]
-        share = (batch - low) / (high - low)
-        seconds = (1.0 - share) * curves[right - 1].total(context, batch, steps)
-        return seconds + share * curves[right].total(context, batch, steps) if share else seconds
+        if right and right < len(batches):
+            share = (batch - batches[right - 1]) / (batches[right] - batches[right - 1])
+            below = curves[right - 1].total(context, batch, steps)
+            above = curves[right].total(context, batch, steps) if share else below
+            return below + share * (above - below)
+        if not batches:
+            return 0.0
+        scale = max(1.0, batch / batches[-1])
+        return scale * curves[max(0, right - 1)].total(context / scale, batch / scale, steps)
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True, tag="fitted"):
@@ -136,7 +150,7 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True, tag="fitted"):
         if chunks:
             seconds += attention.seconds.at(work)
         if num_decodes:
-            seconds += self.decode_attention.total(num_decodes, context + num_decodes, 1)
+            seconds += self.decode_attention.at(num_decodes, context + num_decodes)
         return seconds
 
     def decode_run_s(self, num_decodes: int, context: int, steps: int) -> float:

@@ -5,14 +5,11 @@ Knows shapes and tables. What no table has (passes over activations, launches, t
 ``Overheads``, stated and replaceable.
 """
 
-from collections import defaultdict
 from itertools import pairwise
-from math import exp, log
-from statistics import fmean
 
 import msgspec
 
-from scheduler.curves import Curve, thinned
+from scheduler.curves import Curve, rising
 from scheduler.fitted import Attention, DecodeAttention, FitError, Fitted, fit_error
 from simulator.costs.shapes import BYTES, Language, Shape, Vision
 from simulator.costs.tables import Grid, Tables
@@ -89,14 +86,14 @@ def _linear(tables: Tables, language: Language, tp: int, overheads: Overheads) -
         layer += gemm.at(rows, up, hidden) + gemm.at(rows, hidden, inner)
         layer += 2.0 * reduce.at(rows * hidden) + _pass_s(tables, rows * passed, overheads)
         points.append((float(rows), language.layers * layer))
-    return thinned(points, TOLERANCE)
+    return rising(points, TOLERANCE)
 
 
 def _draws(tables: Tables, language: Language, tp: int) -> Curve:
     """The product with the vocabulary, as many rows as sequences."""
     gemm, hidden = tables.gemm, language.hidden
     rows = [rows for rows in gemm.rows if rows <= 4096]
-    return thinned(
+    return rising(
         ((float(each), gemm.at(each, language.vocabulary // tp, hidden)) for each in rows),
         TOLERANCE,
     )
@@ -123,7 +120,7 @@ def _vision_linear(tables: Tables, vision: Vision, overheads: Overheads) -> Curv
         seconds += gemm.at(rows, hidden, vision.patch_numbers)
         seconds += sum(gemm.at(tokens, out, into) for into, out in vision.projector)
         points.append((tokens, seconds))
-    return thinned(points, TOLERANCE)
+    return rising(points, TOLERANCE)
 
 
 def _pass_s(tables: Tables, numbers: float, overheads: Overheads) -> float:
@@ -166,23 +163,12 @@ def fit_attention(grid: Grid, keys_share: float, layers: int) -> tuple[Attention
 
 
 def _attention_by(grid: Grid, keys_share: float, like: Attention) -> tuple[Attention, FitError]:
-    """The rising curve of seconds by work that is nearest in the logarithm (pool adjacent
-    violators: Barlow et al. 1972, section 1.2), and its error."""
-    measured: dict[float, list[float]] = defaultdict(list)
-    for (batch, length), seconds in grid.items():
-        work = batch * like.work(length, _keys(length, keys_share))
-        measured[work].append(log(seconds))
-    pools: list[tuple[list[float], list[float]]] = []
-    for work in sorted(measured):
-        works, logs = [work], measured[work]
-        while pools and fmean(pools[-1][1]) >= fmean(logs):
-            before = pools.pop()
-            works, logs = before[0] + works, before[1] + logs
-        pools.append((works, logs))
-    points = []
-    for works, logs in pools:
-        points += [(each, exp(fmean(logs))) for each in dict.fromkeys((works[0], works[-1]))]
-    fitted = msgspec.structs.replace(like, seconds=thinned(points, TOLERANCE))
+    """The rising curve of seconds by work, and its error."""
+    points = (
+        (batch * like.work(length, _keys(length, keys_share)), seconds)
+        for (batch, length), seconds in grid.items()
+    )
+    fitted = msgspec.structs.replace(like, seconds=rising(points, TOLERANCE))
     return fitted, fit_error(
         (fitted.seconds.at(batch * like.work(length, _keys(length, keys_share))), seconds)
         for (batch, length), seconds in grid.items()
@@ -213,7 +199,7 @@ def _decode_attention(
     for batch in batches:
         points = sorted((float(batch * at), grid[each, at]) for each, at in grid if each == batch)
         scaled = [(context, language.layers * seconds) for context, seconds in points]
-        curves.append(thinned(scaled, TOLERANCE))
+        curves.append(rising(scaled, TOLERANCE))
     whole = DecodeAttention(tuple(batches), tuple(curves))
     pairs = []
     for before, after in pairwise(batches[::2]):
@@ -223,6 +209,6 @@ def _decode_attention(
         )
         for each, at in grid:
             if each == batch:
-                fitted = without.total(batch, float(batch * at), 1)
+                fitted = without.at(batch, float(batch * at))
                 pairs.append((fitted, language.layers * grid[each, at]))
     return whole, fit_error(pairs)

@@ -15,7 +15,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     memory_bytes: int
-    """As the driver reports, about 2 % under the data sheet's."""
+    """What a program sees of it, in whole GiB."""
     memory_bytes_per_s: float
     nvlink_bytes_per_s: float
     """One way."""
@@ -32,7 +32,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 H200 = Device(
-    name="h200", memory_bytes=140 * GIB, memory_bytes_per_s=4.8e12, nvlink_bytes_per_s=450e9,
+    name="h200", memory_bytes=139 * GIB, memory_bytes_per_s=4.8e12, nvlink_bytes_per_s=450e9,
     power_w=700.0, source="NVIDIA H200 data sheet (SXM): 141 GB, 4.8 TB/s, NVLink 900 GB/s, 700 W",
     tables="h200_sxm", tables_version="0.24.0",
 )  # fmt: skip

@@ -18,6 +18,9 @@ OPTIONS = ("tp", "pp", "step_ms", "vision_step_ms")
 """Devices of an instance (1); pipeline stages (1, DistServe only); overheads per step, instead of
 the stated assumptions."""
 
+MOST = 1e6
+"""Options are below."""
+
 
 class Shipped(msgspec.Struct, frozen=True, kw_only=True):
     """One file below ``data``: a model on a device, by tensor-parallel degree."""
@@ -84,8 +87,9 @@ def _options(name: str, given: list[str]) -> dict[str, float]:
             found[key] = float(value) if key.endswith("_ms") else int(value)
         except ValueError:
             raise ConfigError(f"costs: {name}: {key}={value!r} is not a number") from None
-        if found[key] < (0 if key.endswith("_ms") else 1):
-            raise ConfigError(f"costs: {name}: {key}={value} is too small")
+        least = 0 if key.endswith("_ms") else 1
+        if not least <= found[key] < MOST:
+            raise ConfigError(f"costs: {name}: {key}={value} is not within {least} and {MOST:g}")
     return found
 
 

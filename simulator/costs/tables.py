@@ -50,14 +50,14 @@ class Tables:
 
     def context(self, heads: int, kv_heads: int) -> Grid:
         """Causal attention over whole prompts."""
-        return _between(self._attention["context"], heads, kv_heads)
+        return between_heads(self._attention["context"], heads, kv_heads)
 
     def generation(self, heads: int, kv_heads: int) -> Grid:
         """One query for each sequence over its context. ``kv_heads`` beyond the measured ones are
         folded into the batch; keys stay those of the sequences."""
         if kv_heads <= FOLD:
-            return _between(self._attention["generation"], heads, kv_heads)
-        folded = _between(self._attention["generation"], FOLD * heads // kv_heads, FOLD)
+            return between_heads(self._attention["generation"], heads, kv_heads)
+        folded = between_heads(self._attention["generation"], FOLD * heads // kv_heads, FOLD)
         lengths = sorted({length for _, length in folded})
         times = kv_heads / FOLD
         grid = {}
@@ -86,7 +86,7 @@ class Tables:
             if row["head_dim"] == width:
                 seconds = row["latency"] / 1e3 * max(1.0, head_dim / width)
                 grids[row["num_heads"], row["num_heads"]][row["batch_size"], row["isl"]] = seconds
-        return _between(grids, heads, heads)
+        return between_heads(grids, heads, heads)
 
     def all_reduce(self, gpus: int) -> Curve:
         """By BF16 numbers in the message, launched from a CUDA graph; a device without a table
@@ -186,7 +186,7 @@ class Gemm:
         return [(low, 1.0 - share, 1.0), (high, share, 1.0)]
 
 
-def _between(grids: Mapping[tuple[int, int], Grid], heads: int, kv_heads: int) -> Grid:
+def between_heads(grids: Mapping[tuple[int, int], Grid], heads: int, kv_heads: int) -> Grid:
     """The grid of so many heads, straight between measured counts: of equal key-value heads, or,
     where each head has its own, along those."""
     if (heads, kv_heads) in grids:
