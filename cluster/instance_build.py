@@ -20,7 +20,7 @@ from encoder_service.pictures import Pictures
 from encoder_service.recall import Recall
 from kvtransfer.intake import Intake
 from kvtransfer.lending import Lending
-from kvtransfer.prefixes import Lent
+from kvtransfer.prefixes import Lent, Prefixes
 from prefill_service.service import PrefillService
 from scheduler import registry
 from triptych.cache.embeddings import EmbeddingCache
@@ -206,17 +206,7 @@ class _Assembly:
         prefixes = prefixes_of(kv, self._tiers.kv, lent, self._bulletin)
         lending = self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
         can_prefill = Stage.PREFILL in spec.role
-        engine = LanguageEngine(
-            config.engine,
-            kv,
-            registry.policies(config.engine),
-            recomputes_items=can_prefill,
-            max_tokens=self._max_tokens(),
-            elsewhere=prefixes.elsewhere,
-            patience_s=config.transfer.guard_s,
-        )
-        engine.max_steps = executor.max_steps
-        engine.watch_waiting(prefixes.foresee)
+        engine = self._language_engine(kv, prefixes, executor.max_steps)
         services: list[PrefillService | DecodeService] = []
 
         def tell(outcomes: Sequence[Outcome]) -> None:
@@ -258,6 +248,21 @@ class _Assembly:
         self._pumps.append(pump)
         self._censuses.append(engine.census)
         self._checks.append(engine.check)
+
+    def _language_engine(self, kv: KvCache, prefixes: Prefixes, max_steps: int) -> LanguageEngine:
+        config = self._spec.config
+        engine = LanguageEngine(
+            config.engine,
+            kv,
+            registry.policies(config.engine),
+            recomputes_items=Stage.PREFILL in self._spec.role,
+            max_tokens=self._max_tokens(),
+            elsewhere=prefixes.elsewhere,
+            patience_s=config.transfer.guard_s,
+        )
+        engine.max_steps = max_steps
+        engine.watch_waiting(prefixes.foresee)
+        return engine
 
     def _links(self) -> tuple[LinkReport, ...]:
         """Links as the receiver measured them."""

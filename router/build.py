@@ -21,7 +21,7 @@ from router.doors.servers import HttpServer
 from router.journey import Stages
 from router.knowledge import Knowledge
 from router.ledger import Ledger
-from router.service import RequestService
+from router.service import RequestService, Words
 from scheduler.admission import Admission
 from scheduler.latency import Latencies
 from scheduler.registry import placement
@@ -62,6 +62,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     card: ModelCard
     prompts: Prompts
     clock: Clock
+    words: Words | None = None
+    """Makes text of tokens; by the tokenizer of ``prompts`` if None."""
 
     @classmethod
     def real(cls, path: str) -> Self:
@@ -88,6 +90,8 @@ async def start_core(
     await _until_ready(dispatcher, config.cluster.start_timeout_s)
     admission = Admission(config.limits.max_requests, config.limits.max_requests_per_tenant)
     service = RequestService(config, around.card, around.prompts, stages, admission, secret)
+    if around.words is not None:
+        service.words = around.words
     follower = follow(config, secret, knowledge.catalog, lambda: dispatcher.live)
     return Core(stages, service, secret, follower)
 

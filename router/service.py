@@ -7,9 +7,10 @@ Implements ``answer.Service``. Around the journey and only around it: ledger, me
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
@@ -18,7 +19,7 @@ from router.asked import asked
 from router.journey import Stages, Trip, journey
 from router.metrics import RouterMetrics
 from router.running import Place, Running
-from router.text import ChoiceText
+from router.text import ChoiceText, Spelling
 from scheduler.admission import Admission
 from triptych.core.config import Config
 from triptych.core.errors import (
@@ -41,6 +42,9 @@ from triptych.inputs.prompts import Prompts
 
 log = logging.getLogger(__name__)
 
+Words = Callable[[int, tuple[str, ...]], Spelling]
+"""Text of a choice, by its number and the request's stop strings."""
+
 
 class RequestService:
     """Runs requests. One per router; used by both doors on one event loop."""
@@ -49,6 +53,7 @@ class RequestService:
                  admission: Admission, secret: bytes) -> None:  # fmt: skip
         self.model = config.model.name or card.name
         self.prompts = prompts
+        self.words: Words = partial(ChoiceText, prompts.tokenizer)
         self._stages = stages
         self._admission = admission
         self._secret = secret
@@ -235,7 +240,7 @@ class RequestService:
 
     async def _choice(self, running: Running, trip: Trip) -> None:
         """Turn one choice's tokens into deltas."""
-        text = ChoiceText(self.prompts.tokenizer, trip.choice, running.request.stop.strings)
+        text = self.words(trip.choice, running.request.stop.strings)
         try:
             async with aclosing(journey(trip, self._stages)) as tokens:
                 async for some in tokens:

@@ -4,11 +4,27 @@ Knows the tokenizer; does not know where tokens come from.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from router.answer import Delta, TokenInfo
 from triptych.core.event import Token
 from triptych.inputs.detokenizer import Detokenizer, StopMatcher
 from triptych.inputs.tokenizer import Tokenizer
+
+
+class Spelling(Protocol):
+    """What a choice's tokens say, as they come."""
+
+    is_stopped: bool
+    """Whether a stop string was met: nothing follows."""
+
+    def push(self, tokens: Sequence[Token]) -> Delta:
+        """What ``tokens`` add."""
+        ...
+
+    def finish(self, reason: str) -> Delta:
+        """The rest, and why it ended."""
+        ...
 
 
 class ChoiceText:

@@ -155,16 +155,16 @@ class SimulatedLanguage:
         num_tokens = plan.num_tokens + (steps - 1) * work.num_decodes
         self._pace.worked(work.what, begin_s, len(plan.segments), num_tokens)
         drawn: list[Drawn | None] = []
-        later: list[tuple[Drawn, ...]] = []
+        later: list[tuple[int, ...]] = []
         for segment in plan.segments:
             if segment.draw is None:
                 drawn.append(None)
                 later.append(())
                 continue
             index = segment.draw.position - segment.draw.prompt_len
-            first, *rest = texts.tokens(segment.draw.sampling.seed, steps, index)
-            drawn.append(Drawn(first))
-            later.append(tuple(map(Drawn, rest)))
+            seed = segment.draw.sampling.seed
+            drawn.append(Drawn(texts.token(seed, index)))
+            later.append(texts.tokens(seed, steps - 1, index + 1))
             self._pace.drew(segment.job, index, ends)
         return LanguageResult(tuple(drawn), takes.seconds, tuple(later) if steps > 1 else ())
 

@@ -13,12 +13,12 @@ import msgspec
 from bench.run import Row, Run
 from bench.workload import Arrival
 from cluster.build import start_cluster
-from router.answer import Delta, Final, Timeline
+from router.answer import Final, Timeline
 from router.build import Core, Surroundings, start_core
 from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
 from simulator.recorder import Recorder
-from simulator.texts import SimulatedPrompts
+from simulator.texts import SimulatedPrompts, Unspoken
 from simulator.world import World
 from triptych.core import topology
 from triptych.core.config import Config
@@ -98,7 +98,7 @@ class _Drive:
         host = SimulatedHost(self._world, plan.hardware, self._recorder)
         cluster = await start_cluster(plan.config, host=host)
         core = await start_core(
-            plan.config, cluster, Surroundings(host.card, self._prompts, self._world)
+            plan.config, cluster, Surroundings(host.card, self._prompts, self._world, Unspoken)
         )
         host.is_started = True
         self._begin_s = self._world.time()
@@ -145,10 +145,8 @@ class _Drive:
             ticket = core.service.admit(arrival.tenant)
             async with aclosing(core.service.generate(request, ticket)) as answer:
                 async for part in answer:
-                    if isinstance(part, Delta):
-                        num_tokens += len(part.tokens)
-                    else:
-                        final = part
+                    if isinstance(part, Final):
+                        final, num_tokens = part, part.usage.completion_tokens
         except Overloaded as error:
             status, code = "refused", error.code
         except DeadlineExceeded as error:

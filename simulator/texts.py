@@ -1,13 +1,15 @@
 """Tokens and picture keys from the numbers of a workload, and prompts made of them.
 
-A text of a seed is a unique first token and a stretch of one fixed table behind it, so that equal
-seeds give equal beginnings and others never do. Knows no tokenizer: nobody reads these texts.
+A text of a seed is two tokens of its own and a stretch of one fixed table behind them, so that
+equal seeds give equal beginnings and others never do. Knows no tokenizer: nobody reads these texts.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 
 from bench.workload import Arrival, Image, Text
+from router.answer import Delta, TokenInfo
+from triptych.core.event import Token
 from triptych.core.hashing import digest
 from triptych.core.ids import ContentHash, RequestId
 from triptych.core.request import (
@@ -34,9 +36,10 @@ _LONGEST = _TABLE_SIZE
 
 
 def token(seed: int, index: int) -> int:
-    """The ``index``-th token of the text of ``seed``: at 0 one that no other seed has."""
-    if index == 0:
-        return (1 << 16) + seed % (VOCAB_SIZE - (1 << 16))
+    """The ``index``-th token of the text of ``seed``; the first two no other seed has, if seeds
+    are below 2^62."""
+    if index < 2:
+        return seed >> 31 * index & VOCAB_SIZE - 1
     return _TABLE[(seed * 7919 + index) % _TABLE_SIZE]
 
 
@@ -44,8 +47,8 @@ def tokens(seed: int, count: int, start: int = 0) -> tuple[int, ...]:
     """Tokens ``[start, start + count)`` of the text of ``seed``."""
     if count <= 0:
         return ()
-    if start == 0:
-        return (token(seed, 0), *tokens(seed, count - 1, 1))
+    if start < 2:
+        return (token(seed, start), *tokens(seed, count - 1, start + 1))
     found: tuple[int, ...] = ()
     begin = (seed * 7919 + start) % _TABLE_SIZE
     while count > _LONGEST:
@@ -107,6 +110,27 @@ class SilentTokenizer:
     def is_hidden(self, token: int) -> bool:  # noqa: ARG002
         """All are."""
         return True
+
+
+_NOTHING = (TokenInfo(0, "", b""),)
+
+
+class Unspoken:
+    """Says nothing of a choice but that there is more, and why it ended. Implements
+    ``router.text.Spelling``."""
+
+    is_stopped = False
+
+    def __init__(self, choice: int, stop: tuple[str, ...]) -> None:  # noqa: ARG002
+        self._choice = choice
+
+    def push(self, tokens: Sequence[Token]) -> Delta:
+        """See ``Spelling``."""
+        return Delta(self._choice, "", _NOTHING * len(tokens))
+
+    def finish(self, reason: str) -> Delta:
+        """See ``Spelling``."""
+        return Delta(self._choice, "", (), reason)
 
 
 class SimulatedPrompts:

@@ -33,8 +33,10 @@ class Link(NamedTuple):
     text: BlockText
 
 
-def text_of(tokens: Sequence[int], items: Iterable[Item], start: int, end: int) -> BlockText:
+def text_of(tokens: Sequence[int], items: Sequence[Item], start: int, end: int) -> BlockText:
     """What a sequence with these tokens and items computes the KV of ``[start, end)`` from."""
+    if not items:
+        return BlockText(tuple(tokens[start:end]))
     overlapping = tuple(
         (max(start - item.offset, 0), max(item.offset - start, 0), bytes(item.key))
         for item in items

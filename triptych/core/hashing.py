@@ -5,6 +5,7 @@ Knows which fields make two things the same. Does not know what is cached where.
 
 import hashlib
 import hmac
+import struct
 from collections.abc import Iterable, Sequence
 
 from triptych.core.ids import ContentHash, TenantId
@@ -43,7 +44,7 @@ def block_key(
 ) -> ContentHash:
     """Key of a full KV block: its parent's key, its token ids and, for every visual item that
     overlaps the block, ``(offset in the item, offset in the block, item key)``."""
-    fields = [parent, b"".join(token.to_bytes(4, "little") for token in tokens)]
+    fields = [parent, struct.pack(f"<{len(tokens)}I", *tokens)]
     for in_item, in_block, key in items:
         fields.append(in_item.to_bytes(4, "little") + in_block.to_bytes(4, "little") + key)
     return digest("block", *fields)

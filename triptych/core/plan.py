@@ -75,8 +75,8 @@ class LanguageResult(msgspec.Struct, frozen=True):
 
     drawn: tuple[Drawn | None, ...]
     seconds: float
-    later: tuple[tuple[Drawn, ...], ...] = ()
-    """Of each segment, what was drawn in the steps behind the first; empty for a single step."""
+    later: tuple[tuple[int, ...], ...] = ()
+    """Of each segment, the tokens drawn in the steps behind the first; empty for a single step."""
 
 
 class VisionTask(msgspec.Struct, frozen=True):

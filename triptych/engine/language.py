@@ -14,6 +14,7 @@ from triptych.cache.kv import KvCache
 from triptych.core.census import Holding
 from triptych.core.config import EngineConfig
 from triptych.core.errors import InvariantBroken, Overloaded, RequestError
+from triptych.core.event import Token
 from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
@@ -347,7 +348,7 @@ class LanguageEngine:
         self,
         sequence: Sequence,
         segment: Segment,
-        drawn: tuple[Drawn | None, tuple[Drawn, ...]],
+        drawn: tuple[Drawn | None, tuple[int, ...]],
         now: float,
     ) -> None:
         sequence.computed = segment.end
@@ -359,9 +360,10 @@ class LanguageEngine:
             self._commit(sequence)
             sequence.note_waiting(now)
             return
-        token, *rest = extend(sequence, first, later, self._cache)
+        token = Token(sequence.num_output, first.token, first.logprob, first.top)
+        rest = extend(sequence, first, later, self._cache)
         self._commit(sequence)
-        self._roster.outcomes.append(Drew(sequence.id, token, tuple(rest)))
+        self._roster.outcomes.append(Drew(sequence.id, token, rest))
         reason = "prefilled" if publishes else sequence.finish_reason()
         if reason is not None:
             self._roster.end(sequence, reason)

@@ -36,17 +36,15 @@ def most_steps(
 
 
 def extend(
-    sequence: Decoding, drawn: Drawn, later: Sequence[Drawn], cache: KvCache
+    sequence: Decoding, drawn: Drawn, later: Sequence[int], cache: KvCache
 ) -> tuple[Token, ...]:
     """Take in the tokens of a run; all but the last are computed as far as there is room for them,
-    which there was when the run began."""
+    which there was when the run began. Those behind the first."""
     start = sequence.num_output
-    tokens = tuple(
-        Token(start + index, one.token, one.logprob, one.top)
-        for index, one in enumerate((drawn, *later))
-    )
-    sequence.tokens.extend(token.id for token in tokens)
-    if later:
-        cache.grow(sequence.table, sequence.total - 1)
-        sequence.computed = min(sequence.total - 1, sequence.table.capacity)
-    return tokens
+    sequence.tokens.append(drawn.token)
+    if not later:
+        return ()
+    sequence.tokens.extend(later)
+    cache.grow(sequence.table, sequence.total - 1)
+    sequence.computed = min(sequence.total - 1, sequence.table.capacity)
+    return tuple(map(Token, range(start + 1, start + 1 + len(later)), later))
