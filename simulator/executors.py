@@ -130,14 +130,20 @@ class SimulatedLanguage:
 
     def _end_of(self, work: _Work, factor: float, passed_s: float, whole_s: float) -> float:
         """When the step ends that is under way after ``passed_s`` of a run."""
-        low, high = 1, MAX_STEPS
+        steps = self._steps_in(work, factor, passed_s, MAX_STEPS)
+        return min(whole_s, self._after(work, factor, steps))
+
+    def _steps_in(self, work: _Work, factor: float, seconds: float, most: int) -> int:
+        """How many steps of a run begin within ``seconds``, one that ends with them included."""
+        least_s = self._after(work, factor, 1)
+        low, high = 1, min(most, int(seconds / max(least_s, 1e-9) * (1 + 1e-9)) + 1)  # steps get no shorter
         while low < high:
             middle = (low + high) // 2
-            if self._after(work, factor, middle) >= passed_s:
+            if self._after(work, factor, middle) >= seconds * (1 - 1e-12):
                 high = middle
             else:
                 low = middle + 1
-        return min(whole_s, self._after(work, factor, low))
+        return low
 
     def _after(self, work: _Work, factor: float, steps: int) -> float:
         return factor * self._costs.decode_run_s(work.num_decodes, work.context, steps)
@@ -149,9 +155,9 @@ class SimulatedLanguage:
         self._run, steps, begin_s = None, plan.steps, takes.begin_s
         ends = [begin_s + takes.seconds]
         if steps > 1:
-            after = [self._after(work, factor, count) for count in range(1, steps)]
-            ends = [begin_s + each for each in after if each < takes.seconds - 1e-12] + ends
-            steps = len(ends)
+            steps = self._steps_in(work, factor, takes.seconds, steps)
+            after = ends_of_run(self._costs, work.num_decodes, work.context, steps)
+            ends = [begin_s + factor * each for each in after[:-1]] + ends
         num_tokens = plan.num_tokens + (steps - 1) * work.num_decodes
         self._pace.worked(work.what, begin_s, len(plan.segments), num_tokens)
         drawn: list[Drawn | None] = []
@@ -197,6 +203,23 @@ class SimulatedVision:
 
         takes = Takes(seconds, result)
         return takes
+
+
+def ends_of_run(costs: Costs, num_decodes: int, context: int, steps: int) -> list[float]:
+    """When each step of a run ends, from its beginning on. Cost models are straight lines by
+    context over long stretches: of each only the ends and the sum are asked for."""
+    first_s = costs.language_s((), num_decodes, context)
+    if steps == 1:
+        return [first_s]
+    last_s = costs.language_s((), num_decodes, context + (steps - 1) * num_decodes)
+    whole_s = costs.decode_run_s(num_decodes, context, steps)
+    if steps == 2 or abs(steps * (first_s + last_s) / 2 - whole_s) <= 1e-12 * whole_s:
+        slope_s = (last_s - first_s) / (steps - 1)
+        return [n * (first_s + slope_s * (n - 1) / 2) for n in range(1, steps + 1)]
+    half = steps // 2
+    ends = ends_of_run(costs, num_decodes, context, half)
+    rest = ends_of_run(costs, num_decodes, context + half * num_decodes, steps - half)
+    return ends + [ends[-1] + each for each in rest]
 
 
 def _work_of(plan: LanguagePlan) -> _Work:
