@@ -164,6 +164,7 @@ class _Assembly:
         engine = VisionEngine(
             config.engine,
             cache,
+            order=registry.encode_order(config.engine),
             must_wait=self._must_wait,
             patience_s=config.transfer.guard_s,
         )

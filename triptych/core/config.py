@@ -53,8 +53,14 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting: Amount = 256
     """Jobs that wait for a place behind those; more are refused."""
     order: str = "fcfs"
-    """Who waits shortest: ``fcfs``, or ``longest_prefix`` (most of its prompt cached; nobody is
-    overtaken without bound)."""
+    """Who is admitted first: ``fcfs``, ``longest_prefix`` (most of its prompt cached), ``mlfq``,
+    ``edf`` or ``slack``; see ``docs/policies.md``. With none does anybody wait for ever."""
+    batching: str = "decode_first"
+    """What a step takes first: ``decode_first``, ``fcfs``, ``sarathi``, ``splitfuse``, ``mlfq``,
+    ``edf`` or ``slack``. It never changes an answer."""
+    encode_order: str = "fcfs"
+    """Which pictures are encoded first: ``fcfs``, ``twsrf`` (fewest left of its request, by time
+    windows) or ``slack``."""
     image_budget_tokens: Count = 2048
     """Visual tokens encoded in one step; a larger picture is encoded alone."""
     deterministic: bool = False
@@ -377,7 +383,9 @@ _DIRECTORY = (
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "engine.order": ("fcfs", "longest_prefix"),
+    "engine.order": ("fcfs", "longest_prefix", "mlfq", "edf", "slack"),
+    "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),
+    "engine.encode_order": ("fcfs", "twsrf", "slack"),
     "cache.at_rest": ("raw", "int8", "fp8"),
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),

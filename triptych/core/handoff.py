@@ -60,6 +60,15 @@ class JobHeader(msgspec.Struct, frozen=True):
     """Seconds left until the request's deadline, measured when the job was sent."""
     salt: bytes = b""
     """The tenant's cache salt."""
+    slo_ttft_s: float | None = None
+    """Seconds left, when the job was sent, until the request's next token is due by its SLO: the
+    first, or the one behind those that were streamed. Negative: late. None: no bound."""
+    slo_tpot_s: float | None = None
+    """Bound on the mean gap between the tokens behind the first. None: no bound."""
+    priority: int = 0
+    """Larger goes first, where the policy asks."""
+    later_s: float = 0.0
+    """Predicted seconds of the request's stages behind this job, up to the next token there."""
 
 
 class EncodeJob(msgspec.Struct, frozen=True):
