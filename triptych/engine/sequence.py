@@ -185,10 +185,10 @@ class Sequence:
 
     def finish_reason(self) -> str | None:
         """``stop`` or ``length`` if the sequence is complete."""
-        stop = self.job.stop
-        if self.num_output and self.tokens[-1] in stop.token_ids:
+        stop, num_output = self.job.stop, len(self.tokens) - self.prompt_len
+        if num_output and self.tokens[-1] in stop.token_ids:
             return "stop"
-        return "length" if self.num_output >= stop.max_tokens else None
+        return "length" if num_output >= stop.max_tokens else None
 
     def chunk_end(self, start: int) -> int:
         """End of the chunk that contains position ``start``."""
@@ -216,10 +216,10 @@ class Sequence:
     def ready(self, limit: int) -> Iterator[Work]:
         """The next chunks whose items are here and whose blocks are reserved, in order, up to the
         first that goes beyond ``limit`` tokens (that one included)."""
-        start = self.computed
+        start, total = self.computed, len(self.tokens)
         capacity = self.table.capacity
-        while start < self.total and start - self.computed < limit:
-            end = self.chunk_end(start)
+        while start < total and start - self.computed < limit:
+            end = total if start + 1 == total else self.chunk_end(start)
             if end > capacity or self._lacks_item(start, end):
                 return
             yield self.work(start, end)
