@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import msgspec
+
 from scheduler import batching, deadline, order
 from scheduler.batching import boundaries_from_prompt
+from scheduler.budgets import settled
 from scheduler.costs import Costs
 from scheduler.encoding import twsrf
 from scheduler.latency import Latencies
@@ -12,10 +15,12 @@ from scheduler.mlfq import Mlfq
 from scheduler.placement import LeastLoaded, Placement, RoundRobin
 from scheduler.preemption import youngest_first
 from scheduler.prefix_aware import PrefixAware
-from scheduler.prior import PRIOR
+from scheduler.prior import PRIOR, Prior
 from scheduler.slack import Slack
-from triptych.core.config import EngineConfig
+from triptych.core.config import Config, EngineConfig
 from triptych.core.errors import ConfigError
+from triptych.core.lifecycle import Role
+from triptych.core.metrics import slo_class
 from triptych.engine.policies import Batching, EncodeOrder, Order, Policies, in_order_of_arrival
 
 MadeT = TypeVar("MadeT")
@@ -72,6 +77,21 @@ def policies(config: EngineConfig, costs: Costs = PRIOR) -> Policies:
 def encode_order(config: EngineConfig, costs: Costs = PRIOR) -> EncodeOrder:
     """What a vision engine decides by. Raises ConfigError."""
     return _find(ENCODE_ORDERS, "engine.encode_order", config.encode_order)(costs)
+
+
+def costs_of(data: bytes) -> Costs:
+    """What the file ``engine.costs`` says. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(data, type=Prior)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"engine.costs: {error}") from error
+
+
+def settle(config: Config, role: Role, costs: Costs | None) -> Config:
+    """``config`` of an instance of ``role``, with budgets found where they are 0."""
+    slo = slo_class(config.engine.slo, 1)
+    engine = settled(config.engine, config.cache, role, slo, costs)
+    return msgspec.structs.replace(config, engine=engine)
 
 
 def placement(name: str, latencies: Latencies) -> Placement:
