@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from cluster.bulletin import Bulletin
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
@@ -23,6 +25,8 @@ from kvtransfer.lending import Lending
 from kvtransfer.prefixes import Lent, Prefixes
 from prefill_service.service import PrefillService
 from scheduler import registry
+from scheduler.costs import Costs
+from scheduler.prior import PRIOR
 from triptych.cache.embeddings import EmbeddingCache
 from triptych.cache.eviction import ORDERS as EVICTION_ORDERS
 from triptych.cache.kv import KvCache
@@ -47,13 +51,17 @@ async def build_instance(spec: InstanceSpec, machine: Machine | None = None) -> 
     weights takes its time. Raises ConfigError."""
     machine = machine or ThisMachine()
     card = machine.card(spec.config)
+    costs = machine.costs(spec)
+    config = registry.settle(spec.config, frozenset(spec.role), costs)
+    spec = msgspec.structs.replace(spec, config=config)
     executors = await machine.executors(spec, card)
     try:
         tiers = await machine.tiers(spec, executors)
     except BaseException:
         executors.close()
         raise
-    assembly = _Assembly(spec, card, executors, tiers, machine)
+    known = PRIOR if costs is None else costs
+    assembly = _Assembly(spec, card, executors, tiers, machine, known)
     try:
         return assembly.instance()
     except BaseException:
@@ -71,8 +79,10 @@ class _Assembly:
         executors: Executors,
         tiers: Movers,
         machine: Machine,
+        costs: Costs,
     ) -> None:
         self._spec = spec
+        self._costs = costs
         self._card = card
         self._executors = executors
         self._tiers = tiers
@@ -164,6 +174,7 @@ class _Assembly:
         engine = VisionEngine(
             config.engine,
             cache,
+            order=registry.encode_order(config.engine, self._costs),
             must_wait=self._must_wait,
             patience_s=config.transfer.guard_s,
         )
@@ -254,7 +265,7 @@ class _Assembly:
         engine = LanguageEngine(
             config.engine,
             kv,
-            registry.policies(config.engine),
+            registry.policies(config.engine, self._costs),
             recomputes_items=Stage.PREFILL in self._spec.role,
             max_tokens=self._max_tokens(),
             elsewhere=prefixes.elsewhere,

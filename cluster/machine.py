@@ -7,6 +7,7 @@ only modelled. Knows no stage and no policy.
 import asyncio
 import contextlib
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Protocol
 
 from cluster.host import InstanceSpec
@@ -16,9 +17,11 @@ from kvtransfer.build import build_outbox, build_receiver, build_ways, check_way
 from kvtransfer.fetching import Fetching
 from kvtransfer.promises import Promises
 from kvtransfer.transports.inproc import Neighbour
+from scheduler.costs import Costs
+from scheduler.registry import costs_of
 from triptych.core.clock import Clock, MonotonicClock
 from triptych.core.config import Config, LimitsConfig
-from triptych.core.errors import TriptychError
+from triptych.core.errors import ConfigError, TriptychError
 from triptych.core.ids import InstanceId
 from triptych.core.ports import Executors
 from triptych.inputs.decode import DecoderPool
@@ -33,6 +36,11 @@ class Machine(Protocol):
     def card(self, config: Config) -> ModelCard:
         """The model that is to be served. Raises ConfigError if it, or anything else that is
         configured, cannot be had here; nothing was loaded then."""
+        ...
+
+    def costs(self, spec: InstanceSpec) -> Costs | None:
+        """What the instance's steps are known to take; None if nobody measured. Raises
+        ConfigError."""
         ...
 
     async def executors(self, spec: InstanceSpec, card: ModelCard) -> Executors:
@@ -68,6 +76,16 @@ class ThisMachine:
         """See ``Machine``."""
         check_way(config.transfer)
         return load_card(config.model.path)
+
+    def costs(self, spec: InstanceSpec) -> Costs | None:
+        """See ``Machine``."""
+        path = spec.config.engine.costs
+        if not path:
+            return None
+        try:
+            return costs_of(Path(path).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"engine.costs: {path}: {error.strerror}") from error
 
     async def executors(self, spec: InstanceSpec, card: ModelCard) -> Executors:
         """See ``Machine``. Loading weights takes its time, in a thread; if we are cancelled, their

@@ -147,8 +147,7 @@ class EncodeService:
     def _aged(self, work: _Work) -> EncodeJob:
         """The job as the engine takes it now: with what is left of its time."""
         work.submitted_s = self._clock.now()
-        left_s = work.job.header.budget_s - (work.submitted_s - work.accepted_s)
-        header = msgspec.structs.replace(work.job.header, budget_s=left_s)
+        header = work.job.header.aged(work.submitted_s - work.accepted_s)
         return msgspec.structs.replace(work.job, header=header)
 
     def _relieve(self, works: Sequence[_Work]) -> None:

@@ -14,6 +14,7 @@ from contextlib import aclosing
 import msgspec
 
 from router.dispatch import Dispatcher
+from router.due import Due, Way
 from router.knowledge import Knowledge, PromptKeys
 from router.ledger import Ledger
 from scheduler.placement import NOTHING, Placement
@@ -72,8 +73,17 @@ class Stages:
 class Trip:
     """One choice of one request on its way: what it asked and what has come of it."""
 
-    def __init__(self, request: Request, prompt: Prompt, choice: int, salt: bytes) -> None:
+    def __init__(
+        self,
+        request: Request,
+        prompt: Prompt,
+        choice: int,
+        salt: bytes,
+        arrival_s: float | None = None,
+    ) -> None:
+        """Without ``arrival_s`` there is no bound on the first token."""
         self.request = request
+        self.due = Due(request, arrival_s)
         self.prompt = prompt
         self.choice = choice
         self.salt = salt
@@ -112,6 +122,7 @@ async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Sequence[Token],
             async with aclosing(_attempt(trip, stages, frozenset(avoid), trusts)) as tokens:
                 async for some in tokens:
                     trip.tokens.extend(token.id for token in some)
+                    trip.due.drew(stages.clock.now(), len(some))
                     yield some
         except Preempted:
             num_preemptions += 1
@@ -222,12 +233,13 @@ def _jobs(
     promised: list[PromisedItem] = []
     prefix: TransferRef | None = None
     stem = f"{trip.request.id}/{trip.choice}/{epoch}"
+    way = Way(trip.prompt, route, about, stages.knowledge.latencies)
 
-    def header(stage: str) -> JobHeader:
-        left_s = trip.request.deadline_s - stages.clock.now()
-        return JobHeader(
-            JobId(f"{stem}/{stage}"), stages.dispatcher.session, epoch, left_s, trip.salt
-        )
+    def header(stage: str, later_s: float = 0.0) -> JobHeader:
+        now_s = stages.clock.now()
+        left_s, job = trip.request.deadline_s - now_s, JobId(f"{stem}/{stage}")
+        due = trip.due.left(now_s)
+        return JobHeader(job, stages.dispatcher.session, epoch, left_s, trip.salt, *due, later_s)
 
     if route.prefix is not None:
         lender, num_tokens = route.prefix.instance, route.prefix.num_tokens
@@ -240,14 +252,9 @@ def _jobs(
             continue
         embedding = _promise(about[instance], "embedding", epoch, item.num_tokens)
         picture = trip.pictures[index]
-        jobs.append(
-            (
-                instance,
-                EncodeJob(
-                    header(f"encode{index}"), item, picture.data, picture.format, embedding.handle
-                ),
-            )
-        )
+        head = header(f"encode{index}", way.behind_picture(instance, item))
+        encode = EncodeJob(head, item, picture.data, picture.format, embedding.handle)
+        jobs.append((instance, encode))
         promised.append(PromisedItem(item, embedding))
     work = LanguageJob(
         header=header("decode"),
@@ -260,8 +267,9 @@ def _jobs(
         one = msgspec.structs.replace(work, items=tuple(promised), prefix=prefix)
         return [*jobs, (route.decode, one)]
     kv = _promise(about[route.prefill], "kv", epoch, len(trip.prompt) + len(trip.tokens))
+    head = header("prefill", way.behind_prefill())
     prefill = msgspec.structs.replace(
-        work, header=header("prefill"), items=tuple(promised), publish=kv.handle, prefix=prefix
+        work, header=head, items=tuple(promised), publish=kv.handle, prefix=prefix
     )
     decode = msgspec.structs.replace(work, kv=kv)
     return [*jobs, (route.prefill, prefill), (route.decode, decode)]

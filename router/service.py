@@ -184,7 +184,7 @@ class RequestService:
         request = running.request
         if request.id in self._running:
             raise RequestError("a request of this id is running", field="id")
-        trips = running.trips = self._trips(request, prompt)
+        trips = running.trips = self._trips(request, prompt, running.arrival_s)
         ledger = self._stages.ledger
         shape = asked(trips[0], running.arrival_s) if ledger.path else None
         ledger.accept(request.id, request.tenant, shape)
@@ -230,13 +230,14 @@ class RequestService:
         for trip in trips:
             self._metrics.tallied(trip.tally)
 
-    def _trips(self, request: Request, prompt: Prompt) -> list[Trip]:
+    def _trips(self, request: Request, prompt: Prompt, arrival_s: float) -> list[Trip]:
         """One trip per choice; output cut to what fits behind the prompt."""
         room = self._longest() - len(prompt)
         stop = msgspec.structs.replace(request.stop, max_tokens=min(request.stop.max_tokens, room))
         request = msgspec.structs.replace(request, stop=stop)
         salt = tenant_salt(self._secret, request.tenant)
-        return [Trip(request, prompt, choice, salt) for choice in range(request.num_choices)]
+        choices = range(request.num_choices)
+        return [Trip(request, prompt, choice, salt, arrival_s) for choice in choices]
 
     async def _choice(self, running: Running, trip: Trip) -> None:
         """Turn one choice's tokens into deltas."""

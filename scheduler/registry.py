@@ -1,16 +1,29 @@
 """Policies by name, for ``*/build.py``. The only place where names of policies are written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from scheduler.batching import boundaries_from_prompt, decode_first
+import msgspec
+
+from scheduler import batching, deadline, order
+from scheduler.batching import boundaries_from_prompt
+from scheduler.budgets import settled
+from scheduler.costs import Costs
+from scheduler.encoding import twsrf
 from scheduler.latency import Latencies
-from scheduler.order import fcfs, longest_prefix
+from scheduler.mlfq import Mlfq
 from scheduler.placement import LeastLoaded, Placement, RoundRobin
 from scheduler.preemption import youngest_first
 from scheduler.prefix_aware import PrefixAware
-from triptych.core.config import EngineConfig
+from scheduler.prior import PRIOR, Prior
+from scheduler.slack import Slack
+from triptych.core.config import Config, EngineConfig
 from triptych.core.errors import ConfigError
-from triptych.engine.policies import Order, Policies
+from triptych.core.lifecycle import Role
+from triptych.core.metrics import slo_class
+from triptych.engine.policies import Batching, EncodeOrder, Order, Policies, in_order_of_arrival
+
+MadeT = TypeVar("MadeT")
 
 PLACEMENTS: dict[str, Callable[[Latencies], Placement]] = {
     "prefix_aware": PrefixAware,
@@ -19,27 +32,75 @@ PLACEMENTS: dict[str, Callable[[Latencies], Placement]] = {
 }
 """Values of ``router.placement``."""
 
-
-ORDERS: dict[str, Order] = {"fcfs": fcfs, "longest_prefix": longest_prefix}
+ORDERS: dict[str, Callable[[Costs], Order]] = {
+    "fcfs": lambda _: order.fcfs,
+    "longest_prefix": lambda _: order.longest_prefix,
+    "mlfq": lambda costs: Mlfq(costs).order,
+    "edf": lambda _: deadline.edf_order,
+    "slack": lambda costs: Slack(costs).order,
+}
 """Values of ``engine.order``."""
 
+BY_PREFIX = frozenset({"longest_prefix", "slack"})
+"""Orders that ask what of a prompt is cached."""
 
-def policies(config: EngineConfig) -> Policies:
-    """What a language engine decides by. Raises ConfigError."""
-    if config.order not in ORDERS:
-        raise ConfigError(f"engine.order: {config.order!r} is not known")
+BATCHINGS: dict[str, Callable[[Costs], Batching]] = {
+    "decode_first": lambda _: batching.decode_first,
+    "fcfs": lambda _: batching.fcfs,
+    "sarathi": lambda _: batching.sarathi,
+    "splitfuse": lambda _: batching.splitfuse,
+    "mlfq": lambda costs: Mlfq(costs).batching,
+    "edf": lambda _: deadline.edf_batching,
+    "slack": lambda costs: Slack(costs).batching,
+}
+"""Values of ``engine.batching``."""
+
+ENCODE_ORDERS: dict[str, Callable[[Costs], EncodeOrder]] = {
+    "fcfs": lambda _: in_order_of_arrival,
+    "twsrf": lambda _: twsrf,
+    "slack": lambda costs: Slack(costs).encode,
+}
+"""Values of ``engine.encode_order``."""
+
+
+def policies(config: EngineConfig, costs: Costs = PRIOR) -> Policies:
+    """What a language engine decides by, with predictions by ``costs``. Raises ConfigError."""
     return Policies(
         boundaries=boundaries_from_prompt,
-        order=ORDERS[config.order],
-        batching=decode_first,
+        order=_find(ORDERS, "engine.order", config.order)(costs),
+        batching=_find(BATCHINGS, "engine.batching", config.batching)(costs),
         preemption=youngest_first,
-        matches=config.order == "longest_prefix",
+        matches=config.order in BY_PREFIX,
     )
+
+
+def encode_order(config: EngineConfig, costs: Costs = PRIOR) -> EncodeOrder:
+    """What a vision engine decides by. Raises ConfigError."""
+    return _find(ENCODE_ORDERS, "engine.encode_order", config.encode_order)(costs)
+
+
+def costs_of(data: bytes) -> Costs:
+    """What the file ``engine.costs`` says. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(data, type=Prior)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"engine.costs: {error}") from error
+
+
+def settle(config: Config, role: Role, costs: Costs | None) -> Config:
+    """``config`` of an instance of ``role``, with budgets found where they are 0."""
+    slo = slo_class(config.engine.slo, 1)
+    engine = settled(config.engine, config.cache, role, slo, costs)
+    return msgspec.structs.replace(config, engine=engine)
 
 
 def placement(name: str, latencies: Latencies) -> Placement:
     """The placement policy of that name, with a state of its own. Raises ConfigError."""
+    return _find(PLACEMENTS, "router.placement", name)(latencies)
+
+
+def _find(table: Mapping[str, MadeT], key: str, name: str) -> MadeT:
     try:
-        return PLACEMENTS[name](latencies)
+        return table[name]
     except KeyError:
-        raise ConfigError(f"router.placement: {name!r} is not known") from None
+        raise ConfigError(f"{key}: {name!r} is not known") from None

@@ -136,7 +136,8 @@ class SimulatedLanguage:
     def _steps_in(self, work: _Work, factor: float, seconds: float, most: int) -> int:
         """How many steps of a run begin within ``seconds``, one that ends with them included."""
         least_s = self._after(work, factor, 1)
-        low, high = 1, min(most, int(seconds / max(least_s, 1e-9) * (1 + 1e-9)) + 1)  # steps get no shorter
+        most = min(most, int(seconds / max(least_s, 1e-9) * (1 + 1e-9)) + 1)  # none is shorter
+        low, high = 1, most
         while low < high:
             middle = (low + high) // 2
             if self._after(work, factor, middle) >= seconds * (1 - 1e-12):

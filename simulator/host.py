@@ -101,6 +101,10 @@ class SimulatedMachine:
             raise ConfigError("cache.host_bytes: tiers are not simulated")
         return self._host.card
 
+    def costs(self, spec: InstanceSpec) -> Costs:
+        """See ``Machine``: policies know what steps take, but for noise and slowness."""
+        return self._host.hardware.of(topology.name(frozenset(spec.role))).costs
+
     async def executors(self, spec: InstanceSpec, card: ModelCard) -> Executors:
         """See ``Machine``. A cold start takes its time."""
         host, cache = self._host, spec.config.cache

@@ -12,6 +12,7 @@ from triptych.core.request import Item, Prompt, Sampling, StopRule
 VOCABULARY = 64
 EMBEDDING_SIZE = 2
 """Rows in an embedding block."""
+URGENCY = ("slo_ttft_s", "slo_tpot_s", "priority", "later_s")
 
 
 def picture(name, offset, num_tokens):
@@ -22,8 +23,9 @@ def make_job(name, tokens, *, items=(), max_tokens=5, stop=(), generated=(), **o
     budget_s = options.pop("budget_s", 1e9)
     salt = options.pop("salt", b"")
     sampling = options.pop("sampling", Sampling())
+    urgency = {key: options.pop(key) for key in URGENCY if key in options}
     return LanguageJob(
-        JobHeader(JobId(name), SessionId("session"), 0, budget_s, salt),
+        JobHeader(JobId(name), SessionId("session"), 0, budget_s, salt, **urgency),
         Prompt(tuple(tokens), tuple(items)),
         sampling,
         StopRule(max_tokens, tuple(stop)),

@@ -72,6 +72,7 @@ class LanguageMachine(RuleBasedStateMachine):
     num_blocks = 14
     deterministic = False
     order = "fcfs"
+    batching = "decode_first"
     eviction = "lru"
 
     def __init__(self):
@@ -83,6 +84,7 @@ class LanguageMachine(RuleBasedStateMachine):
             max_waiting=100,
             deterministic=self.deterministic,
             order=self.order,
+            batching=self.batching,
         )
         cache = KvCache(self.num_blocks, SIZE, "model", order=ORDERS[self.eviction])
         self.engine = LanguageEngine(
@@ -108,8 +110,10 @@ class LanguageMachine(RuleBasedStateMachine):
         salt=st.sampled_from([b"", b"", b"other"]),
         stops=st.booleans(),
         budget_s=st.sampled_from([FOREVER, FOREVER, 5.0]),
-    )
-    def submit(self, pieces, kind, max_tokens, num_generated, salt, stops, budget_s):
+        urgency=st.sampled_from([{}, {"slo_ttft_s": -1.0, "slo_tpot_s": 0.1}, {"priority": 1},
+                                 {"slo_ttft_s": 2.0, "slo_tpot_s": 1.0, "later_s": 0.5}]),
+    )  # fmt: skip
+    def submit(self, pieces, kind, max_tokens, num_generated, salt, stops, budget_s, urgency):
         tokens, items = parse(pieces)
         stop = (3, 17, 40) if stops else ()
         options = {"items": items, "max_tokens": max_tokens, "stop": stop, "salt": salt}
@@ -120,7 +124,7 @@ class LanguageMachine(RuleBasedStateMachine):
         if kind == "inbound":
             options["kv"] = promise()
         name = f"{kind}-{len(self.clients)}"
-        job = make_job(name, tokens, budget_s=budget_s, **options)
+        job = make_job(name, tokens, budget_s=budget_s, **options, **urgency)
         try:
             self.engine.submit(job, self.now)
         except RequestError:
@@ -371,12 +375,23 @@ class PrefixFirstMachine(LanguageMachine):
     num_blocks = 17
 
 
+class SlackMachine(LanguageMachine):
+    order = batching = "slack"
+
+
+class FeedbackMachine(LanguageMachine):
+    order = batching = "mlfq"
+    num_blocks = 17
+
+
 for machine, examples in (
     (LanguageMachine, 150),
     (DeterministicMachine, 60),
     (RoomyMachine, 60),
     (TieredMachine, 100),
     (PrefixFirstMachine, 100),
+    (SlackMachine, 60),
+    (FeedbackMachine, 40),
 ):
     machine.TestCase.settings = settings(
         max_examples=examples,
@@ -390,3 +405,5 @@ TestDeterministic = DeterministicMachine.TestCase
 TestRoomyPool = RoomyMachine.TestCase
 TestPrefixesFromElsewhere = TieredMachine.TestCase
 TestLongestPrefixFirst = PrefixFirstMachine.TestCase
+TestLeastSlackFirst = SlackMachine.TestCase
+TestFeedbackQueues = FeedbackMachine.TestCase

@@ -51,6 +51,10 @@ headers = st.builds(
     epoch=small,
     budget_s=floats,
     salt=st.binary(max_size=32),
+    slo_ttft_s=st.none() | floats,
+    slo_tpot_s=st.none() | floats,
+    priority=st.integers(-(2**31), 2**31 - 1),
+    later_s=floats,
 )
 encode_jobs = st.builds(
     handoff.EncodeJob,

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from triptych.core import topology
+from triptych.core.addresses import is_directory, is_loopback
 from triptych.core.errors import ConfigError
 
 Count = Annotated[int, Meta(ge=1)]
@@ -44,8 +45,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One language or vision engine."""
 
-    token_budget: Count = 512
-    """Tokens computed in one step, decodes first."""
+    token_budget: Amount = 512
+    """Tokens computed in one step. 0: as many as ``slo`` allows by ``costs``; 512 without these."""
     chunk_tokens: Count = 256
     """Prefill chunk; boundaries are its multiples and the borders of items."""
     max_sequences: Count = 64
@@ -53,10 +54,22 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting: Amount = 256
     """Jobs that wait for a place behind those; more are refused."""
     order: str = "fcfs"
-    """Who waits shortest: ``fcfs``, or ``longest_prefix`` (most of its prompt cached; nobody is
-    overtaken without bound)."""
-    image_budget_tokens: Count = 2048
-    """Visual tokens encoded in one step; a larger picture is encoded alone."""
+    """Who is admitted first: ``fcfs``, ``longest_prefix`` (most of its prompt cached), ``mlfq``,
+    ``edf`` or ``slack``; see ``docs/policies.md``. With none does anybody wait for ever."""
+    batching: str = "decode_first"
+    """What a step takes first: ``decode_first``, ``fcfs``, ``sarathi``, ``splitfuse``, ``mlfq``,
+    ``edf`` or ``slack``. It never changes an answer."""
+    encode_order: str = "fcfs"
+    """Which pictures are encoded first: ``fcfs``, ``twsrf`` (fewest left of its request, by time
+    windows) or ``slack``."""
+    image_budget_tokens: Amount = 2048
+    """Visual tokens encoded in one step; a larger picture is encoded alone. 0: as many as ``slo``
+    allows and the encoder gains by, by ``costs``; 2048 without these."""
+    slo: str = "interactive"
+    """SLO class whose bounds a budget of 0 is searched for."""
+    costs: str = ""
+    """JSON file of what an instance's steps cost (``scheduler.prior``), by which policies predict
+    and budgets are searched; empty: a prior, and no search."""
     deterministic: bool = False
     """Cut prefix hits at chunk boundaries and compute one sequence or one picture at a time in a
     step, so that equal requests give bit-equal logits under any load."""
@@ -332,7 +345,7 @@ def _check(config: Config) -> None:
     """What types cannot say."""
     engine, choices = config.engine, _CHOICES
     topology.parse(config.cluster.topology)
-    if engine.token_budget < engine.chunk_tokens:
+    if 0 < engine.token_budget < engine.chunk_tokens:
         raise ConfigError("engine.token_budget: must be at least engine.chunk_tokens")
     if engine.deterministic and config.transfer.wire != "raw":
         raise ConfigError("transfer.wire: engine.deterministic needs raw, the others round")
@@ -340,12 +353,12 @@ def _check(config: Config) -> None:
         raise ConfigError("cache.at_rest: engine.deterministic needs raw, the others round")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
-    if not _is_directory(config.cluster.directory):  # and not shown: it may hold a password
+    if not is_directory(config.cluster.directory):  # and not shown: it may hold a password
         raise ConfigError(
             "cluster.directory: embedded, redis[s]://[USER:PASSWORD@]HOST[:PORT][/NUMBER] or"
             " unix://[USER:PASSWORD@]/PATH; nothing behind it; of a password, / ? # @ [ ] as %XX"
         )
-    if not _is_loopback(config.router.admin) and not config.router.admin_key:
+    if not is_loopback(config.router.admin) and not config.router.admin_key:
         raise ConfigError("router.admin: an address beyond loopback needs router.admin_key")
     if bool(config.cache.disk_bytes) != bool(config.cache.disk_path):
         raise ConfigError("cache.disk_bytes: goes together with cache.disk_path")
@@ -358,26 +371,12 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}")
 
 
-def _is_directory(text: str) -> bool:
-    found = re.fullmatch(_DIRECTORY, text)
-    return found is not None and int(found["port"] or 0) <= 65_535
-
-
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    return not address or host in ("localhost", "::1") or host.startswith("127.")
-
-
-_DIRECTORY = (
-    r"embedded"
-    r"|rediss?://([^/?#@\[\]\s]*@)?([\w.-]+|\[[\da-fA-F:.]+\])(:(?P<port>[0-9]{1,5}))?(/[0-9]*)?"
-    r"|unix://([^/?#@\[\]\s]*@)?/[^?#\s]+"
-)
-"""No query: the client would take any option from there, over those that it is given."""
-
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "engine.order": ("fcfs", "longest_prefix"),
+    "engine.order": ("fcfs", "longest_prefix", "mlfq", "edf", "slack"),
+    "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),
+    "engine.encode_order": ("fcfs", "twsrf", "slack"),
+    "engine.slo": ("interactive", "strict", "multi-image", "video"),
     "cache.at_rest": ("raw", "int8", "fp8"),
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),

@@ -60,6 +60,20 @@ class JobHeader(msgspec.Struct, frozen=True):
     """Seconds left until the request's deadline, measured when the job was sent."""
     salt: bytes = b""
     """The tenant's cache salt."""
+    slo_ttft_s: float | None = None
+    """Seconds left, when the job was sent, until the request's next token is due by its SLO: the
+    first, or the one behind those that were streamed. Negative: late. None: no bound."""
+    slo_tpot_s: float | None = None
+    """Bound on the mean gap between the tokens behind the first. None: no bound."""
+    priority: int = 0
+    """Larger goes first, where the policy asks."""
+    later_s: float = 0.0
+    """Predicted seconds of the request's stages behind this job, up to the next token there."""
+
+    def aged(self, seconds: float) -> "JobHeader":
+        """The header as it would be had the job been sent ``seconds`` later."""
+        due_s = None if self.slo_ttft_s is None else self.slo_ttft_s - seconds
+        return msgspec.structs.replace(self, budget_s=self.budget_s - seconds, slo_ttft_s=due_s)
 
 
 class EncodeJob(msgspec.Struct, frozen=True):

@@ -30,6 +30,11 @@ Handle = NewType("Handle", str)
 """Unguessable, single-use name of one promised transfer, made by the router."""
 
 
+def attempt_of(job: JobId) -> str:
+    """``<request>/<choice>/<epoch>``: what the jobs of one attempt of a request share."""
+    return job.rpartition("/")[0]
+
+
 def succeeds(instance: InstanceId, other: InstanceId) -> bool:
     """Whether ``instance`` is a later incarnation of the place that ``other`` had."""
     (place, _, number), (former, _, earlier) = instance.rpartition("@"), other.rpartition("@")

@@ -125,3 +125,5 @@ class Request(msgspec.Struct, frozen=True):
     deadline_s: float
     """Point in the door's monotonic time after which nothing is of use."""
     num_choices: int = 1
+    priority: int = 0
+    """Larger goes first, where a policy asks."""

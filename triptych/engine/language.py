@@ -21,12 +21,13 @@ from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.engine.bounds import check_job
 from triptych.engine.outcome import Advanced, Drew, Outcome, Starved
 from triptych.engine.patience import Patience
-from triptych.engine.policies import Budget, Policies, Work
+from triptych.engine.policies import Budget, Moment, Policies, Work
 from triptych.engine.room import Elsewhere, Foresee, Room, nowhere
 from triptych.engine.roster import Roster
 from triptych.engine.runs import extend, most_steps
 from triptych.engine.sequence import Phase, Sequence
 from triptych.engine.step import Step
+from triptych.engine.turns import Turns
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -86,7 +87,7 @@ class LanguageEngine:
         self._patience = Patience(patience_s)
         self._step: Step[LanguagePlan] | None = None
         self._num_submitted = 0
-        self._passed_over = 0
+        self._turns = Turns(self._roster.known)
 
     def watch_waiting(self, foresee: Foresee) -> None:
         """``foresee`` hears of each sequence that has to wait for its turn, once."""
@@ -123,7 +124,7 @@ class LanguageEngine:
         if len(self._roster.alive()) >= self._config.max_sequences + self._config.max_waiting:
             raise Overloaded(f"{len(self._roster.waiting)} jobs are waiting")
         sequence.arrival = self._num_submitted
-        sequence.submitted_s, sequence.deadline_s = now, now + job.header.budget_s
+        sequence.note_submitted(now)
         self._num_submitted += 1
         self._roster.add(sequence)
 
@@ -156,6 +157,7 @@ class LanguageEngine:
         self._commit(sequence)
         sequence.tokens.append(first.token)
         sequence.phase, sequence.receives = Phase.RUNNING, False
+        sequence.note_came()
 
     def prefix_arrived(self, job_id: JobId, num_tokens: int) -> int:
         """The KV of the first ``num_tokens`` tokens of a job that awaited some is there and
@@ -224,7 +226,7 @@ class LanguageEngine:
         waiting = tuple(one.id for one in self._roster.waiting if is_short and one.has_places)
         if self._patience.runs_out(waiting, now):
             self._roster.outcomes.append(Starved(waiting))
-        chosen = self._batch()
+        chosen = self._batch(now)
         segments = tuple(
             self._roster.known[work.job].segment(work.start, work.end) for work in chosen
         )
@@ -253,6 +255,7 @@ class LanguageEngine:
             if sequence.ending is not None:
                 self._roster.drop(sequence, *sequence.ending)
         later = result.later or ((),) * len(segments)
+        self._turns.number += len(later[0])
         for segment, first, rest in zip(segments, result.drawn, later, strict=True):
             if alive := self._roster.get_alive(segment.job):
                 self._advance(alive, segment, (first, rest), now)
@@ -318,7 +321,7 @@ class LanguageEngine:
             elif sequence.phase is not Phase.ARRIVING and (reason := sequence.finish_reason()):
                 self._roster.end(sequence, reason)
 
-    def _batch(self) -> list[Work]:
+    def _batch(self, now: float) -> list[Work]:
         """The pieces of the next step."""
         tokens, alone = self._config.token_budget, self._config.deterministic
         ready: list[Work] = []
@@ -327,12 +330,10 @@ class LanguageEngine:
                 ready.extend(sequence.ready(1 if alone else tokens))
         if not ready:
             return []
-        budget = Budget(tokens, 1 if alone else len(ready), self._passed_over)
-        chosen = [ready[index] for index in self._policies.batching(ready, budget)]
-        is_passed_over = any(not work.is_decode for work in ready) and all(
-            work.is_decode for work in chosen
-        )
-        self._passed_over = self._passed_over + 1 if is_passed_over else 0
+        budget = Budget(tokens, 1 if alone else len(ready), self._turns.passed_over)
+        moment = Moment(now, self._turns.number)
+        chosen = [ready[index] for index in self._policies.batching(ready, budget, moment)]
+        self._turns.took(ready, chosen)
         return chosen
 
     def _steps(self, chosen: list[Work]) -> int:
@@ -363,6 +364,7 @@ class LanguageEngine:
         token = Token(sequence.num_output, first.token, first.logprob, first.top)
         rest = extend(sequence, first, later, self._cache)
         self._commit(sequence)
+        sequence.note_drawn(now, 1 + len(rest))
         self._roster.outcomes.append(Drew(sequence.id, token, rest))
         reason = "prefilled" if publishes else sequence.finish_reason()
         if reason is not None:

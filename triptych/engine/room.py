@@ -11,7 +11,7 @@ from triptych.cache.kv import KvCache, KvTable
 from triptych.core.config import EngineConfig
 from triptych.core.handoff import LanguageJob
 from triptych.engine.outcome import Reserved
-from triptych.engine.policies import Policies, Work
+from triptych.engine.policies import Moment, Policies, Work
 from triptych.engine.roster import Roster
 from triptych.engine.sequence import Phase, Sequence
 
@@ -58,6 +58,7 @@ class Room:
         self.foresee: Foresee = nobody
         self.num_preempted = 0
         """Since the start."""
+        self._turn = 0
 
     def grow(self) -> bool:
         """Room for every known token of every running sequence, preempting others for it.
@@ -88,15 +89,19 @@ class Room:
         if not waiting or places <= 0:
             return False
         self._match(waiting)
-        order = list(self._policies.order([_claim(sequence) for sequence in waiting]))
+        moment = Moment(now, self._turn)
+        order = list(self._policies.order([_debt(sequence) for sequence in waiting], moment))
+        first = order[0]
         order.sort(key=lambda index: not waiting[index].is_preferred)
         spare = sum(map(_grows, roster.running))
-        for sequence in [waiting[index] for index in order[:places]]:
+        for index in order[:places]:
+            sequence = waiting[index]
             if not self._open(sequence, spare):
                 if self._cache.num_open == 0:
                     roster.drop(sequence, "internal", "a sequence alone does not fit")
                 return bool(roster.waiting)
             roster.start(sequence)
+            self._turn += index == first
             spare += _grows(sequence)
             if sequence.receives:
                 sequence.note_started(now)
@@ -193,8 +198,3 @@ def _grows(sequence: Sequence) -> bool:
 
 def _debt(sequence: Sequence) -> Work:
     return sequence.work(sequence.computed, sequence.total)
-
-
-def _claim(sequence: Sequence) -> Work:
-    """A waiting sequence as the order sees it."""
-    return _debt(sequence)._replace(hit=sequence.hit, num_overtaken=sequence.num_overtaken)

@@ -3,6 +3,7 @@
 Knows its own chunks, items and stop rule. Does not know other sequences, budgets or blocks' owners.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from enum import Enum
@@ -12,7 +13,7 @@ from triptych.core.event import Timing
 from triptych.core.handoff import LanguageJob
 from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import Draw, PlacedItem, Segment
-from triptych.engine.policies import Work
+from triptych.engine.policies import CALM, Work, claim_of
 
 
 class Phase(Enum):
@@ -40,9 +41,11 @@ class Sequence:
         "boundaries",
         "cached_tokens",
         "chunk_tokens",
+        "claim",
         "compute_s",
         "computed",
         "deadline_s",
+        "due_s",
         "ending",
         "has_places",
         "hit",
@@ -53,7 +56,9 @@ class Sequence:
         "job",
         "matched",
         "num_overtaken",
+        "num_passed_over",
         "overlaps",
+        "paced",
         "phase",
         "prefill_s",
         "prompt_len",
@@ -102,6 +107,11 @@ class Sequence:
         self.matched = -1
         self.num_overtaken = 0
         """Sequences that came later and were admitted while this one waited."""
+        self.num_passed_over = 0
+        """Steps in a row in which it was ready and nothing of it was taken."""
+        self.claim, self.due_s = CALM, math.inf
+        self.paced: tuple[float, int] | None = None
+        """Since when tokens are due a gap apart, and the place of the first of these."""
         self.submitted_s = self.deadline_s = 0.0
         self.queue_s: float | None = None
         self.blocked_since: float | None = None
@@ -152,12 +162,33 @@ class Sequence:
         """Whether it was put before all others."""
         return self.arrival < 0
 
+    def note_submitted(self, now: float) -> None:
+        """The job came: its deadlines in the engine's time."""
+        header = self.job.header
+        self.submitted_s, self.deadline_s = now, now + header.budget_s
+        self.claim = claim_of(header, now, 0 if self.receives else self.total)
+        if header.slo_ttft_s is not None:
+            self.due_s = now + header.slo_ttft_s
+
+    def note_came(self) -> None:
+        """KV came from elsewhere, late by an unknown time: the next token is due at once."""
+        self.due_s = -math.inf if self.claim.tpot_s < math.inf else math.inf
+
+    def note_drawn(self, now: float, count: int = 1) -> None:
+        """``count`` tokens were drawn. From the request's first on, when it was drawn, or else from
+        the first drawn here on, when it was due, one more is due after each gap."""
+        start = self.num_output - count
+        if self.paced is None:
+            self.paced = (self.due_s if start else now), start
+        begin_s, begin = self.paced
+        self.due_s = begin_s + (self.num_output - begin) * self.claim.tpot_s
+
     def finish_reason(self) -> str | None:
         """``stop`` or ``length`` if the sequence is complete."""
-        stop = self.job.stop
-        if self.num_output and self.tokens[-1] in stop.token_ids:
+        stop, num_output = self.job.stop, len(self.tokens) - self.prompt_len
+        if num_output and self.tokens[-1] in stop.token_ids:
             return "stop"
-        return "length" if self.num_output >= stop.max_tokens else None
+        return "length" if num_output >= stop.max_tokens else None
 
     def chunk_end(self, start: int) -> int:
         """End of the chunk that contains position ``start``."""
@@ -167,15 +198,28 @@ class Sequence:
 
     def work(self, start: int, end: int) -> Work:
         """A piece of this sequence as policies see it."""
-        return Work(self.id, self.arrival, start, end, self.total, start == self.computed)
+        return Work(
+            self.job.header.id,
+            self.arrival,
+            start,
+            end,
+            len(self.tokens),
+            start == self.computed,
+            self.hit,
+            self.num_overtaken,
+            self.num_passed_over,
+            self.due_s,
+            self.compute_s,
+            self.claim,
+        )
 
     def ready(self, limit: int) -> Iterator[Work]:
         """The next chunks whose items are here and whose blocks are reserved, in order, up to the
         first that goes beyond ``limit`` tokens (that one included)."""
-        start = self.computed
+        start, total = self.computed, len(self.tokens)
         capacity = self.table.capacity
-        while start < self.total and start - self.computed < limit:
-            end = self.chunk_end(start)
+        while start < total and start - self.computed < limit:
+            end = total if start + 1 == total else self.chunk_end(start)
             if end > capacity or self._lacks_item(start, end):
                 return
             yield self.work(start, end)
@@ -211,7 +255,9 @@ class Sequence:
             self.blocked_since = None
 
     def note_started(self, now: float) -> None:
-        """Account the end of queueing."""
+        """Account the end of queueing; what was due at once was due now."""
+        if self.due_s == -math.inf:
+            self.due_s = now
         if self.queue_s is None:
             self.queue_s = now - self.submitted_s
 

@@ -5,8 +5,8 @@ pictures are encoded once, also while the first is being encoded.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection
-from enum import Enum
 
 from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
 from triptych.core.census import Holding
@@ -14,58 +14,13 @@ from triptych.core.config import EngineConfig
 from triptych.core.errors import InvariantBroken, Overloaded, RequestError
 from triptych.core.event import Timing
 from triptych.core.handoff import EncodeJob
-from triptych.core.ids import ContentHash, JobId
+from triptych.core.ids import JobId
 from triptych.core.plan import VisionPlan, VisionResult, VisionTask
 from triptych.engine.outcome import Dropped, Embedded, Outcome, Starved
 from triptych.engine.patience import Patience
+from triptych.engine.picture import Phase, Picture
+from triptych.engine.policies import EncodeOrder, Moment, in_order_of_arrival
 from triptych.engine.step import Step
-
-
-class _Phase(Enum):
-    WAITING = "waiting"
-    """Has no entry."""
-    JOINED = "joined"
-    """Has an entry that this job or another is to write."""
-    HELD = "held"
-    """Was told Embedded; the entry stays until ``release``."""
-
-
-class _Picture:
-    """State of one encode job."""
-
-    __slots__ = ("compute_s", "deadline_s", "entry", "is_cancelled", "is_writer", "job", "phase",
-                 "pixels", "started_s", "submitted_s")  # fmt: skip
-
-    def __init__(self, job: EncodeJob, pixels: object | None, now: float) -> None:
-        self.job = job
-        self.pixels = pixels
-        self.phase = _Phase.WAITING
-        self.entry: Entry | None = None
-        self.is_writer = False
-        """Whether the step in flight encodes this very job."""
-        self.is_cancelled = False
-        self.submitted_s, self.deadline_s = now, now + job.header.budget_s
-        self.started_s: float | None = None
-        self.compute_s = 0.0
-
-    @property
-    def id(self) -> JobId:
-        """The job's."""
-        return self.job.header.id
-
-    @property
-    def key(self) -> ContentHash:
-        """Of the picture's content."""
-        return self.job.item.key
-
-    @property
-    def num_tokens(self) -> int:
-        """Visual tokens of the picture."""
-        return self.job.item.num_tokens
-
-    def join(self, entry: Entry) -> None:
-        """Wait for ``entry``, or write it."""
-        self.entry, self.phase = entry, _Phase.JOINED
 
 
 class VisionEngine:
@@ -74,6 +29,7 @@ class VisionEngine:
     Args:
         config: budgets and bounds.
         cache: embedding blocks of the instance; prefill on the same instance may share it.
+        order: who is encoded first; from ``scheduler.registry``.
         must_wait: whether others on the instance wait for room in the cache, so that no place is
             to be taken now.
         patience_s: how long pictures wait for room before ``Starved`` is said.
@@ -84,18 +40,21 @@ class VisionEngine:
         config: EngineConfig,
         cache: EmbeddingCache,
         *,
+        order: EncodeOrder = in_order_of_arrival,
         must_wait: Callable[[], bool] = lambda: False,
         patience_s: float = math.inf,
     ) -> None:
         self._config = config
         self._cache = cache
+        self._order = order
         self._must_wait = must_wait
         self._patience = Patience(patience_s)
-        self._known: dict[JobId, _Picture] = {}
+        self._known: dict[JobId, Picture] = {}
         """In order of arrival, but for those that are preferred."""
+        self._num_submitted = self._turn = 0
         self._outcomes: list[Outcome] = []
         self._step: Step[VisionPlan] | None = None
-        self._writing: list[tuple[_Picture, Entry]] = []
+        self._writing: list[tuple[Picture, Entry]] = []
         """Pictures of the step in flight, and the entries that it writes."""
 
     @property
@@ -115,8 +74,7 @@ class VisionEngine:
         if entry.is_unwritten:
             self._cache.release(entry)
             return False
-        picture = self._known[job.header.id] = _Picture(job, None, now)
-        picture.join(entry)
+        self._add(job, None, now).join(entry)
         return True
 
     def submit(self, job: EncodeJob, pixels: object, now: float) -> None:
@@ -131,11 +89,13 @@ class VisionEngine:
                 status="too_large",
             )
         self._check_load()
-        self._known[job.header.id] = _Picture(job, pixels, now)
+        self._add(job, pixels, now)
 
     def prefer(self, jobs: Collection[JobId]) -> None:
         """Pictures that wait for room go before all others."""
         first = {job: self._known[job] for job in jobs if job in self._known}
+        for picture in first.values():
+            picture.is_preferred = True
         self._known = first | {job: p for job, p in self._known.items() if job not in first}
 
     def cancel(self, job_id: JobId) -> bool:
@@ -148,7 +108,7 @@ class VisionEngine:
         if picture.is_writer:
             picture.is_cancelled = True
             return False
-        if picture.phase is _Phase.HELD:
+        if picture.phase is Phase.HELD:
             self._forget(picture)
         else:
             self._drop(picture, "cancelled", "")
@@ -158,18 +118,18 @@ class VisionEngine:
         """Nobody outside reads the embedding for this job any more. Does nothing for a job that
         was not Embedded."""
         picture = self._known.get(job_id)
-        if picture is not None and picture.phase is _Phase.HELD:
+        if picture is not None and picture.phase is Phase.HELD:
             self._forget(picture)
 
     def plan(self, now: float) -> Step[VisionPlan] | None:
-        """The next step: expire, tell who is done, reserve and batch in order of arrival."""
+        """The next step: expire, tell who is done, reserve and batch in the policy's order."""
         if self._step is not None:
             raise InvariantBroken("plan: a step is being executed")
         for picture in list(self._known.values()):
-            if picture.phase is not _Phase.HELD and picture.deadline_s <= now:
+            if picture.phase is not Phase.HELD and picture.deadline_s <= now:
                 self._drop(picture, "deadline_exceeded", "")
         self._settle(now)
-        self._writing = self._batch()
+        self._writing = self._batch(now)
         self._settle(now)
         waiting = () if self._writing else self._waiting()
         if self._patience.runs_out(waiting, now):
@@ -214,7 +174,7 @@ class VisionEngine:
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a job that is not over, or the end of patience."""
-        deadlines = [p.deadline_s for p in self._known.values() if p.phase is not _Phase.HELD]
+        deadlines = [p.deadline_s for p in self._known.values() if p.phase is not Phase.HELD]
         return min(min(deadlines), self._patience.until_s) if deadlines else None
 
     def census(self) -> tuple[list[Holding], dict[str, int]]:
@@ -227,9 +187,9 @@ class VisionEngine:
         self._cache.check()
         for picture in self._known.values():
             entry = picture.entry
-            if (entry is None) != (picture.phase is _Phase.WAITING):
+            if (entry is None) != (picture.phase is Phase.WAITING):
                 raise InvariantBroken(f"{picture.id} has an entry and waits, or the reverse")
-            if picture.phase is _Phase.HELD and (entry is None or not entry.is_ready):
+            if picture.phase is Phase.HELD and (entry is None or not entry.is_ready):
                 raise InvariantBroken(f"{picture.id} offers what is not ready")
             if picture.is_writer and (self._step is None or picture.id not in self._step.jobs):
                 raise InvariantBroken(f"{picture.id} writes without a step")
@@ -239,32 +199,30 @@ class VisionEngine:
         that came without pixels ends where nobody is left to write its entry."""
         for picture in list(self._known.values()):
             entry = picture.entry
-            if picture.phase is not _Phase.JOINED or entry is None:
+            if picture.phase is not Phase.JOINED or entry is None:
                 continue
             if entry.is_ready:
-                picture.phase, picture.pixels = _Phase.HELD, None
+                picture.phase, picture.pixels = Phase.HELD, None
                 self._outcomes.append(self._embedded(picture, entry, now))
             elif entry.state is EntryState.FAILED:
                 self._cache.release(entry)
-                picture.entry, picture.phase = None, _Phase.WAITING
+                picture.entry, picture.phase = None, Phase.WAITING
                 if picture.pixels is None:
                     self._drop(picture, "unavailable", "the picture was not encoded")
             elif entry.is_unwritten and picture.pixels is None:
                 self._drop(picture, "unavailable", "the picture was not encoded")
 
-    def _batch(self) -> list[tuple[_Picture, Entry]]:
-        """Pictures to encode now, in order of arrival.
+    def _batch(self, now: float) -> list[tuple[Picture, Entry]]:
+        """Pictures to encode now, in the policy's order.
 
         Those whose embedding is here, being written, or has a place already, join it: they take
         no room from one that waits for it.
         """
-        writing: list[tuple[_Picture, Entry]] = []
+        writing: list[tuple[Picture, Entry]] = []
         left, has_room = self._config.image_budget_tokens, not self._must_wait()
         if self._config.deterministic:
             left = 0  # each alone: the shape of a step decides the last bits
-        for picture in self._known.values():
-            if picture.pixels is None:
-                continue
+        for picture, is_first in self._in_order(now):
             entry = picture.entry or self._cache.acquire(picture.key, picture.id)
             is_late = bool(writing) and picture.num_tokens > left
             if entry is None and has_room and not is_late:
@@ -274,6 +232,7 @@ class VisionEngine:
                 has_room = False  # nobody behind takes the room that this one waits for
                 continue
             picture.join(entry)
+            self._turn += is_first
             if entry.is_unwritten and is_late:
                 left = 0
             elif self._cache.claim(entry):
@@ -281,11 +240,32 @@ class VisionEngine:
                 left -= picture.num_tokens
         return writing
 
+    def _in_order(self, now: float) -> list[tuple[Picture, bool]]:
+        """Pictures that are not encoded, and whether each is the policy's first; those that are
+        preferred go before all others."""
+        pictures = [picture for picture in self._known.values() if picture.pixels is not None]
+        if not pictures:
+            return []
+        left: Counter[str] = Counter()
+        since_s: dict[str, float] = {}
+        for picture in pictures:
+            left[picture.attempt] += picture.num_tokens
+            known_s = since_s.get(picture.attempt, picture.submitted_s)
+            since_s[picture.attempt] = min(known_s, picture.submitted_s)
+        waiting = [
+            picture.waits(left[picture.attempt], since_s[picture.attempt]) for picture in pictures
+        ]
+        order = self._order(waiting, Moment(now, self._turn))
+        first = pictures[order[0]]
+        in_order = [pictures[index] for index in order]
+        in_order.sort(key=lambda picture: not picture.is_preferred)
+        return [(picture, picture is first) for picture in in_order]
+
     def _waiting(self) -> tuple[JobId, ...]:
         """Pictures without a place; if none is written in this step, for want of room."""
-        return tuple(p.id for p in self._known.values() if p.phase is _Phase.WAITING)
+        return tuple(p.id for p in self._known.values() if p.phase is Phase.WAITING)
 
-    def _close(self, step: Step[VisionPlan]) -> list[tuple[_Picture, Entry]]:
+    def _close(self, step: Step[VisionPlan]) -> list[tuple[Picture, Entry]]:
         """The step is over; its pictures and their entries."""
         if step is not self._step:
             raise InvariantBroken("the step is not being executed")
@@ -295,13 +275,18 @@ class VisionEngine:
             picture.is_writer = False
         return closed
 
+    def _add(self, job: EncodeJob, pixels: object | None, now: float) -> Picture:
+        picture = self._known[job.header.id] = Picture(job, pixels, now, self._num_submitted)
+        self._num_submitted += 1
+        return picture
+
     def _check_load(self) -> None:
-        alive = sum(picture.phase is not _Phase.HELD for picture in self._known.values())
+        alive = sum(picture.phase is not Phase.HELD for picture in self._known.values())
         if alive >= self._config.max_sequences + self._config.max_waiting:
             raise Overloaded(f"{alive} pictures are waiting")
 
     @staticmethod
-    def _embedded(picture: _Picture, entry: Entry, now: float) -> Embedded:
+    def _embedded(picture: Picture, entry: Entry, now: float) -> Embedded:
         is_cached = picture.started_s is None
         began = now if picture.started_s is None else picture.started_s
         cached_tokens = picture.num_tokens if is_cached else 0
@@ -312,11 +297,11 @@ class VisionEngine:
         )
         return Embedded(picture.id, entry.blocks, is_cached, timing)
 
-    def _drop(self, picture: _Picture, code: str, detail: str) -> None:
+    def _drop(self, picture: Picture, code: str, detail: str) -> None:
         self._outcomes.append(Dropped(picture.id, code, detail))
         self._forget(picture)
 
-    def _forget(self, picture: _Picture) -> None:
+    def _forget(self, picture: Picture) -> None:
         del self._known[picture.id]
         if picture.entry is not None:
             self._cache.release(picture.entry)

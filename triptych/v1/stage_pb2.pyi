@@ -24,18 +24,26 @@ class Accepted(_message.Message):
     def __init__(self) -> None: ...
 
 class JobHeader(_message.Message):
-    __slots__ = ("id", "session", "epoch", "budget_s", "salt")
+    __slots__ = ("id", "session", "epoch", "budget_s", "salt", "slo_ttft_s", "slo_tpot_s", "priority", "later_s")
     ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
+    SLO_TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    SLO_TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    LATER_S_FIELD_NUMBER: _ClassVar[int]
     id: str
     session: str
     epoch: int
     budget_s: float
     salt: bytes
-    def __init__(self, id: _Optional[str] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., budget_s: _Optional[float] = ..., salt: _Optional[bytes] = ...) -> None: ...
+    slo_ttft_s: float
+    slo_tpot_s: float
+    priority: int
+    later_s: float
+    def __init__(self, id: _Optional[str] = ..., session: _Optional[str] = ..., epoch: _Optional[int] = ..., budget_s: _Optional[float] = ..., salt: _Optional[bytes] = ..., slo_ttft_s: _Optional[float] = ..., slo_tpot_s: _Optional[float] = ..., priority: _Optional[int] = ..., later_s: _Optional[float] = ...) -> None: ...
 
 class Item(_message.Message):
     __slots__ = ("key", "offset", "num_tokens", "grid")

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from triptych.core import event, handoff, request, view
 from triptych.core.census import Census, Holding
 from triptych.core.errors import RequestError
-from triptych.core.ids import ContentHash, Handle, InstanceId, JobId, SessionId
+from triptych.core.ids import Handle, InstanceId, JobId
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import Stage
 from triptych.v1 import stage_pb2 as pb
 from triptych.wire import convert_catalog
+from triptych.wire import convert_parts as parts
 
-_KEY_BYTES = 32
 _TO_STAGE = {
     Stage.ENCODE: pb.STAGE_ENCODE,
     Stage.PREFILL: pb.STAGE_PREFILL,
@@ -30,8 +30,8 @@ _FROM_STAGE = {number: stage for stage, number in _TO_STAGE.items()}
 def encode_encode_job(job: handoff.EncodeJob) -> pb.EncodeJob:
     """An encode job as its message."""
     return pb.EncodeJob(
-        header=_encode_header(job.header),
-        item=_encode_item(job.item),
+        header=parts.encode_header(job.header),
+        item=parts.encode_item(job.item),
         data=job.data,
         format=job.format,
         handle=job.handle,
@@ -41,8 +41,8 @@ def encode_encode_job(job: handoff.EncodeJob) -> pb.EncodeJob:
 def decode_encode_job(message: pb.EncodeJob) -> handoff.EncodeJob:
     """The inverse of ``encode_encode_job``."""
     return handoff.EncodeJob(
-        header=_decode_header(message.header),
-        item=_decode_item(message.item),
+        header=parts.decode_header(message.header),
+        item=parts.decode_item(message.item),
         data=message.data,
         format=message.format,
         handle=Handle(message.handle),
@@ -53,7 +53,7 @@ def encode_language_job(job: handoff.LanguageJob) -> pb.LanguageJob:
     """A language job as its message."""
     sampling, stop = job.sampling, job.stop
     return pb.LanguageJob(
-        header=_encode_header(job.header),
+        header=parts.encode_header(job.header),
         prompt=_encode_prompt(job.prompt),
         sampling=pb.Sampling(
             temperature=sampling.temperature,
@@ -71,12 +71,14 @@ def encode_language_job(job: handoff.LanguageJob) -> pb.LanguageJob:
         ),
         generated=job.generated,
         items=[
-            pb.PromisedItem(item=_encode_item(promised.item), ref=_encode_maybe(promised.ref))
+            pb.PromisedItem(
+                item=parts.encode_item(promised.item), ref=parts.encode_maybe(promised.ref)
+            )
             for promised in job.items
         ],
-        kv=_encode_maybe(job.kv),
+        kv=parts.encode_maybe(job.kv),
         publish=job.publish,
-        prefix=_encode_maybe(job.prefix),
+        prefix=parts.encode_maybe(job.prefix),
     )
 
 
@@ -84,7 +86,7 @@ def decode_language_job(message: pb.LanguageJob) -> handoff.LanguageJob:
     """The inverse of ``encode_language_job``."""
     sampling, stop = message.sampling, message.stop
     return handoff.LanguageJob(
-        header=_decode_header(message.header),
+        header=parts.decode_header(message.header),
         prompt=_decode_prompt(message.prompt),
         sampling=request.Sampling(
             temperature=sampling.temperature,
@@ -105,126 +107,42 @@ def decode_language_job(message: pb.LanguageJob) -> handoff.LanguageJob:
         generated=tuple(message.generated),
         items=tuple(
             handoff.PromisedItem(
-                item=_decode_item(promised.item),
-                ref=_decode_ref(promised.ref) if promised.HasField("ref") else None,
+                item=parts.decode_item(promised.item),
+                ref=parts.decode_ref(promised.ref) if promised.HasField("ref") else None,
             )
             for promised in message.items
         ),
-        kv=_decode_ref(message.kv) if message.HasField("kv") else None,
+        kv=parts.decode_ref(message.kv) if message.HasField("kv") else None,
         publish=Handle(message.publish) if message.HasField("publish") else None,
-        prefix=_decode_ref(message.prefix) if message.HasField("prefix") else None,
+        prefix=parts.decode_ref(message.prefix) if message.HasField("prefix") else None,
     )
 
 
 def encode_lend_job(job: handoff.LendJob) -> pb.LendJob:
     """The loan of a prefix as its message."""
     return pb.LendJob(
-        header=_encode_header(job.header), prompt=_encode_prompt(job.prompt), handle=job.handle
+        header=parts.encode_header(job.header), prompt=_encode_prompt(job.prompt), handle=job.handle
     )
 
 
 def decode_lend_job(message: pb.LendJob) -> handoff.LendJob:
     """The inverse of ``encode_lend_job``."""
     return handoff.LendJob(
-        header=_decode_header(message.header),
+        header=parts.decode_header(message.header),
         prompt=_decode_prompt(message.prompt),
         handle=Handle(message.handle),
     )
 
 
 def _encode_prompt(prompt: request.Prompt) -> pb.Prompt:
-    items = [_encode_item(item) for item in prompt.items]
+    items = [parts.encode_item(item) for item in prompt.items]
     return pb.Prompt(token_ids=prompt.token_ids, items=items)
 
 
 def _decode_prompt(message: pb.Prompt) -> request.Prompt:
     return request.Prompt(
         token_ids=tuple(message.token_ids),
-        items=tuple(_decode_item(item) for item in message.items),
-    )
-
-
-def _encode_header(header: handoff.JobHeader) -> pb.JobHeader:
-    return pb.JobHeader(
-        id=header.id,
-        session=header.session,
-        epoch=header.epoch,
-        budget_s=header.budget_s,
-        salt=header.salt,
-    )
-
-
-def _decode_header(message: pb.JobHeader) -> handoff.JobHeader:
-    if not message.id or not message.session:
-        raise RequestError("a job needs an id and a session", field="header")
-    return handoff.JobHeader(
-        id=JobId(message.id),
-        session=SessionId(message.session),
-        epoch=message.epoch,
-        budget_s=message.budget_s,
-        salt=message.salt,
-    )
-
-
-def _encode_item(item: request.Item) -> pb.Item:
-    return pb.Item(key=item.key, offset=item.offset, num_tokens=item.num_tokens, grid=item.grid)
-
-
-def _decode_item(message: pb.Item) -> request.Item:
-    if len(message.grid) != 3 or len(message.key) != _KEY_BYTES:
-        raise RequestError("an item has a key of 32 bytes and a grid of 3 numbers", field="item")
-    time, height, width = message.grid
-    return request.Item(
-        key=ContentHash(message.key),
-        offset=message.offset,
-        num_tokens=message.num_tokens,
-        grid=(time, height, width),
-    )
-
-
-def _encode_endpoint(endpoint: handoff.Endpoint) -> pb.Endpoint:
-    return pb.Endpoint(
-        host=endpoint.host,
-        port=endpoint.port,
-        path=endpoint.path,
-        machine=endpoint.machine,
-        ways=endpoint.ways,
-    )
-
-
-def _decode_endpoint(message: pb.Endpoint) -> handoff.Endpoint:
-    return handoff.Endpoint(
-        host=message.host,
-        port=message.port,
-        path=message.path,
-        machine=message.machine,
-        ways=tuple(message.ways),
-    )
-
-
-def _encode_ref(ref: handoff.TransferRef) -> pb.TransferRef:
-    return pb.TransferRef(
-        handle=ref.handle,
-        epoch=ref.epoch,
-        instance=ref.instance,
-        endpoint=_encode_endpoint(ref.endpoint),
-        layout=ref.layout,
-        num_tokens=ref.num_tokens,
-    )
-
-
-def _encode_maybe(ref: handoff.TransferRef | None) -> pb.TransferRef | None:
-    return None if ref is None else _encode_ref(ref)
-
-
-def _decode_ref(message: pb.TransferRef) -> handoff.TransferRef:
-    return handoff.TransferRef(
-        handle=Handle(message.handle),
-        epoch=message.epoch,
-        instance=InstanceId(message.instance),
-        endpoint=_decode_endpoint(message.endpoint),
-        layout=message.layout,
-        num_tokens=message.num_tokens,
+        items=tuple(parts.decode_item(item) for item in message.items),
     )
 
 
@@ -330,7 +248,7 @@ def encode_description(description: view.Description) -> pb.Description:
         id=description.id,
         role=[_TO_STAGE[stage] for stage in description.role],
         model=description.model,
-        transfer=_encode_endpoint(description.transfer),
+        transfer=parts.encode_endpoint(description.transfer),
         kv=None if description.kv is None else _encode_layout(description.kv),
         embedding=None if description.embedding is None else _encode_layout(description.embedding),
         num_kv_blocks=description.num_kv_blocks,
@@ -347,7 +265,7 @@ def decode_description(message: pb.Description) -> view.Description:
         id=InstanceId(message.id),
         role=_decode_stages(message.role),
         model=message.model,
-        transfer=_decode_endpoint(message.transfer),
+        transfer=parts.decode_endpoint(message.transfer),
         kv=_decode_layout(message.kv) if message.HasField("kv") else None,
         embedding=_decode_layout(message.embedding) if message.HasField("embedding") else None,
         num_kv_blocks=message.num_kv_blocks,
