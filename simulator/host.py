@@ -13,6 +13,7 @@ from cluster.tiers_build import Movers
 from encoder_service.pictures import Decoders
 from kvtransfer.fetching import Fetching
 from kvtransfer.promises import Promises
+from scheduler.costs import Costs
 from simulator import texts
 from simulator.executors import Computing, EmptyMemory, SimulatedLanguage, SimulatedVision
 from simulator.hardware import Hardware, embedding_layout, kv_layout
@@ -102,8 +103,8 @@ class SimulatedMachine:
         return self._host.card
 
     def costs(self, spec: InstanceSpec) -> Costs:
-        """See ``Machine``: policies know what steps take, but for noise and slowness."""
-        return self._host.hardware.of(topology.name(frozenset(spec.role))).costs
+        """See ``Machine``."""
+        return self._host.hardware.card(topology.name(frozenset(spec.role))).costs
 
     async def executors(self, spec: InstanceSpec, card: ModelCard) -> Executors:
         """See ``Machine``. A cold start takes its time."""
