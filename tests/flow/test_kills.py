@@ -14,6 +14,7 @@ import pytest
 
 from tests.flow.drawn import parts, picture, words
 from tests.flow.harness import Flow, config, flow
+from tests.patience import PATIENCE_S
 from triptych.core.errors import TriptychError
 from triptych.core.request import Picture, Sampling
 
@@ -58,7 +59,7 @@ async def kill_and_wait(flow: Flow, rng: random.Random, role: str) -> float:
     victim = rng.choice(victims)
     os.kill(victim.pid, signal.SIGKILL)
     start_s = flow.core.clock.now()
-    async with asyncio.timeout(60.0):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             now = flow.core.dispatcher.view().instances
             ids = {v.description.id for v in now}
