@@ -18,11 +18,11 @@ from cluster.host import InstanceSpec
 from tests.patience import PATIENCE_S
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
+from tests.signals import stop
 from triptych.core.errors import ConfigError, InstanceLost, TriptychError, Unavailable
 from triptych.core.lifecycle import InstanceState, Stage
 
 BACKENDS = ["process", pytest.param("ray", marks=pytest.mark.ray)]
-pytestmark = pytest.mark.timeout(120)
 
 
 def is_alive(pid):
@@ -133,7 +133,7 @@ async def test_a_hung_instance_is_fenced_off_and_replaced():
     async with running("E1,P1,D1", "process", "cluster.timeout_s=1.0") as cluster:
         async with driving(cluster) as driver:
             pid = cluster.pids()["prefill-0@0"]
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             async with asyncio.timeout(PATIENCE_S):
                 while "prefill-0@1" not in cluster.pids():
                     await asyncio.sleep(0.05)
@@ -216,7 +216,8 @@ async def test_a_start_that_cannot_succeed_leaves_nothing(backend):
 
 
 async def test_a_stop_waits_for_work_in_flight():
-    async with running("EPD1", "process") as cluster, driving(cluster) as driver:
+    patient = f"cluster.drain_s={PATIENCE_S}"
+    async with running("EPD1", "process", patient) as cluster, driving(cluster) as driver:
         question = Question(rng_of("drain"), 1, max_tokens=200)
         asking = asyncio.create_task(driver.ask(question))
         await asyncio.sleep(0.1)

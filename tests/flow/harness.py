@@ -74,7 +74,7 @@ class Flow:
         sampling: Sampling | None = None,
         eos: tuple[int, ...] = (),
         tenant: TenantId = PUBLIC,
-        seconds: float = 60.0,
+        seconds: float = PATIENCE_S,
         num_choices: int = 1,
         strings: tuple[str, ...] = (),
     ) -> Request:

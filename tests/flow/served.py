@@ -13,7 +13,7 @@ import psutil
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
+START_S = 2 * PATIENCE_S
 
 
 class Served:

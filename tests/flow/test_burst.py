@@ -40,7 +40,6 @@ async def ask(address: str, body: bytes, gate: asyncio.Event) -> tuple[int, floa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 async def test_answered_and_refused_are_all() -> None:
     rng = random.Random(200)
     bodies = []

@@ -21,6 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tests.inputs.pictures import encoded, noise
 from tests.patience import PATIENCE_S
 from tests.router.doors.test_hostile import png_that_claims
+from tests.signals import stop
 from triptych.core.config import LimitsConfig
 from triptych.core.errors import RequestError, Unavailable
 from triptych.inputs.decode import DecoderPool
@@ -142,7 +143,7 @@ async def test_a_child_that_hangs_is_replaced():
     async with pool_of(decode_timeout_s=0.5) as pool:
         await decode(pool, noise(50, 50))
         (child,) = pids()
-        os.kill(child, signal.SIGSTOP)
+        stop(child)
         async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(RequestError, match="limits"):
                 await decode(pool, noise(50, 50))

@@ -25,6 +25,7 @@ from tests.kvtransfer.stores import (
     ref_to,
 )
 from tests.patience import PATIENCE_S
+from tests.signals import stop
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError
 from triptych.core.handoff import Endpoint
@@ -170,7 +171,7 @@ async def test_a_giver_that_hangs_before_the_connection_costs_one_timeout(monkey
     monkeypatch.setattr(Receiver, "_open", lambda *words: tried.append(1) or try_one(*words))
     async with taking(config=QUICK) as (_, _, fetch), peer("give") as giver:
         endpoint = msgspec.convert(await giver.hear("endpoint"), Endpoint)
-        giver.process.send_signal(signal.SIGSTOP)
+        stop(giver.process.pid)
         with pytest.raises(InstanceLost, match="silent"):
             await fetch(endpoint, "h", [1])
         assert len(tried) == 1

@@ -13,6 +13,7 @@ from tests.kvtransfer.stores import (
     BETWEEN_PROCESSES,
     CALM,
     EVERYWHERE,
+    QUICK,
     SECRET,
     Store,
     layout,
@@ -300,7 +301,7 @@ async def test_nothing_is_kept_of_an_incarnation_once_the_next_one_answers():
     async with pair("tcp") as both:
         loop = asyncio.get_running_loop()
         later = build_outbox(
-            InstanceId("giver@1"), CALM, SECRET, MonotonicClock(), loop.call_soon_threadsafe
+            InstanceId("giver@1"), QUICK, SECRET, MonotonicClock(), loop.call_soon_threadsafe
         )
         endpoint = only(later.start(), "tcp")
         try:

@@ -65,7 +65,7 @@ def draw(rng, rows, columns):
 class Driver:
     """One session at every instance of a cluster."""
 
-    def __init__(self, cluster, budget_s=30.0):
+    def __init__(self, cluster, budget_s=PATIENCE_S):
         self.cluster = cluster
         self.budget_s = budget_s
         self.session = f"driver-{secrets.token_hex(4)}"

@@ -17,6 +17,7 @@ from kvtransfer.transports.transport import Extent
 from tests.kvtransfer.stores import CALM
 from tests.kvtransfer.transports import nccl_rules
 from tests.kvtransfer.transports.owners import SIZE, Waiting, drawn, joined, owner, store, views
+from tests.signals import stop
 from triptych.core.errors import InstanceLost, TransferError
 
 nccl_rules.register()
@@ -88,7 +89,7 @@ def test_an_owner_that_is_silent_is_given_up_and_cannot_come_back(hasty, has_met
         source = giver.source(hasty)
         if has_met:
             exchange(giver, source, WHOLE, [target.view])
-        giver.process.send_signal(signal.SIGSTOP)
+        stop(giver.process.pid)
         giver.say(push=WHOLE)
         before = bytes(target.view)
         with pytest.raises(InstanceLost):

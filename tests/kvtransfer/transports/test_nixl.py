@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvtransfer.transports import nixl_source
 from kvtransfer.transports.nixl import Nixl
 from kvtransfer.transports.nixl_agent import NixlAgent, Region, is_installed
 from kvtransfer.transports.nixl_source import POST_BYTES, Attached, _portions
@@ -25,6 +26,7 @@ from tests.kvtransfer.transports.owners import (
     views,
 )
 from tests.patience import PATIENCE_S
+from tests.signals import stop
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import Cancelled, DeadlineExceeded, InstanceLost, TransferError
 
@@ -167,7 +169,7 @@ def endless(taker, giver, target, waiting):
     """A read out of a stopped process, which cannot end by itself; over TCP it needs the owner."""
     source = giver.source(taker, waiting)
     source.read([Extent(0, 1)], [target.view[:1]])
-    giver.process.send_signal(signal.SIGSTOP)
+    stop(giver.process.pid)
     target.view[:] = bytes(SIZE)
     caught: list[Exception] = []
 
@@ -213,7 +215,8 @@ def test_nothing_is_written_once_a_read_was_given_up(taker, hasty, end):
 
 
 @pytest.mark.usefixtures("tcp")
-def test_neighbours_of_a_read_that_is_given_up_do_not_notice(taker):
+def test_neighbours_of_a_read_that_is_given_up_do_not_notice(taker, monkeypatch):
+    monkeypatch.setattr(nixl_source, "NEIGHBOURS_S", PATIENCE_S)
     expected, target, waiting = store(1), store(), Waiting()
     failures: list[Exception] = []
     over = threading.Event()
