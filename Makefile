@@ -57,8 +57,8 @@ fmt: setup ## Format the code and repair what can be repaired
 test-fast: setup ## Run the tests that need neither Ray nor patience
 	@exec $(RUN) -m pytest $(SPREAD) -m "not ray and not slow" $(ARGS)
 
-test-matrix: setup ## Run every combination of transport, tiers, shards and wire (before a release)
-	@exec $(RUN) -m pytest $(SPREAD) --matrix tests/flow/test_movement.py $(ARGS)
+test-matrix: setup ## Run what the whole suite leaves out of full products (before a release)
+	@exec $(RUN) -m pytest $(SPREAD) --matrix -m matrix $(ARGS)
 
 test-ray: setup ## Run the tests that start Ray
 	@exec $(RUN) -m pytest -m ray $(ARGS)

@@ -26,7 +26,9 @@ SPIN_S = 50e-6
 """Looks follow each other in any case for so long: hardware is quicker than a nap."""
 MIN_PAUSE_S, MAX_PAUSE_S = 20e-6, 500e-6
 GRACE_S = 0.25
-"""For a read that nobody wants any more to end by itself, and for its neighbours to finish."""
+"""For a read that nobody wants any more to end by itself."""
+NEIGHBOURS_S = 0.25
+"""For the other reads of its agent to finish, if that must end."""
 
 
 class Attached(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -71,7 +73,7 @@ class Readers:
                 self.num_retired += 1
             agent.num_reads -= 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: agent.num_reads == 0, GRACE_S)
+            self._changed.wait_for(lambda: agent.num_reads == 0, NEIGHBOURS_S)
             agent.num_reads += 1
         agent.close()
 

@@ -207,7 +207,6 @@ class Machine(RuleBasedStateMachine):
         assert self.index.covered(KEYS) == count
 
 
-@pytest.mark.timeout(280)
 def test_the_index_does_what_the_model_does():
     Machine.num_operations = 0
     run_state_machine_as_test(

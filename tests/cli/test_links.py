@@ -4,11 +4,12 @@ import pytest
 
 from cli import links
 from kvtransfer.transports.nixl_agent import is_installed
+from tests.patience import PATIENCE_S
 from triptych.core.config import TransferConfig
 from triptych.core.errors import InstanceLost
 
 pytestmark = pytest.mark.usefixtures("no_leak")
-CONFIG = TransferConfig(nccl_backend="gloo")
+CONFIG = TransferConfig(nccl_backend="gloo", timeout_s=PATIENCE_S)
 
 
 async def test_every_way_is_measured_and_closed():
@@ -20,7 +21,7 @@ async def test_every_way_is_measured_and_closed():
     for link in found:
         assert link.problem == ""
         assert len(link.latency_s) == 2
-        assert all(0 < one < 10 for one in link.latency_s)
+        assert all(one > 0 for one in link.latency_s)
         assert {size: len(rates) for size, rates in link.bytes_per_s.items()} == {
             1 << 20: 2,
             16 << 20: 2,

@@ -5,12 +5,18 @@ import sys
 
 import pytest
 
+from cli.__main__ import main
 from tests.flow.served import ROOT, served
+from tests.patience import PATIENCE_S
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cli", *words], cwd=ROOT, timeout=60, text=True, capture_output=True
+        [sys.executable, "-m", "cli", *words],
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+        text=True,
+        capture_output=True,
     )
 
 
@@ -26,25 +32,34 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         (["census", "--admin", "127.0.0.1:9"], "127.0.0.1:9"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(words: list[str], said: str):
-    done = run(*words)
+def test_what_is_wrong_is_said_in_one_line(words: list[str], said: str, capsys):
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert told.startswith(f"triptych {words[0]}: ")
+
+
+@pytest.mark.parametrize("command", ["serve", "ask", "census"])
+def test_a_process_says_it_too_and_nothing_else(command: str):
+    words = {"serve": ["--topology", "E1,P1"], "ask": ["absent.png", "?"]}
+    done = run(command, *words.get(command, ["--admin", "127.0.0.1:9"]))
     assert done.returncode == 1
-    assert said in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"triptych {command}: ")
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"triptych {words[0]}: ")
 
 
 @pytest.mark.parametrize("door", ["--http", "--grpc"])
-def test_a_batch_has_no_doors(door: str):
-    done = run("batch", "absent.jsonl", "answers.jsonl", door, "127.0.0.1:9")
-    assert done.returncode == 2
-    assert f"unrecognized arguments: {door}" in done.stderr
+def test_a_batch_has_no_doors(door: str, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["batch", "absent.jsonl", "answers.jsonl", door, "127.0.0.1:9"])
+    assert f"unrecognized arguments: {door}" in capsys.readouterr().err
 
 
-def test_a_batch_needs_no_option_of_a_door():
-    done = run("batch", "absent.jsonl", "answers.jsonl", "--topology", "E1,P1")
-    assert done.returncode == 1
-    assert "cluster.topology" in done.stderr
+def test_a_batch_needs_no_option_of_a_door(capsys):
+    assert main(["batch", "absent.jsonl", "answers.jsonl", "--topology", "E1,P1"]) == 1
+    assert "cluster.topology" in capsys.readouterr().err
 
 
 async def test_a_taken_address_leaves_nothing_running():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 USER = "triptych"
 PASSWORD = "not-a-secret"
 COMMANDS = "+ping +xadd +xread +xrevrange +set +get +del +exists"
@@ -49,7 +51,7 @@ class RedisServer:
             self._program, str(self._folder / "conf"), stdout=asyncio.subprocess.PIPE
         )
         assert self._process.stdout is not None
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(PATIENCE_S):
             while b"eady to accept connections" not in (
                 line := await self._process.stdout.readline()
             ):

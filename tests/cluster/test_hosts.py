@@ -15,13 +15,14 @@ import pytest
 from cluster import ray_environment
 from cluster.build import start_cluster
 from cluster.host import InstanceSpec
+from tests.patience import PATIENCE_S
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
+from tests.signals import stop
 from triptych.core.errors import ConfigError, InstanceLost, TriptychError, Unavailable
 from triptych.core.lifecycle import InstanceState, Stage
 
 BACKENDS = ["process", pytest.param("ray", marks=pytest.mark.ray)]
-pytestmark = pytest.mark.timeout(120)
 
 
 def is_alive(pid):
@@ -54,7 +55,7 @@ async def running(topology, backend, *more, transport="auto"):
     assert scratch() == set()
 
 
-async def whole(cluster, without="", within_s=30.0):
+async def whole(cluster, without="", within_s=PATIENCE_S):
     """Wait until every place is filled, by other incarnations than ``without``."""
     async with asyncio.timeout(within_s):
         while not cluster.is_whole or without in cluster.pids():
@@ -93,7 +94,7 @@ async def test_kill_9_of_each_instance_under_load(backend):
         while not stop.is_set():
             question = Question(rng, rng.randint(0, 2), max_tokens=60)
             try:
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(PATIENCE_S):
                     answer = await driver.ask(question)
             except (KeyError, IndexError, ZeroDivisionError):
                 await asyncio.sleep(0.05)  # no instance of a stage right now
@@ -103,7 +104,7 @@ async def test_kill_9_of_each_instance_under_load(backend):
             else:
                 wrong.extend([question] if answer != question.answer() else [])
 
-    async with running("E1,P1,D1", backend) as cluster:
+    async with running("E1,P1,D1", backend, "cluster.timeout_s=60.0") as cluster:
         for word in ("encode", "prefill", "decode"):
             async with driving(cluster) as driver:
                 stop = asyncio.Event()
@@ -111,14 +112,14 @@ async def test_kill_9_of_each_instance_under_load(backend):
                 await asyncio.sleep(0.3 + rng.random() / 4)
                 victim = next(name for name in cluster.pids() if name.startswith(word))
                 os.kill(cluster.pids()[victim], signal.SIGKILL)
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(PATIENCE_S):
                     while victim not in driver.lost:
                         await asyncio.sleep(0.01)
                 assert isinstance(driver.lost[victim], InstanceLost)
                 await whole(cluster, without=victim)
                 stop.set()
                 await asyncio.gather(*loads)
-            await idle(cluster, 3.0)
+            await idle(cluster)
         async with driving(cluster) as driver:
             question = Question(rng, 2)
             assert await driver.ask(question) == question.answer()
@@ -132,8 +133,8 @@ async def test_a_hung_instance_is_fenced_off_and_replaced():
     async with running("E1,P1,D1", "process", "cluster.timeout_s=1.0") as cluster:
         async with driving(cluster) as driver:
             pid = cluster.pids()["prefill-0@0"]
-            os.kill(pid, signal.SIGSTOP)
-            async with asyncio.timeout(10):
+            stop(pid)
+            async with asyncio.timeout(PATIENCE_S):
                 while "prefill-0@1" not in cluster.pids():
                     await asyncio.sleep(0.05)
             assert not is_alive(pid)
@@ -199,7 +200,7 @@ async def test_errors_of_ray_itself_are_ours():
 async def test_a_suspect_is_replaced():
     async with running("EPD1", "local") as cluster:
         cluster.suspect("epd-0@0")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while "epd-0@1" not in cluster.pids():
                 await asyncio.sleep(0.01)
         with pytest.raises(KeyError):
@@ -215,7 +216,8 @@ async def test_a_start_that_cannot_succeed_leaves_nothing(backend):
 
 
 async def test_a_stop_waits_for_work_in_flight():
-    async with running("EPD1", "process") as cluster, driving(cluster) as driver:
+    patient = f"cluster.drain_s={PATIENCE_S}"
+    async with running("EPD1", "process", patient) as cluster, driving(cluster) as driver:
         question = Question(rng_of("drain"), 1, max_tokens=200)
         asking = asyncio.create_task(driver.ask(question))
         await asyncio.sleep(0.1)
@@ -247,6 +249,6 @@ async def test_children_die_with_their_parent():
     assert len(pids) == 2
     parent.kill()
     await parent.wait()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while any(map(is_alive, pids)):
             await asyncio.sleep(0.02)

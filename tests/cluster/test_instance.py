@@ -10,6 +10,7 @@ from cluster.build import start_cluster
 from cluster.epochs import Epochs
 from cluster.host import InstanceSpec
 from cluster.instance_build import build_instance
+from tests.patience import PATIENCE_S
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
 from triptych.core.errors import Cancelled, InvariantBroken, Unavailable
@@ -46,7 +47,7 @@ async def test_an_engine_that_breaks_its_invariants_is_replaced(monkeypatch):
             with pytest.raises(Unavailable):
                 await driver.ask(Question(rng_of("broken"), 1, max_tokens=50))
             assert set(driver.lost) == {"pd-0@0"}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while "pd-0@1" not in cluster.pids():
                 await asyncio.sleep(0.02)
         async with driving(cluster) as driver:
@@ -63,7 +64,7 @@ async def test_idle_checks_find_a_broken_invariant(monkeypatch):
     monkeypatch.setattr(LanguageEngine, "check", broken)
     instance = await build_instance(SPEC)
     instance.touch()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         assert await instance.wait() == "a block is lost"
     with pytest.raises(Unavailable):
         await anext(instance.open("s"))
@@ -74,7 +75,7 @@ async def test_idle_checks_find_a_broken_invariant(monkeypatch):
 async def test_decoding_children_start_with_the_instance():
     """Nobody waits for them: they are there when the first picture comes."""
     instance = await build_instance(SPEC)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_S):
         while num_decoders() != SPEC.config.limits.decode_workers:
             await asyncio.sleep(0.01)
     await instance.close()

@@ -14,6 +14,7 @@ from cluster.catalog import Catalog
 from cluster.redis_directory import RedisFollower, RedisPublisher
 from tests.cluster.redis_server import redis_server
 from tests.flow.served import free_ports
+from tests.patience import PATIENCE_S
 from triptych.cache.watch import Watchers
 from triptych.core.catalog import CacheBatch, Change, Tier
 from triptych.core.hashing import digest
@@ -68,7 +69,7 @@ async def following(url, names, secret=SECRET):
         await follower.close()
 
 
-async def until(is_so, within_s=10.0):
+async def until(is_so, within_s=PATIENCE_S):
     async with asyncio.timeout(within_s):
         while not is_so():
             await asyncio.sleep(0.01)
@@ -255,7 +256,7 @@ async def test_it_can_be_closed_at_any_moment(kind):
     async with redis_server(kind) as server:
         for number in range(40):
             a = Shop(server.url, "a@0", flush_s=0.001)
-            async with asyncio.timeout(5.0), following(server.url, ["a@0"]):
+            async with asyncio.timeout(PATIENCE_S), following(server.url, ["a@0"]):
                 await asyncio.sleep(number / 2000)
                 await a.close()
             assert a.publisher._task.done()

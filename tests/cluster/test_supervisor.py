@@ -7,6 +7,7 @@ import pytest
 from cluster.directory import Directory
 from cluster.local import LocalHost
 from cluster.supervisor import Supervisor
+from tests.patience import PATIENCE_S
 from tests.services.test_topologies import config
 from triptych.core.errors import ConfigError, Unavailable
 
@@ -32,7 +33,7 @@ def supervisor_of(host, topology="EPD1", on_progress=lambda text: None):
 
 
 async def present(supervisor, *names):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sorted(supervisor.pids()) != sorted(names):
             await asyncio.sleep(0.02)
 
@@ -48,7 +49,7 @@ async def present(supervisor, *names):
 async def test_a_start_that_fails_says_so(fault, kind):
     host = Faulty(None, fault)
     supervisor = supervisor_of(host, "E1,PD1")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(kind, match=str(fault.args[-1])):
             await supervisor.start()
     assert supervisor.pids() == {}

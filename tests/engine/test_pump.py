@@ -6,6 +6,7 @@ import pytest
 
 from scheduler.registry import policies
 from tests.engine.scripted import ScriptedExecutor, expected, make_job, publishing
+from tests.patience import PATIENCE_S
 from triptych.cache.kv import KvCache
 from triptych.core.clock import ManualClock, MonotonicClock
 from triptych.core.config import EngineConfig
@@ -65,7 +66,7 @@ class Hall:
         self.heard.set()
 
     async def until(self, condition):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 self.heard.clear()
                 await self.heard.wait()

@@ -17,6 +17,7 @@ from cluster.host import Host
 from router.answer import Delta, Final
 from router.build import Core, start_core
 from router.ledger import check as check_ledger
+from tests.patience import PATIENCE_S
 from triptych.core.census import Census
 from triptych.core.config import Config, load
 from triptych.core.hashing import tenant_salt
@@ -37,6 +38,8 @@ from triptych.inputs.oracle_words import PATCH_SIZE
 
 _numbers = itertools.count()
 PUBLIC = TenantId("public")
+CALM = (f"transfer.timeout_s={PATIENCE_S}", f"cluster.timeout_s={PATIENCE_S}")
+"""Who is only slow, as on a busy machine, is not thought lost. Who is killed is missed at once."""
 
 
 def config(topology: str, *settings: str, model: str = "oracle", backend: str = "local") -> Config:
@@ -47,6 +50,7 @@ def config(topology: str, *settings: str, model: str = "oracle", backend: str = 
             f'model.path="{model}"',
             f'cluster.topology="{topology}"',
             f'cluster.backend="{backend}"',
+            *CALM,
             *settings,
         ],
         environment={},
@@ -70,7 +74,7 @@ class Flow:
         sampling: Sampling | None = None,
         eos: tuple[int, ...] = (),
         tenant: TenantId = PUBLIC,
-        seconds: float = 60.0,
+        seconds: float = PATIENCE_S,
         num_choices: int = 1,
         strings: tuple[str, ...] = (),
     ) -> Request:
@@ -109,7 +113,7 @@ class Flow:
             async for part in answer:
                 yield part
 
-    async def census(self, within_s: float = 2.0) -> list[Census]:
+    async def census(self, within_s: float = PATIENCE_S) -> list[Census]:
         """The census once it is idle, or as it is after ``within_s``."""
         await self.core.dispatcher.settle()
         end_s = self.core.clock.now() + within_s
@@ -119,7 +123,7 @@ class Flow:
                 return rows
             await asyncio.sleep(0.02)
 
-    async def assert_idle(self, within_s: float = 2.0) -> None:
+    async def assert_idle(self, within_s: float = PATIENCE_S) -> None:
         """Fail, showing the holders, unless nothing is held anywhere."""
         rows = await self.census(within_s)
         assert all(row.is_idle for row in rows), [

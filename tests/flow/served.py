@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
+START_S = 2 * PATIENCE_S
 
 
 class Served:
@@ -57,7 +59,7 @@ async def served(topology: str, *settings: str, model: str = "oracle") -> AsyncI
     finally:
         if process.returncode is None:
             os.kill(process.pid, signal.SIGINT)
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(PATIENCE_S):
             await process.stdout.read()
             code = await process.wait()
     assert code == 0, f"the server ended with {code}"

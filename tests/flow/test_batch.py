@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from PIL import Image
 
+from cli.__main__ import main
 from tests.flow.served import ROOT
 
 SETTINGS = ("cluster.backend=process", "cache.kv_blocks=96", "cluster.secret=the-oracle-hashes-it")
@@ -120,12 +121,12 @@ def test_what_is_wrong_with_a_request_is_its_answer(tmp_path):
         (line("a", "data:,", "x") + b"\n" + line("a", "data:,", "x") + b"\n", "line 2: custom_id"),
     ],
 )
-def test_a_file_that_is_no_batch_is_refused_before_anything_starts(tmp_path, text, said):
+def test_a_file_that_is_no_batch_is_refused_before_anything_starts(tmp_path, text, said, capsys):
     (tmp_path / "in").write_bytes(text)
-    done = run(tmp_path / "in", tmp_path / "out")
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert main(command(tmp_path / "in", tmp_path / "out")[3:]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,6 @@
 """A conversation of ten turns about three pictures: each is encoded once, and from turn two on only
 what is new is prefilled, although decode alone has the KV of the answers."""
 
-import asyncio
 import random
 from collections import Counter
 from contextlib import aclosing
@@ -12,6 +11,7 @@ import pytest
 from router.journey import Trip, journey
 from tests.flow.drawn import picture, words
 from tests.flow.harness import Flow, config, flow
+from tests.flow.told import told
 from triptych.core.event import Timing
 from triptych.core.handoff import EncodeJob, Job, LendJob
 from triptych.core.hashing import tenant_salt
@@ -42,12 +42,6 @@ def keep_priors(running: Flow) -> None:
     """The oracle computes tokens in microseconds, so that no fetch would ever be worth while. Let
     the router believe in the speeds of a real model."""
     running.core.stages.knowledge.latencies.learn = lambda *_: None
-
-
-async def told(running: Flow) -> None:
-    """Wait until the catalog has heard of all that the caches hold."""
-    await running.core.dispatcher.settle()
-    await asyncio.sleep(4 * running.config.cluster.directory_flush_s)
 
 
 async def turn(running: Flow, request: Request, prompt: Prompt) -> tuple[list[int], Timing]:

@@ -20,6 +20,7 @@ from grpc_requests import Client as ReflectionClient
 
 from tests import checkpoints
 from tests.flow.served import ROOT, Served, served
+from tests.patience import PATIENCE_S
 from triptych.client import AsyncClient, Client
 
 PICTURE = ROOT / "examples" / "pictures" / "five-shapes.png"
@@ -28,7 +29,6 @@ QUESTION = "How many shapes are there?"
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
@@ -150,7 +150,7 @@ async def test_cancelled_in_the_middle_leaves_nothing(server: Served):
             if started == 3:
                 break
     async with httpx.AsyncClient(timeout=10) as http:
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(PATIENCE_S):
             while any(row["held"] for row in await admin(http, server, "census")):
                 await asyncio.sleep(0.05)
         ledger = await admin(http, server, "ledger")

@@ -30,7 +30,6 @@ def draw(rng: random.Random, flow: Flow) -> Request:
     return flow.request([*parts, words(rng)], max_tokens=rng.randint(1, 8), seconds=40.0)
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("topology", ["E1,P1,D1", "E2,P2,D2"])
 async def test_rooms_that_wait_for_each_other(topology: str) -> None:
     rng = random.Random(f"guard {topology}")

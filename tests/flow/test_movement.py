@@ -188,7 +188,6 @@ def monolith() -> list[list[int]]:
     return asyncio.run(ask())
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("cell", params())
 async def test_the_same_tokens(cell: Cell, tmp_path, monolith, monkeypatch):
     delays = Delays(1, 0.02)

@@ -68,7 +68,6 @@ async def check(flow: Flow, request: Request, cancel_s: float | None) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 async def test_no_wrong_token(topology: str, transport: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from router.answer import Final
 from tests.flow.drawn import parts, picture, words
 from tests.flow.harness import Flow, config, flow
+from tests.flow.told import told
 from triptych.core.request import Picture
 
 pytestmark = pytest.mark.usefixtures("no_leak")
@@ -126,7 +127,7 @@ async def test_a_picture_in_a_tier_of_prefill_is_not_sent_to_an_encoder(tmp_path
         first = await ask(running, [words(rng, 10, 15), shown])
         assert any("encode" in name for name in first.timeline.route)
         await push_out(running, rng)
-        await asyncio.sleep(0.2)
+        await told(running)
         second = await ask(running, [words(rng, 10, 15), shown])
         assert not any("encode" in name for name in second.timeline.route)
         assert second.usage.cached_tokens == 0

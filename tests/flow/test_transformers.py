@@ -86,27 +86,39 @@ def judge(folder: Path, tokenizer, processor, parts: Parts) -> list[int]:
     return output[0, ids.shape[1] :].tolist()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("model", [*checkpoints.KINDS, "demo"])
-async def test_same_tokens(model: str, topology: str, folders: dict[str, Path]) -> None:
-    expected = judged(folders[model])
-    for chunk in CHUNKS:
-        settings = config(
+def params() -> list[object]:
+    """The full product. Every run has each model in each topology, each with each size of chunk."""
+    return [
+        pytest.param(
+            model,
             topology,
-            'model.dtype="float32"',
-            f"engine.chunk_tokens={chunk}",
-            f"engine.token_budget={max(256, chunk)}",
-            model=str(folders[model]),
+            chunk,
+            marks=[pytest.mark.slow] if (i + j) % len(CHUNKS) == k
+            else [pytest.mark.slow, pytest.mark.matrix],
         )
-        async with flow(settings) as running:
-            room = asyncio.Semaphore(16)
+        for i, model in enumerate([*checkpoints.KINDS, "demo"])
+        for j, topology in enumerate(TOPOLOGIES)
+        for k, chunk in enumerate(CHUNKS)
+    ]  # fmt: skip
 
-            async def one(parts: Parts, flow=running, room=room) -> list[int]:
-                async with room:
-                    return await flow.tokens(flow.request(parts, max_tokens=NUM_TOKENS))
 
-            found = await asyncio.gather(*(one(parts) for parts in prompts()))
-        wrong = [index for index in range(NUM_PROMPTS) if found[index] != expected[index]]
-        assert not wrong, f"{model} {topology} chunk {chunk}: prompts {wrong} differ"
+@pytest.mark.parametrize(("model", "topology", "chunk"), params())
+async def test_same_tokens(model: str, topology: str, chunk: int, folders: dict[str, Path]) -> None:
+    expected = judged(folders[model])
+    settings = config(
+        topology,
+        'model.dtype="float32"',
+        f"engine.chunk_tokens={chunk}",
+        f"engine.token_budget={max(256, chunk)}",
+        model=str(folders[model]),
+    )
+    async with flow(settings) as running:
+        room = asyncio.Semaphore(16)
+
+        async def one(parts: Parts) -> list[int]:
+            async with room:
+                return await running.tokens(running.request(parts, max_tokens=NUM_TOKENS))
+
+        found = await asyncio.gather(*(one(parts) for parts in prompts()))
+    wrong = [index for index in range(NUM_PROMPTS) if found[index] != expected[index]]
+    assert not wrong, f"{model} {topology} chunk {chunk}: prompts {wrong} differ"

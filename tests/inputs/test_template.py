@@ -25,10 +25,10 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 )
 def test_a_loop_ends_at_the_budget(source):
     template = ChatTemplate(source, budget_s=0.2)
-    before = time.monotonic()
+    before = time.process_time()
     with pytest.raises(RequestError, match="takes too long"):
         template.render(MESSAGES)
-    assert time.monotonic() - before < 1.0
+    assert time.process_time() - before < 1.0
     assert sys.gettrace() is None or "_enter_frame" not in repr(sys.gettrace())
 
 

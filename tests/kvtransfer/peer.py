@@ -16,6 +16,7 @@ from kvtransfer import manifest
 from kvtransfer.build import build_outbox, build_receiver
 from kvtransfer.channel import Channel
 from tests.kvtransfer.stores import SECRET, Store, by, ref_to
+from tests.patience import PATIENCE_S
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.errors import TriptychError
@@ -83,7 +84,7 @@ async def take(config: TransferConfig) -> None:
     async def fetch(line) -> None:
         endpoint = msgspec.convert(line["endpoint"], Endpoint)
         ref = ref_to("giver@0", endpoint, len(line["blocks"]), store.layout, line["handle"])
-        until = MonotonicClock().now() + 20
+        until = MonotonicClock().now() + PATIENCE_S
         try:
             tail = await receiver.fetch(ref, store, line["blocks"], 0, lambda _: None, until)
         except TriptychError as error:

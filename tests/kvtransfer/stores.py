@@ -14,6 +14,7 @@ from kvtransfer.build import build_outbox, build_receiver, build_ways
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Outbox
 from kvtransfer.transports.nixl_agent import is_installed
+from tests.patience import PATIENCE_S
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.handoff import Endpoint, TransferRef
@@ -21,8 +22,10 @@ from triptych.core.ids import Handle, InstanceId
 from triptych.core.layout import Layout
 
 SECRET = b"a secret of the cluster"
-QUICK = TransferConfig(heartbeat_s=0.05, timeout_s=1.0, lease_s=10.0)
-"""Impatient, but not so much that a busy machine looks dead."""
+CALM = TransferConfig(heartbeat_s=0.05, timeout_s=PATIENCE_S, lease_s=PATIENCE_S)
+"""Gives nobody up: whatever ends before ``PATIENCE_S`` was not ended by a time-out."""
+QUICK = TransferConfig(heartbeat_s=0.05, timeout_s=2.0, lease_s=PATIENCE_S)
+"""For tests of silence. Who is only slow, as on a busy machine, may look dead to it."""
 
 NIXL = pytest.param(
     "nixl", marks=pytest.mark.skipif(not is_installed(), reason="nixl is not installed")
@@ -32,7 +35,7 @@ EVERYWHERE = ("inproc", *BETWEEN_PROCESSES)
 """Ways, for parametrised tests. Gloo keeps NCCL's rules in the place of NCCL."""
 
 
-def by(way: str, config: TransferConfig = QUICK) -> TransferConfig:
+def by(way: str, config: TransferConfig = CALM) -> TransferConfig:
     """``config`` for an instance that is to be reached by ``way``."""
     if way not in ("nixl", "nccl"):
         return config
@@ -124,7 +127,9 @@ class Pair:
     def ref(self, num_blocks: int, handle="h") -> TransferRef:
         return ref_to("giver@0", self.endpoint, num_blocks, self.source.layout, handle)
 
-    async def fetch(self, num_blocks, blocks, *, first=0, handle="h", seen=None, limit_s=20.0):
+    async def fetch(
+        self, num_blocks, blocks, *, first=0, handle="h", seen=None, limit_s=PATIENCE_S
+    ):
         deadline = MonotonicClock().now() + limit_s
         seen = [] if seen is None else seen
         ref = self.ref(num_blocks, handle)
@@ -134,7 +139,7 @@ class Pair:
         for a, b in zip(theirs, ours, strict=True):
             assert self.source.block(a) == self.target.block(b)
 
-    async def assert_idle(self, within_s: float = 3.0):
+    async def assert_idle(self, within_s: float = PATIENCE_S):
         """Nothing is held by anybody on either side."""
         async with asyncio.timeout(within_s):
             while self.outbox.census() or self.receiver.census():
@@ -143,7 +148,7 @@ class Pair:
 
 @asynccontextmanager
 async def pair(
-    way="shm", config=QUICK, *, source=None, target=None, secret=SECRET, wrap=None, giver=None
+    way="shm", config=CALM, *, source=None, target=None, secret=SECRET, wrap=None, giver=None
 ):
     """``giver``: the outbox's config, where it is another."""
     config, giver = by(way, config), by(way, giver or config)

@@ -14,6 +14,7 @@ from kvtransfer import manifest
 from kvtransfer.channel import MAX_HELD, Channel
 from kvtransfer.manifest import Ack, Data, Fetch, Hello, Wait
 from tests.kvtransfer.stores import QUICK, SECRET, pair
+from tests.patience import PATIENCE_S
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import Cancelled, DeadlineExceeded, InstanceLost, TransferError
 
@@ -22,10 +23,16 @@ pytestmark = pytest.mark.usefixtures("no_leak")
 
 @pytest.fixture
 def ends():
-    channels = [Channel(sock, MonotonicClock(), 0.3) for sock in socket.socketpair()]
+    channels = [Channel(sock, MonotonicClock(), PATIENCE_S) for sock in socket.socketpair()]
     yield channels
     for channel in channels:
         channel.close()
+
+
+def be_hasty(*channels):
+    """From now on silence is noticed soon. Not from the start: a handshake may take its time."""
+    for channel in channels:
+        channel._timeout_s = 0.3
 
 
 def shake(taker, giver, secrets=(SECRET, SECRET)):
@@ -62,22 +69,24 @@ def test_both_sides_learn_who_the_other_is(ends):
 def test_the_last_word_waits_for_its_reader_also_if_woken(reads):
     """A wake-up that comes late must not close the connection before the peer has read why; one
     that never reads is left behind in time."""
-    taker, giver = (Channel(sock, MonotonicClock(), 0.4) for sock in socket.socketpair())
+    taker, giver = (Channel(sock, MonotonicClock(), PATIENCE_S) for sock in socket.socketpair())
     shake(taker, giver)
+    if not reads:
+        be_hasty(giver)
     giver.on_wake = lambda: None
     giver.send(Wait())
     giver.wake()
     start_s = time.monotonic()
     thread = threading.Thread(target=giver.linger)
     thread.start()
-    time.sleep(0.1)
-    assert thread.is_alive()
     if reads:
+        time.sleep(0.1)
+        assert thread.is_alive()
         taker.send(Wait())
         assert taker.receive() == (Wait(), 0)
         taker.close()
     thread.join()
-    assert (time.monotonic() - start_s < 0.4) == reads
+    assert reads or time.monotonic() - start_s >= giver._timeout_s
     taker.close()
     giver.close()
 
@@ -131,6 +140,7 @@ def test_a_frame_that_came_in_part_behind_another_must_not_be_long_in_coming(end
     giver.send(Wait(), held=True)
     whole = giver._held.pop()
     giver._sock.sendall(bytes(whole) + bytes(whole)[:10])
+    be_hasty(taker)
     assert taker.receive(math.inf) == (Wait(), 0)
     with pytest.raises(InstanceLost, match="silent"):
         taker.receive(math.inf)
@@ -160,8 +170,8 @@ def test_a_wake_up_while_held_frames_leave_is_not_lost(ends):
     reading = threading.Thread(target=_drain, args=(taker._sock, 1 << 20, woken))
     reading.start()
     start = time.monotonic()
-    assert giver.wait(select.POLLIN, MonotonicClock().now() + 5, patient=True) is False
-    assert time.monotonic() - start < 2
+    assert giver.wait(select.POLLIN, MonotonicClock().now() + PATIENCE_S, patient=True) is False
+    assert time.monotonic() - start < PATIENCE_S, "woken, not timed out"
     timer.join()
     reading.join()
 
@@ -187,6 +197,7 @@ def test_the_last_word_is_waited_for_without_turning(ends):
     taker.flush()
     assert giver.receive() == (Wait(), 0)
     assert giver.has_news()
+    be_hasty(giver)
     turns = []
     wait = giver.wait
     giver.wait = lambda *args, **words: turns.append(1) or wait(*args, **words)
@@ -236,7 +247,7 @@ def test_a_recorded_handshake_opens_nothing(ends):
     taker.send(Fetch("h", 0, "l", 0, 1, "tcp"))
     giver.receive()
     ours, theirs = socket.socketpair()
-    again = Channel(theirs, MonotonicClock(), 0.3)
+    again = Channel(theirs, MonotonicClock(), PATIENCE_S)
     ours.sendall(b"".join(recorded))
     assert again.welcome(SECRET, "giver") == "taker"
     with pytest.raises(TransferError, match="MAC"):
@@ -280,10 +291,11 @@ def test_something_else_than_a_greeting(ends):
 def test_silence_is_a_loss_and_trickling_is_silence(ends):
     taker, giver = ends
     shake(taker, giver)
+    be_hasty(taker)
     start = time.monotonic()
     with pytest.raises(InstanceLost, match="silent"):
         taker.receive()
-    assert 0.25 < time.monotonic() - start < 3
+    assert time.monotonic() - start > 0.25
 
     stop = threading.Event()
 
@@ -293,10 +305,8 @@ def test_silence_is_a_loss_and_trickling_is_silence(ends):
 
     thread = threading.Thread(target=trickle)
     thread.start()
-    start = time.monotonic()
     with pytest.raises((InstanceLost, TransferError)):
         taker.receive(math.inf)
-    assert time.monotonic() - start < 3
     stop.set()
     thread.join()
 
@@ -307,10 +317,11 @@ def test_a_body_that_never_comes_is_not_waited_for_like_a_next_frame(ends):
     giver._sock.send(
         manifest._PREFIX.pack(manifest.MAGIC, manifest.VERSION, 6, 0, 100, 0) + bytes(16)
     )
+    be_hasty(taker)
     start = time.monotonic()
     with pytest.raises(InstanceLost, match="silent"):
-        taker.receive(60.0)
-    assert time.monotonic() - start < 3
+        taker.receive(PATIENCE_S)
+    assert time.monotonic() - start < PATIENCE_S
 
 
 def test_a_deadline_is_told_from_silence(ends):
@@ -324,6 +335,7 @@ def test_a_deadline_is_told_from_silence(ends):
 def test_a_peer_that_does_not_read_blocks_nobody_for_ever(ends):
     taker, giver = ends
     shake(taker, giver)
+    be_hasty(giver)
     huge = memoryview(bytearray(8 << 20))
     with pytest.raises(InstanceLost, match="silent"):
         giver.send(Data(), [huge])
@@ -351,7 +363,7 @@ def test_waking_interrupts_sending_and_receiving(ends):
 
 def test_waking_a_closed_channel_touches_nobodys_descriptor():
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, MonotonicClock(), 0.3)
+    channel = Channel(ours, MonotonicClock(), PATIENCE_S)
     channel.close()
     channel.close()
     read, write = os.pipe()
@@ -403,7 +415,7 @@ async def test_an_outbox_survives_noise():
         both.assert_equal([1], [2])
         for sock in sockets:
             sock.close()
-        deadline = time.monotonic() + 5 * QUICK.timeout_s
+        deadline = time.monotonic() + PATIENCE_S
         while len(both.outbox._conversations) > 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(both.outbox._conversations) == 1
@@ -411,12 +423,10 @@ async def test_an_outbox_survives_noise():
 
 
 async def test_a_stranger_who_says_nothing_is_put_out():
-    async with pair("tcp") as both:
+    async with pair("tcp", QUICK) as both:
         with socket.create_connection((both.endpoint.host, both.endpoint.port)) as sock:
-            sock.settimeout(5)
-            start = time.monotonic()
+            sock.settimeout(PATIENCE_S)
             assert sock.recv(1) == b""
-            assert time.monotonic() - start < QUICK.timeout_s + 2
 
 
 async def test_only_the_configured_address_is_listened_on():

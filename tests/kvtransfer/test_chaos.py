@@ -7,7 +7,8 @@ import random
 import msgspec
 import pytest
 
-from tests.kvtransfer.stores import QUICK, Store, pair
+from tests.kvtransfer.stores import CALM, Store, pair
+from tests.patience import PATIENCE_S
 from triptych.core.errors import TransferError, TriptychError
 from triptych.core.ids import Handle
 
@@ -110,7 +111,7 @@ class Chaos:
         count = self.rng.randint(1, 6)
         blocks, released = self.theirs.take(count), []
         await asyncio.gather(self.produce(handle, blocks, released), self.consume(handle, count))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not released:
                 await self.both.outbox.withdraw(Handle(handle))
         assert len(released) == 1
@@ -119,7 +120,7 @@ class Chaos:
 @pytest.mark.parametrize("digest", [True, False], ids=["digest", "bare"])
 @pytest.mark.parametrize("way", ["inproc", "shm", "tcp"])
 async def test_never_another_ones_bytes(way, digest):
-    config = msgspec.structs.replace(QUICK, digest=digest, timeout_s=3.0)
+    config = msgspec.structs.replace(CALM, digest=digest)
     async with pair(way, config, source=Store(100), target=Store(100)) as both:
         chaos = Chaos(both, seed=5)
         for round_ in range(12):

@@ -11,7 +11,8 @@ import pytest
 
 from kvtransfer.converted import ConvertedLanding
 from tests.kvtransfer.shapes import Numbers, as_type, kv, number, replaced, rows
-from tests.kvtransfer.stores import EVERYWHERE, QUICK, pair, ref_to
+from tests.kvtransfer.stores import CALM, EVERYWHERE, pair, ref_to
+from tests.patience import PATIENCE_S
 from triptych.core.clock import MonotonicClock
 
 WIRES = ("raw", "int8", "fp8")
@@ -46,7 +47,7 @@ async def fetch(both, num_tokens, ours, first, seen=None):
     """Fetch the blocks of a promise of ``num_tokens`` from own block ``first`` on."""
     ref = ref_to("giver@0", both.endpoint, 0, both.source.layout)
     ref = replaced(ref, num_tokens=num_tokens)
-    until_s = MonotonicClock().now() + 20
+    until_s = MonotonicClock().now() + PATIENCE_S
     seen = [] if seen is None else seen
     return await both.receiver.fetch(ref, both.target, ours, first, seen.append, until_s)
 
@@ -105,7 +106,7 @@ def mirror(store, content):
 async def test_numbers_arrive_whatever_the_shapes_and_the_wire(shape, wire, way):
     giver, taker = SHAPES[shape]
     rng = random.Random(f"{shape} {wire} {way}")
-    config = replaced(QUICK, wire=wire, message_bytes=2 * giver.block_bytes)
+    config = replaced(CALM, wire=wire, message_bytes=2 * giver.block_bytes)
     source = Numbers(33, giver, 1, is_sealed=rng.random() < 0.5)
     async with pair(way, config, source=source, target=Numbers(70, taker, 2)) as both:
         for turn in range(3):
@@ -141,7 +142,7 @@ async def test_a_slow_taker_reads_every_slot_before_it_is_used_again(
 
     monkeypatch.setattr(ConvertedLanding, "bring", slowly)
     of, num_blocks = kv(), 32
-    config = replaced(QUICK, wire=wire, digest=digest, message_bytes=of.block_bytes)
+    config = replaced(CALM, wire=wire, digest=digest, message_bytes=of.block_bytes)
     assert num_blocks > 4 * config.credits
     source = Numbers(num_blocks, of, 1, is_sealed=True)
     async with pair(way, config, source=source, target=Numbers(num_blocks, of, 2)) as both:
@@ -158,7 +159,7 @@ async def test_a_slow_taker_reads_every_slot_before_it_is_used_again(
 @pytest.mark.parametrize("wire", ["raw", "int8"])
 async def test_a_giver_uses_no_more_credits_than_it_has_slots(wire, way):
     of = kv()
-    config = replaced(QUICK, wire=wire, message_bytes=of.block_bytes, credits=8)
+    config = replaced(CALM, wire=wire, message_bytes=of.block_bytes, credits=8)
     giver = replaced(config, credits=2)
     source = Numbers(65, of, 1)
     async with pair(way, config, giver=giver, source=source, target=Numbers(65, of, 2)) as both:

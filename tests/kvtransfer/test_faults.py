@@ -9,7 +9,7 @@ import pytest
 
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import Faulty, Slow, relay
-from tests.kvtransfer.stores import EVERYWHERE, QUICK, Store, layout, pair
+from tests.kvtransfer.stores import CALM, EVERYWHERE, Store, layout, pair
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError
 
@@ -34,7 +34,7 @@ async def test_a_damaged_chunk_never_counts(way, fault):
             with pytest.raises(RETRYABLE):
                 await fetching
             caught += 1
-            await both.assert_idle(0.9)
+            await both.assert_idle()
             assert both.released == {"h": ["taker_lost"]}
             assert both.receiver._idle == []
     assert caught == 12
@@ -43,7 +43,7 @@ async def test_a_damaged_chunk_never_counts(way, fault):
 @pytest.mark.parametrize("way", EVERYWHERE)
 async def test_without_digests_a_damaged_chunk_is_believed(way):
     """The control of the test above: it is the digest that notices."""
-    config = msgspec.structs.replace(QUICK, digest=False)
+    config = msgspec.structs.replace(CALM, digest=False)
     made = faults.corrupt(0)
     async with pair(way, config, wrap=lambda inner: Faulty(inner, made)) as both:
         offer = both.offer()
@@ -74,7 +74,7 @@ async def test_no_write_happens_after_a_cancelled_fetch_has_ended(way):
             await asyncio.sleep(0.1)
             assert slow.num_writes == writes
             assert not any(both.target.view)
-            await both.assert_idle(0.9)
+            await both.assert_idle()
 
 
 @pytest.mark.parametrize("way", EVERYWHERE)
@@ -109,7 +109,7 @@ async def test_no_write_happens_after_the_deadline_or_the_end_of_the_receiver(wa
 @pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_taker_that_is_slow_but_alive_is_waited_for(way):
     """The giver has said everything and the copying takes longer than the timeout."""
-    config = msgspec.structs.replace(QUICK, timeout_s=1.0, lease_s=1.0)
+    config = msgspec.structs.replace(CALM, timeout_s=1.0, lease_s=1.0)
     of = layout(10_000)  # large enough for a chunk each
     source, target = Store(9, of).fill(1), Store(9, of)
     slow = Slow()  # 0.2 s a chunk
@@ -174,7 +174,7 @@ def straight(_, data):
 
 @pytest.mark.parametrize("towards", ["taker", "giver"])
 async def test_every_flipped_bit_in_the_stream_is_noticed(towards):
-    config = msgspec.structs.replace(QUICK, timeout_s=0.5)
+    config = msgspec.structs.replace(CALM, timeout_s=0.5)
     rng = random.Random(towards)
     async with pair("tcp", config) as both:
         direct = both.endpoint
@@ -193,14 +193,14 @@ async def test_every_flipped_bit_in_the_stream_is_noticed(towards):
                     await transfer(both, endpoint, f"h{index}")
             noticed += 1
             both.outbox.refuse(f"h{index}", "cancelled", "next")
-            await both.assert_idle(2)
+            await both.assert_idle()
         assert noticed == 60
 
 
 @pytest.mark.parametrize("towards", ["taker", "giver"])
 @pytest.mark.parametrize("what", ["drop", "repeat", "swap", "cut", "late", "half"])
 async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
-    config = msgspec.structs.replace(QUICK, timeout_s=0.5)
+    config = msgspec.structs.replace(CALM, timeout_s=0.5)
     async with pair("tcp", config) as both:
         direct = both.endpoint
         down, up = await frames_of_one_transfer(both)
@@ -238,7 +238,7 @@ async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
                 both.receiver._idle.clear()
             assert MonotonicClock().now() - start < 4
             both.outbox.refuse(handle, "cancelled", "next")
-            await both.assert_idle(2)
+            await both.assert_idle()
 
 
 async def test_a_repeated_last_frame_spoils_only_the_pooled_connection():
@@ -271,4 +271,4 @@ async def test_an_outbox_without_threads_refuses_and_goes_on_listening(way, monk
         assert refused
         await both.fetch(2, [0, 1])
         assert both.released == {"h": ["taken"]}
-        await both.assert_idle(0.9)
+        await both.assert_idle()

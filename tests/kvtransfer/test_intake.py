@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from kvtransfer.intake import Intake
-from tests.kvtransfer.stores import QUICK, Store, pair
+from tests.kvtransfer.stores import CALM, Store, pair
+from tests.patience import PATIENCE_S
 from triptych.cache.embeddings import EmbeddingCache
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import DeadlineExceeded, RequestError, TransferError, Unavailable
@@ -50,7 +51,7 @@ class Bench:
         offer.append(blocks)
         offer.finish()
 
-    def bring(self, *items, owner="job", limit_s=10.0):
+    def bring(self, *items, owner="job", limit_s=PATIENCE_S):
         told = []
 
         def on_ready(index, entry):
@@ -73,7 +74,7 @@ class Bench:
         self.both.assert_equal(theirs, entry.blocks)
 
     async def assert_idle(self) -> None:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while self.intake.census():
                 await asyncio.sleep(0.01)
         await self.both.assert_idle()
@@ -85,7 +86,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(num_blocks=8, way="shm", own="taker@0", config=QUICK):
+async def bench(num_blocks=8, way="shm", own="taker@0", config=CALM):
     source, target = Store(33, LAYOUT).fill(1), Store(num_blocks, LAYOUT).fill(2)
     async with pair(way, config, source=source, target=target) as both:
         made = Bench(both, num_blocks, own)
@@ -99,7 +100,7 @@ async def test_items_become_ready_as_they_arrive():
     async with bench() as b:
         task = b.bring(b.item("a"), b.item("b", 4))
         b.encode("b", [9])
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while b.ready != [1]:
                 await asyncio.sleep(0.005)
         assert not task.done()
@@ -340,15 +341,14 @@ async def test_a_picture_left_to_the_own_encoder_is_taken_over_by_a_fetch():
 async def test_random_requests_under_pressure():
     """Few blocks, many requests, cancels and failures: nothing is lost, nothing hangs."""
     rng = random.Random(11)
-    config = msgspec.structs.replace(QUICK, timeout_s=5.0)
-    async with bench(num_blocks=9, config=config) as b:
+    async with bench(num_blocks=9) as b:
         counts = {"ok": 0, "failed": 0, "cancelled": 0}
 
         async def one(number: int) -> None:
             keys = rng.sample("abcdefg", rng.randint(1, 4))
             items = [b.item(key, handle=f"{number}{key}") for key in keys]
             held = []
-            until = b.clock.now() + 20
+            until = b.clock.now() + PATIENCE_S
             work = b.intake.bring(
                 items, until, int, lambda _, entry: held.append(entry), f"{number}"
             )
@@ -457,7 +457,7 @@ async def test_what_nobody_promised_comes_from_a_tier_or_is_absent(gives: bool):
         def ask():
             items = [unpromised(b.item("a")), unpromised(b.item("nowhere"))]
             told = lambda index, entry: found.append((index, entry))  # noqa: E731
-            until = b.clock.now() + 5
+            until = b.clock.now() + PATIENCE_S
             return asyncio.create_task(b.intake.bring(items, until, lambda: None, told, "job"))
 
         tasks = [ask(), ask()]
@@ -488,7 +488,7 @@ async def test_a_tier_does_not_make_a_request_too_large():
         def told(index, entry):
             (absent if entry is None else b.entries).append(entry)
 
-        await b.intake.bring(items, b.clock.now() + 5, lambda: None, told, "job")
+        await b.intake.bring(items, b.clock.now() + PATIENCE_S, lambda: None, told, "job")
         assert (len(b.entries), absent) == (2, [None])
         b.release()
         await b.assert_idle()

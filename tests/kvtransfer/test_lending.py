@@ -6,6 +6,7 @@ import pytest
 
 from kvtransfer.lending import Lending
 from tests.kvtransfer.stores import Store, layout, pair
+from tests.patience import PATIENCE_S
 from triptych.cache.kv import KvCache
 from triptych.core.errors import Preempted, StaleCache, TriptychError
 from triptych.core.event import Finished
@@ -49,7 +50,7 @@ class Bank:
         return await self.both.fetch(len(blocks), blocks, handle=f"h-{name}")
 
     async def ended(self, *names):
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE_S):
             while [event.job for event in self.events] != list(names):
                 await asyncio.sleep(0.002)
         assert all(isinstance(event, Finished) for event in self.events)

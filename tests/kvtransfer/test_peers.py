@@ -29,7 +29,7 @@ from kvtransfer.transports.inproc import Inproc
 from kvtransfer.transports.shm import FileSource
 from kvtransfer.transports.tcp import StreamSource
 from kvtransfer.transports.transport import Extent, slices
-from tests.kvtransfer.stores import QUICK, SECRET, Store, layout, pair, ref_to
+from tests.kvtransfer.stores import CALM, SECRET, Store, layout, pair, ref_to
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError, TriptychError
 from triptych.core.handoff import Endpoint
@@ -165,10 +165,12 @@ async def converse(lines, heard=None) -> bytes:
     giver.heard = [] if heard is None else heard
     own = InstanceId("taker@0")
     clock = MonotonicClock()
-    receiver = build_receiver(own, QUICK, SECRET, clock, [Scripted({InstanceId("giver@0"): giver})])
+    receiver = build_receiver(own, CALM, SECRET, clock, [Scripted({InstanceId("giver@0"): giver})])
     ref = ref_to("giver@0", Endpoint(), 2, target.layout)
     try:
-        tail = await receiver.fetch(ref, target, [4, 5], 0, lambda _: None, clock.now() + 9)
+        tail = await receiver.fetch(
+            ref, target, [4, 5], 0, lambda _: None, clock.now() + CALM.timeout_s
+        )
         assert target.block(4) == source.block(1)
         assert target.block(5) == source.block(2)
         return tail
@@ -193,7 +195,7 @@ async def test_the_right_words_are_believed():
 
 async def test_an_ack_is_the_last_word_however_late_it_is_confirmed():
     def late(_: Channel) -> Wait:
-        time.sleep(3 * QUICK.heartbeat_s)
+        time.sleep(3 * CALM.heartbeat_s)
         return Wait()
 
     heard: list[Message] = []
@@ -226,7 +228,7 @@ async def as_taker(both, *lines):
     """Say ``lines`` to a real outbox; what it answers until it closes the connection."""
 
     def talk():
-        channel = Channel(both.outbox.connect(), MonotonicClock(), 3.0)
+        channel = Channel(both.outbox.connect(), MonotonicClock(), CALM.timeout_s)
         heard = []
         try:
             channel.greet(SECRET, "taker@0")

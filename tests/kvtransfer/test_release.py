@@ -5,8 +5,8 @@ import asyncio
 import msgspec
 import pytest
 
-from tests.kvtransfer.stores import EVERYWHERE, QUICK, pair
-from triptych.core.clock import MonotonicClock
+from tests.kvtransfer.stores import CALM, EVERYWHERE, pair
+from tests.patience import PATIENCE_S
 from triptych.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -51,12 +51,10 @@ async def test_the_producer_fails(way, moment):
                 await both.assert_idle()
                 return
             offer.fail("preempted", "no room")
-        start = MonotonicClock().now()
         with pytest.raises(Exception, match="no room") as caught:
             await fetching
         assert caught.value.code == "preempted"
-        assert MonotonicClock().now() - start < 0.9, "told at once, not by a time-out"
-        await both.assert_idle(0.9)
+        await both.assert_idle()
 
 
 @pytest.mark.parametrize("way", EVERYWHERE)
@@ -78,7 +76,7 @@ async def test_withdrawing_returns_when_the_memory_is_free(way):
         await both.outbox.withdraw(Handle("never offered"))
         with pytest.raises(Cancelled):
             await both.fetch(1, [0], handle="never offered")
-        await both.assert_idle(0.9)
+        await both.assert_idle()
         assert both.released == {"alone": ["withdrawn"], "open": ["withdrawn"]}
 
 
@@ -97,13 +95,13 @@ async def test_what_the_producer_says_after_the_release_changes_nothing():
 
 
 async def test_a_lease_ends_when_nobody_comes_but_not_before_the_offer_is_complete():
-    config = msgspec.structs.replace(QUICK, lease_s=0.3)
+    config = msgspec.structs.replace(CALM, lease_s=0.3)
     async with pair(config=config) as both:
         slow, done = both.offer("slow"), both.offer("done")
         slow.append([1])
         done.append([2])
         done.finish()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while both.released["done"] != ["expired"]:
                 await asyncio.sleep(0.01)
         assert both.released["slow"] == []
@@ -112,7 +110,7 @@ async def test_a_lease_ends_when_nobody_comes_but_not_before_the_offer_is_comple
 
 
 async def test_no_timer_ends_a_lease_while_its_taker_is_connected():
-    config = msgspec.structs.replace(QUICK, lease_s=0.2)
+    config = msgspec.structs.replace(CALM, lease_s=0.2)
     async with pair(config=config) as both:
         offer = both.offer()
         offer.append([1])
@@ -126,7 +124,7 @@ async def test_no_timer_ends_a_lease_while_its_taker_is_connected():
 
 
 async def test_a_fetch_of_what_is_never_offered_ends():
-    config = msgspec.structs.replace(QUICK, lease_s=0.3)
+    config = msgspec.structs.replace(CALM, lease_s=0.3)
     async with pair(config=config) as both:
         with pytest.raises(TransferError, match="in time"):
             await both.fetch(1, [0])
@@ -146,13 +144,10 @@ async def test_cancelling_a_fetch_frees_both_sides_at_once(way, moment):
         fetching = asyncio.create_task(both.fetch(3, [0, 1, 2]))
         await asyncio.sleep(0.1)
         fetching.cancel()
-        start = MonotonicClock().now()
         with pytest.raises(asyncio.CancelledError):
             await fetching
-        await both.assert_idle(0.9)
-        assert MonotonicClock().now() - start < 0.9
+        await both.assert_idle()
         if offer is not None:
-            await asyncio.sleep(0.05)
             assert both.released == {"h": ["taker_lost"]}
 
 

@@ -11,6 +11,7 @@ from kvtransfer.build import build_outbox
 from kvtransfer.lease import Release
 from tests.kvtransfer.stores import (
     BETWEEN_PROCESSES,
+    CALM,
     EVERYWHERE,
     QUICK,
     SECRET,
@@ -20,6 +21,7 @@ from tests.kvtransfer.stores import (
     pair,
     ref_to,
 )
+from tests.patience import PATIENCE_S
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import (
     InstanceLost,
@@ -39,13 +41,13 @@ def open_fds() -> int:
 @pytest.mark.parametrize("digest", [True, False])
 @pytest.mark.parametrize("way", EVERYWHERE)
 async def test_blocks_and_tail_arrive_as_they_are_appended(way, digest):
-    config = msgspec.structs.replace(QUICK, digest=digest)
+    config = msgspec.structs.replace(CALM, digest=digest)
     async with pair(way, config) as both:
         offer = both.offer()
         seen = []
         fetching = asyncio.create_task(both.fetch(5, [30, 2, 3, 4, 17], seen=seen))
         offer.append([7, 8])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while not seen:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)
@@ -141,7 +143,7 @@ async def test_two_stores_over_one_connection(way):
             second.append([turn + 3])
             second.finish()
             ref = ref_to("giver@0", both.endpoint, 1, wide, f"b{turn}")
-            deadline = MonotonicClock().now() + 9
+            deadline = MonotonicClock().now() + PATIENCE_S
             await both.receiver.fetch(ref, mine, [0], 0, lambda _: None, deadline)
             assert mine.block(0) == other.block(turn + 3)
         assert len(both.receiver._idle) == 1
@@ -166,11 +168,12 @@ async def test_no_blocks_wanted_still_waits_for_the_tail(way):
 
 @pytest.mark.parametrize("way", BETWEEN_PROCESSES)
 async def test_a_wait_longer_than_the_timeout_is_bridged_by_heartbeats(way):
-    async with pair(way) as both:
+    config = msgspec.structs.replace(CALM, timeout_s=2.0)
+    async with pair(way, config) as both:
         fetching = asyncio.create_task(both.fetch(1, [5]))
-        await asyncio.sleep(1.4 * QUICK.timeout_s)
+        await asyncio.sleep(1.1 * config.timeout_s)
         offer = both.offer()
-        await asyncio.sleep(1.4 * QUICK.timeout_s)
+        await asyncio.sleep(1.1 * config.timeout_s)
         offer.append([6])
         offer.finish()
         await fetching
@@ -216,7 +219,7 @@ async def test_another_layout_is_refused_before_a_byte_is_written():
             await both.fetch(1, [0])
         both.offer("next").append([0])
         ref = ref_to("giver@0", both.endpoint, 1, both.target.layout, "next")
-        deadline = MonotonicClock().now() + 9
+        deadline = MonotonicClock().now() + PATIENCE_S
         with pytest.raises(TransferError, match="layout"):
             await both.receiver.fetch(ref, both.target, [0], 0, lambda _: None, deadline)
         assert bytes(both.target.view) == before
@@ -229,7 +232,7 @@ async def test_layers_arrive_before_the_blocks_do():
         fetching = asyncio.create_task(both.fetch(3, [9, 8, 1], seen=seen))
         offer.append([5, 6], 1)
         layer = both.source.layout.block_bytes // 2
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while both.target.block(8)[:layer] != both.source.block(6)[:layer]:
                 await asyncio.sleep(0.005)
         assert both.target.block(8)[layer:] != both.source.block(6)[layer:]
@@ -281,7 +284,7 @@ async def test_a_wrong_secret_is_dropped_before_anything(way):
             await both.fetch(1, [0])
         assert both.outbox.census()[0].kind == "lease"
         assert both.released == {"h": []}
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while both.outbox._conversations:
                 await asyncio.sleep(0.01)
 
@@ -290,7 +293,7 @@ async def test_another_incarnation_at_the_same_address_is_not_the_one_promised()
     async with pair("tcp") as both:
         ref = ref_to("giver@1", both.endpoint, 1, both.source.layout)
         with pytest.raises(InstanceLost, match="answers in place"):
-            deadline = MonotonicClock().now() + 9
+            deadline = MonotonicClock().now() + PATIENCE_S
             await both.receiver.fetch(ref, both.target, [0], 0, lambda _: None, deadline)
 
 
@@ -307,7 +310,7 @@ async def test_nothing_is_kept_of_an_incarnation_once_the_next_one_answers():
                 offer.append([1])
                 offer.finish()
                 ref = ref_to(outbox.instance, where, 1, both.source.layout, "n")
-                until_s = MonotonicClock().now() + 9
+                until_s = MonotonicClock().now() + PATIENCE_S
                 await both.receiver.fetch(ref, both.target, [0], 0, lambda _: None, until_s)
                 assert list(both.receiver._windows) == [outbox.instance]
                 assert {report.giver for report in both.receiver.links()} == {outbox.instance}
@@ -339,7 +342,7 @@ async def test_a_machine_that_is_the_same_but_not_its_sockets_falls_back_to_tcp(
 
 
 async def test_the_configured_transport_is_the_only_one():
-    config = msgspec.structs.replace(QUICK, transport="tcp")
+    config = msgspec.structs.replace(CALM, transport="tcp")
     async with pair("shm", config) as both:
         with pytest.raises(InstanceLost, match="no way"):
             await both.fetch(1, [0])

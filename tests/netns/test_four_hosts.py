@@ -14,7 +14,6 @@ from triptych.core.config import _CHOICES
 WHY_NOT = network.why_not()
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 

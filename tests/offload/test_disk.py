@@ -103,7 +103,6 @@ def test_a_file_made_for_something_else_is_emptied(tmp_path: Path, shape: Shape,
     back.close()
 
 
-@pytest.mark.timeout(280)
 def test_a_killed_writer_leaves_every_entry_whole_or_absent(tmp_path: Path):
     path, rng = tmp_path / "kv.tier", random.Random(7)
     num_found = 0

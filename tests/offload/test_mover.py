@@ -10,6 +10,7 @@ import pytest
 
 from kvtransfer.prefixes import Place
 from tests.kvtransfer.stores import Store
+from tests.patience import PATIENCE_S
 from triptych.cache.embeddings import EmbeddingCache
 from triptych.cache.kv import KvCache
 from triptych.cache.watch import TierWatchers
@@ -86,7 +87,7 @@ class Rig:
         return self.mover.census()[1][name]
 
     async def until(self, name: str, count: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while self.total(name) < count:
                 await asyncio.sleep(0.002)
 

@@ -11,6 +11,7 @@ from router.knowledge import Knowledge
 from router.ledger import Ledger
 from scheduler.latency import Latencies
 from scheduler.registry import placement
+from tests.patience import PATIENCE_S
 from tests.router.members import SESSION, ScriptedInstance, ScriptedMembers
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import RouterConfig
@@ -36,7 +37,7 @@ async def ask(instance: ScriptedInstance, seconds: float) -> tuple[type[Triptych
     )  # fmt: skip
     ledger.accept(request.id, request.tenant)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(TriptychError) as caught:
                 async for _ in journey(Trip(request, Prompt((1, 2, 3)), 0, b"salt"), stages):
                     pass

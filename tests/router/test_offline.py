@@ -7,6 +7,7 @@ import pytest
 
 from router.offline import Task, Window, plan, run
 from scheduler.grouping import Group
+from tests.patience import PATIENCE_S
 from triptych.core.request import Prompt
 
 
@@ -87,7 +88,7 @@ async def test_a_fault_of_the_service_ends_the_batch_instead_of_hanging_it(error
     tasks = [Task(number, Ask, 10, 10) for number in range(3)]
     groups = [Group((number,), 10) for number in range(3)]
     with pytest.raises(type(error)):
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE_S):
             async for _ in run(service, tasks, groups, 1000):
                 pass
     assert service.num_open == 0, "what was in flight was ended"

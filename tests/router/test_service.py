@@ -7,13 +7,14 @@ import pytest
 
 from router.answer import Delta
 from tests.flow.harness import PUBLIC, Flow, config, flow
+from tests.patience import PATIENCE_S
 from triptych.core.errors import DeadlineExceeded
 from triptych.core.request import Request
 
 SMALL = ("cache.kv_blocks=64",)
 
 
-async def until(condition, timeout_s: float = 5.0) -> None:
+async def until(condition, timeout_s: float = PATIENCE_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -30,7 +31,7 @@ async def test_the_deadline_ends_a_request_that_nobody_reads() -> None:
         first = await anext(answer)
         assert isinstance(first, Delta)
         ledger = running.core.ledger
-        await until(lambda: not ledger.num_open, 3.0)  # while nobody asks for the next delta
+        await until(lambda: not ledger.num_open)  # while nobody asks for the next delta
         await until(lambda: not num_taken(running))
         await running.assert_idle()
         assert ledger.outcomes == {"deadline_exceeded": 1}
@@ -55,9 +56,9 @@ async def test_cancel_ends_a_request_that_nobody_reads() -> None:
 async def test_expansion_that_waits_too_long_is_refused_at_the_deadline() -> None:
     async with flow(config("EPD1")) as running:
         gate = threading.Event()
-        blocker = running.core.service._threads.submit(gate.wait, 20.0)
+        blocker = running.core.service._threads.submit(gate.wait, PATIENCE_S)
         try:
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(PATIENCE_S):
                 with pytest.raises(DeadlineExceeded):
                     await running.tokens(running.request(["hello"], seconds=0.2))
         finally:
@@ -70,7 +71,7 @@ async def test_expansion_that_waits_too_long_is_refused_at_the_deadline() -> Non
 async def test_drain_waits_for_a_request_in_expansion() -> None:
     async with flow(config("EPD1")) as running:
         gate = threading.Event()
-        blocker = running.core.service._threads.submit(gate.wait, 20.0)
+        blocker = running.core.service._threads.submit(gate.wait, PATIENCE_S)
         request = running.request(["hello"], max_tokens=5)
         asking = asyncio.create_task(running.tokens(request))
         await until(lambda: num_taken(running) == 1)

@@ -14,6 +14,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import numpy as np
 from PIL import Image
 
+from tests.patience import PATIENCE_S
 from triptych.core.errors import TriptychError, from_code
 from triptych.core.event import Failed, Finished, Tokens
 from triptych.core.handoff import EncodeJob, JobHeader, LanguageJob, PromisedItem, TransferRef
@@ -64,7 +65,7 @@ def draw(rng, rows, columns):
 class Driver:
     """One session at every instance of a cluster."""
 
-    def __init__(self, cluster, budget_s=30.0):
+    def __init__(self, cluster, budget_s=PATIENCE_S):
         self.cluster = cluster
         self.budget_s = budget_s
         self.session = f"driver-{secrets.token_hex(4)}"
@@ -215,7 +216,7 @@ async def driving(cluster, **options):
         await driver.close()
 
 
-async def idle(cluster, within_s=2.0):
+async def idle(cluster, within_s=PATIENCE_S):
     """Every census once nothing is held any more, or whatever is held after ``within_s``."""
     deadline = asyncio.get_running_loop().time() + within_s
     while True:

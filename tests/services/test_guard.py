@@ -9,6 +9,7 @@ import asyncio
 import pytest
 
 from cluster.build import start_cluster
+from tests.patience import PATIENCE_S
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
 from triptych.core.errors import Preempted
@@ -46,7 +47,7 @@ async def resolve(driver, questions, is_making, kind, number):
         both = asyncio.gather(
             driver.hear(early, first), driver.hear(late, second), return_exceptions=True
         )
-        async with asyncio.timeout(15.0):
+        async with asyncio.timeout(PATIENCE_S):
             return await both
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.build import start_cluster
 from kvtransfer.receiver import Receiver
+from tests.patience import PATIENCE_S
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
 from triptych.core.errors import InvariantBroken
@@ -25,7 +26,7 @@ async def test_a_job_does_not_wait_for_its_deadline(kind, monkeypatch):
     monkeypatch.setattr(Receiver, "fetch", breaking)
     question = Question(rng_of(kind), 2)
     async with await start_cluster(config("E1,P1,D1")) as cluster, driving(cluster) as driver:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(InvariantBroken):
                 await driver.ask(question)
         assert await driver.ask(question) == question.answer()

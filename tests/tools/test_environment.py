@@ -3,10 +3,11 @@
 import importlib.util
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,16 +33,14 @@ def test_the_stamp_depends_on_the_lock_and_on_the_place(environment, tmp_path):
 
 
 @pytest.mark.parametrize("extra", ["", "dev"])
-def test_a_finished_environment_is_left_alone_quickly(environment, tmp_path, extra):
+def test_a_finished_environment_is_left_alone(environment, tmp_path, extra):
     """A development environment serves as a runtime one too."""
     (tmp_path / ".triptych-dev").write_text(environment.fingerprint(str(tmp_path)))
-    began_s = time.monotonic()
     done = subprocess.run(
         [sys.executable, environment.__file__, "--venv", str(tmp_path), "--extra", extra],
-        capture_output=True, text=True, timeout=30, check=True,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     assert done.stdout == ""
-    assert time.monotonic() - began_s < 5
 
 
 def test_torch_is_installed_first_at_its_locked_version(environment):

@@ -9,6 +9,7 @@ import pytest
 from decode_service.server import add_decode
 from encoder_service.server import add_encoder
 from prefill_service.server import add_prefill
+from tests.patience import PATIENCE_S
 from triptych.core import errors
 from triptych.core.census import Census, Holding
 from triptych.core.event import EventBatch, Finished, Timing, Token, Tokens
@@ -280,9 +281,9 @@ class Relay:
 
 async def test_a_router_that_vanished_without_a_word_is_noticed():
     """Its machine lost power: nothing comes, not even the end. Its jobs must not run for ever."""
-    async with served(ping_s=0.3, pong_s=0.3) as (instance, _, address):
+    async with served(ping_s=0.3, pong_s=2.0) as (instance, _, address):
         relay = Relay(address)
-        async with relay as near, connected(near, timeout_s=30.0) as remote:
+        async with relay as near, connected(near, timeout_s=PATIENCE_S) as remote:
             batches = remote.open("router")
             await anext(batches)
             begun = time.monotonic()
@@ -295,7 +296,7 @@ async def test_a_router_that_vanished_without_a_word_is_noticed():
             await batches.aclose()
 
 
-async def until(holds, within_s=5.0):
+async def until(holds, within_s=PATIENCE_S):
     async with asyncio.timeout(within_s):
         while not holds():
             await asyncio.sleep(0.02)

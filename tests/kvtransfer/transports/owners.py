@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import msgspec
 
 from kvtransfer.transports.transport import Extent
-from tests.kvtransfer.stores import QUICK, Store, layout
+from tests.kvtransfer.stores import CALM, Store, layout
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import Cancelled, DeadlineExceeded
 
@@ -65,7 +65,7 @@ class Owner:
 
 
 @contextmanager
-def owner(way: str, config=QUICK):
+def owner(way: str, config=CALM):
     command = [sys.executable, "-m", "tests.kvtransfer.transports.owner", way]
     command += [msgspec.json.encode(config).decode(), str(NUM_BLOCKS)]
     pipe = subprocess.PIPE

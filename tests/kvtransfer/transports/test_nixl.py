@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvtransfer.transports import nixl_source
 from kvtransfer.transports.nixl import Nixl
 from kvtransfer.transports.nixl_agent import NixlAgent, Region, is_installed
 from kvtransfer.transports.nixl_source import POST_BYTES, Attached, _portions
 from kvtransfer.transports.transport import Extent, WayBroken
-from tests.kvtransfer.stores import QUICK
+from tests.kvtransfer.stores import CALM, QUICK
 from tests.kvtransfer.transports.owners import (
     SIZE,
     Waiting,
@@ -24,6 +25,8 @@ from tests.kvtransfer.transports.owners import (
     store,
     views,
 )
+from tests.patience import PATIENCE_S
+from tests.signals import stop
 from triptych.core.clock import MonotonicClock
 from triptych.core.errors import Cancelled, DeadlineExceeded, InstanceLost, TransferError
 
@@ -49,6 +52,13 @@ def tcp(monkeypatch):
 
 @pytest.fixture
 def taker():
+    made = Nixl("taker@0", CALM, MonotonicClock())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hasty():
     made = Nixl("taker@0", QUICK, MonotonicClock())
     yield made
     made.close()
@@ -148,7 +158,7 @@ def test_an_owner_that_is_killed_is_lost_at_once_and_another_takes_its_place(tak
             start_s = time.monotonic()
             with pytest.raises(InstanceLost):
                 source.read(WHOLE, [target.view])
-            assert time.monotonic() - start_s < QUICK.timeout_s
+            assert time.monotonic() - start_s < CALM.timeout_s / 2
             source.close()
             target.fill(2)
     for each in (expected, target):
@@ -159,7 +169,7 @@ def endless(taker, giver, target, waiting):
     """A read out of a stopped process, which cannot end by itself; over TCP it needs the owner."""
     source = giver.source(taker, waiting)
     source.read([Extent(0, 1)], [target.view[:1]])
-    giver.process.send_signal(signal.SIGSTOP)
+    stop(giver.process.pid)
     target.view[:] = bytes(SIZE)
     caught: list[Exception] = []
 
@@ -176,8 +186,9 @@ def endless(taker, giver, target, waiting):
 
 @pytest.mark.usefixtures("tcp")
 @pytest.mark.parametrize("end", ["cancel", "deadline", "timeout"])
-def test_nothing_is_written_once_a_read_was_given_up(taker, end):
+def test_nothing_is_written_once_a_read_was_given_up(taker, hasty, end):
     """NIXL reports such a read as cancelled, and writes the bytes if they come after all."""
+    taker = hasty if end == "timeout" else taker
     expected, target, waiting = store(1), store(), Waiting()
     with owner("nixl") as giver, owner("nixl") as neighbour:
         others = neighbour.source(taker)
@@ -187,7 +198,7 @@ def test_nothing_is_written_once_a_read_was_given_up(taker, end):
             waiting.cancel()
         if end == "deadline":
             waiting.deadline_s = MonotonicClock().now()
-        thread.join(QUICK.timeout_s + 3)
+        thread.join(PATIENCE_S)
         wanted = {"cancel": Cancelled, "deadline": DeadlineExceeded, "timeout": InstanceLost}
         assert [type(error) for error in caught] == [wanted[end]]
         assert not any(target.view)
@@ -204,7 +215,8 @@ def test_nothing_is_written_once_a_read_was_given_up(taker, end):
 
 
 @pytest.mark.usefixtures("tcp")
-def test_neighbours_of_a_read_that_is_given_up_do_not_notice(taker):
+def test_neighbours_of_a_read_that_is_given_up_do_not_notice(taker, monkeypatch):
+    monkeypatch.setattr(nixl_source, "NEIGHBOURS_S", PATIENCE_S)
     expected, target, waiting = store(1), store(), Waiting()
     failures: list[Exception] = []
     over = threading.Event()
@@ -228,11 +240,11 @@ def test_neighbours_of_a_read_that_is_given_up_do_not_notice(taker):
             each.start()
         time.sleep(0.2)
         waiting.cancel()
-        thread.join(5)
+        thread.join(PATIENCE_S)
         time.sleep(0.2)
         over.set()
         for each in threads:
-            each.join(5)
+            each.join(PATIENCE_S)
         assert [type(error) for error in caught] == [Cancelled]
         assert failures == []
         assert taker._readers.num_retired == 1

@@ -14,6 +14,7 @@ from router.doors.grpc_door import GrpcDoor
 from router.doors.http_door import create_app
 from router.doors.intake import Intake
 from router.doors.servers import HttpServer
+from tests.patience import PATIENCE_S
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import Config
 from triptych.core.errors import Cancelled, Overloaded, TriptychError
@@ -159,7 +160,7 @@ async def grpc_door(service, keys=None, **limits):
         await door.close()
 
 
-async def until(condition, timeout_s=3.0):
+async def until(condition, timeout_s=PATIENCE_S):
     """Wait for a condition that something else brings about."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -7,6 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.patience import PATIENCE_S
 from tests.router.doors.scripted import ScriptedService, grpc_door, token_id, until
 from tests.router.doors.test_http_door import png
 from triptych.client import AsyncClient, Client
@@ -157,15 +158,16 @@ async def test_errors_are_typed_and_public(error, fail_at):
     assert service.num_tickets == 0
 
 
-async def test_refusal_comes_before_the_message_and_fast():
+async def test_refusal_comes_before_the_message():
     service = ScriptedService(places=0)
     async with grpc_door(service) as address, AsyncClient(address) as client:
-        await client.list_models()
-        before = time.monotonic()
         with pytest.raises(Overloaded) as caught:
             await client.generate("x").text()
-        assert time.monotonic() - before < 0.05
         assert caught.value.retry_after_s == 3
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = channel.stream_stream("/triptych.v1.Inference/Generate")()
+            async with asyncio.timeout(PATIENCE_S):  # the message never comes
+                assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert service.requests == []
 
 
@@ -188,9 +190,7 @@ async def test_call_cancelled_by_the_client():
         answer = client.generate("one two three", max_tokens=3000)
         await anext(answer)
         answer.close()
-        before = time.monotonic()
         await until(lambda: service.num_tickets == 0)
-        assert time.monotonic() - before < 0.5
     assert service.ended == ["cancelled"]
 
 
@@ -212,9 +212,9 @@ async def test_deadline_of_the_call():
         before = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await client.generate("one two three", max_tokens=3000, timeout_s=0.4).text()
-        assert 0.3 < time.monotonic() - before < 1.5
         await until(lambda: service.num_tickets == 0)
-    assert 0 < service.requests[0].deadline_s - before < 0.5
+        after = time.monotonic()
+    assert before < service.requests[0].deadline_s < after + 1, "the call's, which has passed"
 
 
 async def test_server_that_is_not_there():
@@ -231,7 +231,7 @@ async def test_reader_that_reads_nothing_is_cut_off():
     async with grpc_door(service, **limits) as address, AsyncClient(address) as client:
         answer = client.generate(f"{word} {word} {word}", max_tokens=10**9)
         await anext(answer)
-        await until(lambda: service.num_tickets == 0, timeout_s=10)
+        await until(lambda: service.num_tickets == 0)
         assert service.num_produced * len(word) < 30_000_000, "a window of HTTP/2, not all of it"
         with pytest.raises(TriptychError):
             await answer.text()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.patience import PATIENCE_S
 from tests.router.doors.scripted import (
     ScriptedService,
     bare_connection,
@@ -139,9 +140,9 @@ async def test_bodies():
     service = ScriptedService()
     async with http_door(service) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
         for name, (body, field) in BODIES.items():
-            before = time.monotonic()
+            before = time.process_time()
             answer = await send(client, body)
-            assert time.monotonic() - before < 2, name
+            assert time.process_time() - before < 2, name
             assert_refused(answer, field)
     assert service.requests == [] and service.num_tickets == 0
 
@@ -281,7 +282,7 @@ async def test_body_that_lies_about_its_length():
         for length in ("99999999999999999999999", "-5", "1e3", "5000"):
             async with bare_connection(url) as (reader, writer):
                 writer.write(post_bytes(b"{}", length))
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     line = await reader.readline()
                 assert b" 413 " in line or b" 400 " in line, line
         await until(lambda: service.num_tickets == 0)
@@ -320,11 +321,13 @@ async def test_the_loop_stays_free_while_bodies_are_parsed():
     worst_s = 0.0
 
     async def watch():
+        """The most that this process computed between two turns of the loop: unlike their
+        distance in time, it says nothing of what else the machine does."""
         nonlocal worst_s
         while True:
-            before = time.monotonic()
+            before = time.process_time()
             await asyncio.sleep(0.005)
-            worst_s = max(worst_s, time.monotonic() - before - 0.005)
+            worst_s = max(worst_s, time.process_time() - before)
 
     async with http_door(service) as url:
         watcher = asyncio.create_task(watch())

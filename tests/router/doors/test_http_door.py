@@ -12,6 +12,7 @@ import openai
 import pytest
 from PIL import Image
 
+from tests.patience import PATIENCE_S
 from tests.router.doors.scripted import (
     ScriptedService,
     bare_connection,
@@ -161,6 +162,7 @@ async def test_options_reach_the_request():
     async with http_door(service) as url:
         before = time.monotonic()
         answer = await post(url, body)
+        after = time.monotonic()
     assert answer.status_code == 200
     request = service.requests[0]
     sampling = request.sampling
@@ -168,7 +170,7 @@ async def test_options_reach_the_request():
     assert (sampling.repetition_penalty, sampling.presence_penalty) == (1.1, -1)
     assert sampling.frequency_penalty == 2 and sampling.logprobs == -1
     assert request.stop.token_ids == (5,) and request.stop.strings == ("a", "bb")
-    assert 4 < request.deadline_s - before < 6
+    assert before + 5 <= request.deadline_s <= after + 5
     assert (request.slo.name, request.slo.ttft_s, request.slo.tpot_s) == ("custom", 0.1, None)
 
 
@@ -193,20 +195,20 @@ async def test_unknown_fields_are_named():
     assert "x-triptych-ignored" not in clean.headers
 
 
-async def test_refusal_comes_before_the_body_and_fast():
+async def test_refusal_comes_before_the_body():
     service = ScriptedService(places=0)
     large = json.dumps({**HELLO, "pad": "x" * 20_000_000}).encode()
     async with http_door(service) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
         await client.get("/live")
         for content in (json.dumps(HELLO).encode(), large):
-            before = time.monotonic()
             answer = await client.post("/v1/chat/completions", content=content)
-            taken_s = time.monotonic() - before
             assert answer.status_code == 429
             assert answer.headers["retry-after"] == "3"
             assert answer.json()["error"]["code"] == "overloaded"
-            if content is not large:
-                assert taken_s < 0.05
+        async with bare_connection(url) as (reader, writer):
+            writer.write(post_bytes(b"", 1000))  # the body never comes
+            async with asyncio.timeout(PATIENCE_S):
+                assert b" 429 " in await reader.readline()
         with pytest.raises(openai.RateLimitError):
             async with client_of(url) as official:
                 await official.chat.completions.create(model="scripted", messages=HELLO["messages"])
@@ -252,9 +254,7 @@ async def test_disconnect_cancels(stream):
             await until(lambda: service.num_produced > 2)
             if stream:
                 assert b"200 OK" in await reader.read(100)
-        before = time.monotonic()
         await until(lambda: service.num_tickets == 0)
-        assert time.monotonic() - before < 0.5
     assert service.ended == ["cancelled"]
 
 
@@ -277,7 +277,7 @@ async def test_client_that_sends_nothing_is_cut_off():
         writer.write(post_bytes(b"{", 1000))
         await until(lambda: service.num_tickets == 1)
         await until(lambda: service.num_tickets == 0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400 ") and b"did not arrive within" in answer
 
@@ -291,7 +291,7 @@ async def test_body_that_trickles_is_cut_off():
         writer.write(post_bytes(b"{", 1000))
         await until(lambda: service.num_tickets == 1)
         trickle = asyncio.create_task(_trickle(writer))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             answer = await reader.read()
         trickle.cancel()
         assert service.num_tickets == 0
@@ -314,9 +314,9 @@ async def test_client_that_reads_nothing_is_cut_off():
     ):
         writer.write(post_bytes(body))
         await until(lambda: service.num_tickets == 1)
-        await until(lambda: service.num_tickets == 0, timeout_s=20)
+        await until(lambda: service.num_tickets == 0)
         assert service.num_produced < 200_000, "what nobody reads must not pile up"
-        await until(lambda: not _is_established(url), timeout_s=10)
+        await until(lambda: not _is_established(url))
     assert service.ended == ["cancelled"]
 
 

@@ -1,0 +1,7 @@
+"""How long a test waits for what must come.
+
+Where everything is right nobody waits so long, so that it costs nothing; it is far more than a busy
+machine needs, so that only what hangs fails. It knows nothing of what is waited for.
+"""
+
+PATIENCE_S = 120.0
