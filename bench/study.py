@@ -26,7 +26,7 @@ class Fit(msgspec.Struct, frozen=True):
     source: str
     """Where the measurements are from."""
     num_points: int
-    mape: float
+    mean_error: float
     """Mean absolute error as a share of the measured value."""
     worst: float = 0.0
     """The greatest such error."""

@@ -33,7 +33,7 @@ def test_everything_that_is_promised_is_in_it(drawn):
     assert {part["at"] for part in found["phases"]} == {"mean", "p50", "p90", "p99"}
     assert found["timelines"][0]["changes"][0]["detail"] == "prefill to decode"
     assert found["scenario"] == drawn.scenario
-    assert found["fits"][0]["mape"] == 0.041
+    assert found["fits"][0]["mean_error"] == 0.041
     assert len({line["system"] for line in found["timelines"]}) == 3
 
 
