@@ -16,7 +16,7 @@ function again() {
       card(
         DATA.scenario ? "half" : "",
         "Cost model",
-        `${DATA.hardware} How far its predictions are from what it was fitted to.`,
+        "How far its predictions are from what it was fitted to.",
         h(
           "div",
           { class: "scroll" },
@@ -56,6 +56,7 @@ function again() {
       ),
     );
   const notes = Object.entries(DATA.notes);
+  if (DATA.hardware) notes.unshift(["hardware", DATA.hardware]);
   if (notes.length)
     grid.append(
       card(

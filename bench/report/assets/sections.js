@@ -22,6 +22,17 @@ const stated = (each) => (each.crossing.kind === "below" ? each.crossing.bad : e
 const both = ({ count, p50, p99 }) =>
   count ? `${duration(p50 * 1e3)} · ${duration(p99 * 1e3)}` : "–";
 
+const spread = ({ interval }, gpus) =>
+  DATA.seeds.length < 2
+    ? "one seed"
+    : `95\u00a0% CI ${number(interval.low / gpus)} to ${number(interval.high / gpus)}`;
+
+// A bound is not ranked: what is behind it was not measured.
+function rank({ crossing }, share) {
+  if (DATA.systems.length < 2 || crossing.kind !== "crossed") return "";
+  return share < 0.9995 ? ` · ${percent(share, 0)} of the best` : " · the best";
+}
+
 function heading() {
   const chip = (name, value) => h("span", { class: "chip" }, `${name} `, h("b", {}, value));
   return h(
@@ -45,7 +56,7 @@ function heading() {
         `${number(DATA.duration - DATA.warmup)} s behind ${number(DATA.warmup)} s of warm-up`,
       ),
       chip("GPUs", GPU_COUNTS.map((count) => number(count)).join(", ")),
-      DATA.hardware ? chip("hardware", DATA.hardware) : null,
+      DATA.hardware && DATA.hardware.length < 48 ? chip("hardware", DATA.hardware) : null,
     ),
     DATA.invalid.length
       ? h(
@@ -104,7 +115,7 @@ function summary() {
       h(
         "div",
         { class: "ci" },
-        `goodput at ${percent(LEVEL, 0)} · 95\u00a0% CI ${number(each.interval.low / gpus)} to ${number(each.interval.high / gpus)}${share < 0.9995 ? ` · ${percent(share, 0)} of the best` : DATA.systems.length > 1 ? " · the best" : ""}`,
+        `goodput at ${percent(LEVEL, 0)} · ${spread(each, gpus)}${rank(each, share)}`,
       ),
       h(
         "dl",

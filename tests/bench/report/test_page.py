@@ -62,10 +62,12 @@ def test_the_page_fetches_nothing(drawn):
     assert outside == []
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_requests_and_jobs_stay_small():
     run = drawn_run(rate=8.0, duration_s=100.0)
     times = [each.arrival_s for each in run.rows]
-    long = 140 * run.rows
+    rows = [msgspec.structs.replace(r, token_times_s=r.token_times_s[:9]) for r in run.rows]
+    long = 140 * tuple(rows)
     busy = tuple(
         Busy(f"decode-{number % 128}", "decode", step * 0.1, step * 0.1 + 0.08)
         for number in range(128)
