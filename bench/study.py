@@ -26,7 +26,7 @@ class Fit(msgspec.Struct, frozen=True):
     source: str
     """Where the measurements are from."""
     num_points: int
-    mape: float
+    mean_error: float
     """Mean absolute error as a share of the measured value."""
     worst: float = 0.0
     """The greatest such error."""
@@ -100,6 +100,7 @@ class Goodput(msgspec.Struct, frozen=True):
     interval: Interval
     """Over the curves of the seeds."""
     num_gpus: float
+    num_seeds: int = 0
 
 
 def goodputs(found: Sequence[Setting], level: float) -> list[Goodput]:
@@ -112,8 +113,8 @@ def goodputs(found: Sequence[Setting], level: float) -> list[Goodput]:
         for each in mine:
             for run, alone in zip(each.runs, each.each, strict=True):
                 curves.setdefault(run.seed, []).append(Point(each.rate, alone.attainment))
-        spread = over_seeds(list(curves.values()), level)
-        answer.append(Goodput(system, level, crossing(curve, level), spread, mine[0].num_gpus))
+        spread, gpus = over_seeds(list(curves.values()), level), mine[0].num_gpus
+        answer.append(Goodput(system, level, crossing(curve, level), spread, gpus, len(curves)))
     return answer
 
 

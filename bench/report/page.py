@@ -12,7 +12,10 @@ import msgspec
 from bench.report.document import document
 from bench.study import Study
 
-_SCRIPTS = ("dom.js", "plot.js", "bars.js", "gantt.js", "sections.js", "page.js")
+_SCRIPTS = (
+    "dom.js", "plot.js", "bars.js", "gantt.js", "sections.js", "latency.js", "use.js", "tables.js",
+    "page.js",
+)  # fmt: skip
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 

@@ -40,7 +40,7 @@ def table(study: Study) -> str:
     text = [aligned([head, *rows])]
     if len({each.rate for each in found}) > 1:
         levels = [goodputs(found, level) for level in LEVELS]
-        head = ["goodput /s", *(f"at {level:.0%}" for level in LEVELS), "per GPU at 90%", "95% CI"]
+        head = ["goodput /s", *(f"at {level:.0%}" for level in LEVELS), "95% CI at 90%", "per GPU"]
         text.append(aligned([head, *(_goodput(each) for each in zip(*levels, strict=True))]))
     invalid = [f"{run.system} at {run.rate:g}/s, seed {run.seed}: {run.invalid}"
                for run in study.runs if run.invalid]  # fmt: skip
@@ -57,11 +57,12 @@ def _row(each: Setting) -> list[str]:
 def _goodput(levels: Sequence[Goodput]) -> list[str]:
     least = levels[0]
     spread, gpus = least.interval, least.num_gpus
+    told_spread = f"{_short(spread.low)} to {_short(spread.high)}"
     return [
         least.system,
         *(told(each) for each in levels),
+        told_spread if least.num_seeds > 1 else "one seed",
         _short(least.crossing.rate / gpus),
-        f"{_short(spread.low)} to {_short(spread.high)}",
     ]
 
 

@@ -82,7 +82,7 @@ def _rows(run: Run) -> _Rows:
 
 def _in_order(name: str) -> tuple[int, list[tuple[int, str]]]:
     """In the order of the path, and ``decode-10`` behind ``decode-9``."""
-    stage = next((number for number, word in enumerate(_PATH) if word in name), -1)
+    stage = next((number for number, word in enumerate(_PATH) if word in name), len(_PATH))
     words = re.split(r"(\d+)", name)
     return stage, [(int(word), "") if word.isdigit() else (-1, word) for word in words]
 

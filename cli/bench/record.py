@@ -8,9 +8,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import msgspec
-
 from bench.recording import arrivals
+from bench.sources import recorded
 from triptych.core.errors import Unavailable
 
 
@@ -26,7 +25,7 @@ def run(words: argparse.Namespace) -> int:
     """Read, turn, write."""
     data = words.ledger.read_bytes() if words.ledger else _asked(words.admin, words.key)
     found = arrivals(data.splitlines())
-    words.out.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in found))
+    recorded.write(words.out, found)
     tokens = sum(each.num_prompt for each in found)
     pictures = sum(len(each.images) for each in found)
     print(f"{len(found)} requests over {found[-1].at_s:.1f} s, {pictures} pictures, "

@@ -11,13 +11,16 @@ from bench import study
 from bench.client import Target
 from bench.live.http import HttpSender
 from bench.live.measure import Contender, Load
-from bench.live.named import workload
 from bench.live.sender import Sender
 from bench.record import machine
 from bench.report import page, perfetto, terminal
 from bench.run import Run
+from bench.sources.registry import workload
 from bench.study import Study
 from cli.bench.grpc_sender import GrpcSender
+
+WORKLOAD = "synthetic:fixed"
+"""One picture, as many words and tokens each time: see ``bench.sources.registry``."""
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +43,8 @@ def add_dialect(parser: argparse.ArgumentParser) -> None:
 
 def add_load(parser: argparse.ArgumentParser, *, seeds: str) -> None:
     """What is offered."""
-    parser.add_argument("--workload", default="small", help="its name, or a recording")
+    parser.add_argument("--workload", default=WORKLOAD, metavar="W",
+                        help="SOURCE:KIND or SOURCE:PATH,option=value")  # fmt: skip
     parser.add_argument("--duration", type=float, default=30.0, help="seconds behind the warm-up")
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds that count nowhere")
     parser.add_argument("--seed", default=seeds, help="one, or several separated by commas")

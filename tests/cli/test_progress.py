@@ -9,12 +9,7 @@ from cli.progress import Bar
 
 @pytest.mark.parametrize(
     ("share", "elapsed_s", "said"),
-    [
-        (0.5, 60.0, "1:00 left"),
-        (0.25, 30.0, "1:30 left"),
-        (0.0, 9.0, ""),
-        (0.02, 9e9, "hours left"),
-    ],
+    [(0.5, 60, "1:00 left"), (0.25, 30, "1:30 left"), (0.0, 9, ""), (0.02, 9e9, "hours left")],
 )
 def test_the_time_that_is_left(share, elapsed_s, said):
     assert Bar.left(share, elapsed_s).strip() == said

@@ -150,12 +150,8 @@ async def test_a_late_client_makes_its_run_invalid():
     assert "late" in run.invalid and run.late_p99_s > 0.0
     run = await Bench(load()).run(Contender("S", Told(), 2.0), 20.0, 0)
     assert not run.invalid
-    assert (run.rate, run.num_gpus, run.warmup_s, run.duration_s) == (
-        20.0,
-        2.0,
-        0.1,
-        pytest.approx(0.3),
-    )
+    assert (run.rate, run.num_gpus, run.warmup_s) == (20.0, 2.0, 0.1)
+    assert run.duration_s == pytest.approx(0.3)
     assert (await Bench(load()).run(Contender("S", Told(), 1.0), None, 0)).rate == pytest.approx(10)
 
 
@@ -192,9 +188,9 @@ async def test_goodput_of_a_server_that_refuses_what_is_too_much():
                 raise Refused("full")
             return await super().send(ask, on_tokens)
 
-    search = Bisection(8.0, tolerance=0.4, limits=(1.0, 256.0))
-    found, runs = await Bench(load(duration_s=0.4)).goodput(
+    search = Bisection(16.0, tolerance=0.5, limits=(1.0, 256.0))
+    found, runs = await Bench(load(duration_s=0.3, warmup_s=0.05)).goodput(
         Contender("S", Bounded(wait_s=0.05), 1.0), search
     )
-    assert found.kind == "crossed" and 16 <= found.good < found.bad <= 256
+    assert found.kind == "crossed" and 8 <= found.good < found.bad <= 256
     assert {run.seed for run in runs} == {0, 1, 2}

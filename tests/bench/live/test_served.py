@@ -12,7 +12,7 @@ from bench.client import Target
 from bench.figures import figures
 from bench.live.http import HttpSender
 from bench.live.measure import Bench, Contender, Load
-from bench.live.named import workload
+from bench.sources.registry import workload
 from bench.workload import Arrival, Image, Text
 from cli.__main__ import main
 from cli.bench.grpc_sender import GrpcSender
@@ -37,7 +37,8 @@ async def command(*words) -> int:
     return await asyncio.to_thread(main, ["bench", *map(str, words)])
 
 
-LOAD = ("--duration", 1.5, "--warmup", 0.5, "--max-late-ms", 5000)
+SMALL = "synthetic:fixed,size=112x84,text=24,output=8"
+LOAD = ("--workload", SMALL, "--duration", 1.5, "--warmup", 0.5, "--max-late-ms", 5000)
 
 
 class Talk:
@@ -104,7 +105,7 @@ async def test_run_writes_runs_page_and_trace(server: Served, tmp_path, capsys):
     assert "attained %" in said and str(page) in said
     (run,) = study.read(out).runs
     assert {row.status for row in run.rows} == {"ok"}
-    assert run.workload == "small" and run.rate == 6.0
+    assert run.workload == SMALL and run.rate == 6.0
     assert json.loads(trace.read_text())["traceEvents"]
     again = tmp_path / "again.html"
     assert await command("report", out, out, "-o", again, "--price", 2.5) == 0
@@ -113,7 +114,7 @@ async def test_run_writes_runs_page_and_trace(server: Served, tmp_path, capsys):
 
 async def test_goodput_over_grpc(server: Served, capsys):
     words = ("--url", f"grpc://{server.grpc}", "--start", 4, "--greatest", 8)
-    status = await command("goodput", *words, "--duration", 1, "--warmup", 0.2,
+    status = await command("goodput", *words, "--workload", SMALL, "--duration", 1, "--warmup", 0.2,
                            "--max-late-ms", 5000)  # fmt: skip
     assert status == 0
     assert "goodput at 90%: " in capsys.readouterr().out
@@ -136,7 +137,7 @@ async def test_what_was_asked_can_be_asked_again(server: Served, tmp_path, capsy
     source = workload(f"ledger:{path}")
     found = list(source.arrivals(None, 1e9, 0))
     assert found[0].at_s == 0.0 and len(found) > 10
-    talks = [each for each in found if each.num_output == 8]
+    talks = [each for each in found if each.num_output == 6]
     assert talks and all(each.images[0].num_tokens == 12 for each in talks)
     pictures = {each.images[0].content for each in talks}
     assert len(pictures) == 2, "the same two pictures, over every transport"

@@ -33,7 +33,7 @@ def test_everything_that_is_promised_is_in_it(drawn):
     assert {part["at"] for part in found["phases"]} == {"mean", "p50", "p90", "p99"}
     assert found["timelines"][0]["changes"][0]["detail"] == "prefill to decode"
     assert found["scenario"] == drawn.scenario
-    assert found["fits"][0]["mape"] == 0.041
+    assert found["fits"][0]["mean_error"] == 0.041
     assert len({line["system"] for line in found["timelines"]}) == 3
 
 
@@ -62,10 +62,12 @@ def test_the_page_fetches_nothing(drawn):
     assert outside == []
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_requests_and_jobs_stay_small():
     run = drawn_run(rate=8.0, duration_s=100.0)
     times = [each.arrival_s for each in run.rows]
-    long = 140 * run.rows
+    rows = [msgspec.structs.replace(r, token_times_s=r.token_times_s[:9]) for r in run.rows]
+    long = 140 * tuple(rows)
     busy = tuple(
         Busy(f"decode-{number % 128}", "decode", step * 0.1, step * 0.1 + 0.08)
         for number in range(128)
