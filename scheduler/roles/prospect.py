@@ -5,6 +5,7 @@ Takes the mix of requests from a sample, their number and size from the load, an
 stages from what was measured. Knows no time and no policy.
 """
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -17,6 +18,9 @@ from scheduler.planner.search import ROLES
 from scheduler.roles.fleet import Load
 from triptych.core.lifecycle import Role, Stage
 
+SAMPLE = 32
+"""Requests of the sample that are kept, evenly: a fleet is estimated often."""
+_PRECISION = 0.02
 _FACTOR = 8.0
 """A load's requests are thought to be at most so many times larger or smaller than the sample's."""
 _SPEED = 4.0
@@ -35,6 +39,8 @@ class Prospect:
 
     def __init__(self, problem: Problem) -> None:
         problem.check()
+        step = math.ceil(len(problem.shapes) / SAMPLE)
+        problem = msgspec.structs.replace(problem, shapes=problem.shapes[::step])
         self._problem = problem
         self._kind = problem.kinds[0]
         self._works = Works(problem)
@@ -74,23 +80,23 @@ class Prospect:
         prediction = self._prediction(counts, outlook)
         return None if prediction is None else prediction.at(outlook.rate)
 
-    def served(self, counts: Mapping[Role, int], outlook: Outlook) -> float:
+    def served(self, counts: Mapping[Role, int], outlook: Outlook, beyond: float = 0.0) -> float:
         """Requests per second that meet their SLO: of all that come, or, if more is gained so, of
-        those that admission lets in. 0 if a stage has no instance."""
+        those that admission lets in. 0 if a stage has no instance, and where it is not more than
+        ``beyond``, which is found out sooner."""
         prediction = self._prediction(counts, outlook)
-        if prediction is None or outlook.rate <= 0.0:
+        level, rate = self._problem.level, outlook.rate
+        if prediction is None or rate <= 0.0 or prediction.bound <= beyond:
             return 0.0
-        level = self._problem.level
-        attainment = prediction.at(outlook.rate).attainment
-        if attainment >= level:
-            return attainment * outlook.rate
-        held = sustained(prediction, level, min(prediction.bound, outlook.rate))
-        return max(attainment * outlook.rate, level * held)
-
-    def bound(self, counts: Mapping[Role, int], outlook: Outlook) -> float:
-        """No more can be ``served`` than this; quick."""
-        prediction = self._prediction(counts, outlook)
-        return 0.0 if prediction is None else min(prediction.bound, outlook.rate)
+        met = prediction.at(rate).attainment
+        most = min(prediction.bound, rate)
+        if met >= level or met * rate >= level * most:
+            return met * rate
+        # Admission must hold the rate where ``beyond`` is reached, or it is not reached at all.
+        needed = beyond / level
+        if needed > 0.0 and (needed >= most or prediction.at(needed).attainment < level):
+            return met * rate if met * rate > beyond else 0.0
+        return max(met * rate, level * sustained(prediction, level, most, _PRECISION))
 
     def _made(self, demand: Demand) -> Work:
         return self._works.made(demand, self._kind, self._problem.chunks[0])
