@@ -104,9 +104,7 @@ class PlanAhead:
         """The load in the middle of the horizon, with its burst, and what waits now as if it came
         evenly over the horizon: it must be served as well."""
         horizon_s, deviations = self._knobs.horizon_s, self._knobs.deviations
-        rates = {
-            name: one.burst(horizon_s / 2, deviations) for name, one in self._series.items()
-        }
+        rates = {name: one.burst(horizon_s / 2, deviations) for name, one in self._series.items()}
         rates["visual"] += fleet.queue(E).tokens / horizon_s
         rates["text"] += fleet.queue(P).tokens / horizon_s
         rates["output"] += fleet.queue(D).jobs * _answer(fleet.load) / horizon_s

@@ -12,7 +12,7 @@ import msgspec
 
 from scheduler.planner.candidate import sustained
 from scheduler.planner.closed_form import Estimate, Prediction, Work, Works
-from scheduler.planner.demand import Demand, scaled
+from scheduler.planner.demand import scaled
 from scheduler.planner.problem import Layout, Pool, Problem
 from scheduler.planner.search import ROLES
 from scheduler.roles.fleet import Load
@@ -21,7 +21,7 @@ from triptych.core.lifecycle import Role, Stage
 SAMPLE = 32
 """Requests of the sample that are kept, evenly: a fleet is estimated often."""
 _PRECISION = 0.02
-_FACTOR = 8.0
+_SIZE = 8.0
 """A load's requests are thought to be at most so many times larger or smaller than the sample's."""
 _SPEED = 4.0
 """The same for measured speeds against those of the costs."""
@@ -54,26 +54,21 @@ class Prospect:
         """The sample's requests, as many and as large as the load says."""
         if load.requests <= 0.0:
             return Outlook(0.0, self._known)
-        sample = self._known.demand
+        sample, able = self._known.demand, load.capacity
         visual = sample.mean(lambda one: one.visual)
-        asked = {
-            "encode": (load.visual, visual, Stage.ENCODE, sample.encode.mean, visual),
-            "prefill": (
-                load.text + load.visual,
-                sample.mean(lambda one: one.computed),
-                Stage.PREFILL,
-                sample.prefill.mean,
-                sample.mean(lambda one: one.computed),
+        computed = sample.mean(lambda one: one.computed)
+        made = scaled(
+            sample,
+            load.requests,
+            encode=_times(load.visual / load.requests, visual, _SIZE),
+            prefill=_times((load.text + load.visual) / load.requests, computed, _SIZE),
+            decode=_times(load.output / load.requests, sample.output.mean, _SIZE),
+            slower=(
+                _slowness(able.get(Stage.ENCODE, 0.0), sample.encode.mean, visual),
+                _slowness(able.get(Stage.PREFILL, 0.0), sample.prefill.mean, computed),
             ),
-        }
-        factors = {
-            name: _between(tokens / load.requests, each, _FACTOR)
-            * _slowness(load.capacity.get(stage, 0.0), seconds, size)
-            for name, (tokens, each, stage, seconds, size) in asked.items()
-        }
-        output = _between(load.output / load.requests, sample.output.mean, _FACTOR)
-        made = scaled(sample, load.requests, decode=output, **factors)
-        return Outlook(load.requests, self._made(made))
+        )
+        return Outlook(load.requests, self._works.made(made, self._kind, self._problem.chunks[0]))
 
     def estimate(self, counts: Mapping[Role, int], outlook: Outlook) -> Estimate | None:
         """Of a fleet with so many instances by role; None if a stage has none."""
@@ -98,9 +93,6 @@ class Prospect:
             return met * rate if met * rate > beyond else 0.0
         return max(met * rate, level * sustained(prediction, level, most, _PRECISION))
 
-    def _made(self, demand: Demand) -> Work:
-        return self._works.made(demand, self._kind, self._problem.chunks[0])
-
     def _prediction(self, counts: Mapping[Role, int], outlook: Outlook) -> Prediction | None:
         layout: Layout = tuple(
             Pool(role, counts[role], self._kind)
@@ -112,7 +104,7 @@ class Prospect:
         return Prediction(self._problem, layout, [outlook.work] * len(layout))
 
 
-def _between(asked: float, known: float, most: float) -> float:
+def _times(asked: float, known: float, most: float) -> float:
     """``asked`` over ``known``, within limits; 1 where the sample has none of it."""
     return min(most, max(1.0 / most, asked / known)) if known > 0.0 else 1.0
 
@@ -121,4 +113,4 @@ def _slowness(measured: float, seconds: float, tokens: float) -> float:
     """Times that a stage is slower than its costs say, by its measured tokens per second."""
     if measured <= 0.0 or seconds <= 0.0:
         return 1.0
-    return _between(tokens / seconds, measured, _SPEED)
+    return _times(tokens / seconds, measured, _SPEED)

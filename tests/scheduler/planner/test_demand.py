@@ -72,6 +72,17 @@ def test_a_load_of_other_size_keeps_the_mix():
     assert scaled(known, known.rate) == known
 
 
+def test_a_slower_instance_has_the_same_tokens_and_more_seconds():
+    known = demand(MIXED, COSTS, 8192)
+    slow = scaled(known, 1.0, slower=(2.0, 3.0))
+    assert slow.encode.mean == pytest.approx(2 * known.encode.mean)
+    assert slow.prefill.mean == pytest.approx(3 * known.prefill.mean)
+    for tokens in ("visual", "computed", "num_chunks", "output"):
+        assert [getattr(one, tokens) for one in slow.services] == [
+            getattr(one, tokens) for one in known.services
+        ]
+
+
 def test_moments_of_constants_do_not_vary():
     assert Moments(3.0, 9.0).cv2 == 0.0
     assert Moments(3.0, 18.0).cv2 == 1.0
