@@ -140,13 +140,5 @@ def test_shards_are_within_grahams_bounds(pieces, servers):
         assert seconds == 0.0
         return
     least = max(pieces[0], sum(pieces) / servers)
-    assert (
-        least - 1e-9
-        <= seconds
-        <= (4 / 3 - 1 / (3 * servers)) * max(least, _second_bound(pieces, servers)) + 1e-9
-    )
-
-
-def _second_bound(pieces, servers):
-    """Two of the first ``servers + 1`` pieces share a server."""
-    return pieces[servers - 1] + pieces[servers] if len(pieces) > servers else 0.0
+    most = sum(pieces) / servers + (1 - 1 / servers) * pieces[0]
+    assert least - 1e-9 <= seconds <= most + 1e-9
