@@ -101,7 +101,12 @@ WORKLOADS: dict[str, tuple[Shape, ...]] = {
     "text only": (Shape((), 600, 200),),
     "0.3 images": (Shape((), 600, 127),) * 7 + (Shape((600,), 1168, 127),) * 3,
     "1 image": (Shape((1196,), 1260, 127),) * 9 + (Shape((1196,), 3200, 250),),
+    "1 image, strict": (Shape((1196,), 1260, 127, slo="strict"),) * 9
+    + (Shape((1196,), 3200, 250, slo="strict"),),
     "4 images": tuple(Shape((1196,) * n, 1196 * n + 64, 127, slo="multi-image") for n in (3, 4, 5)),
+    "4 images, strict": tuple(
+        Shape((1196,) * n, 1196 * n + 64, 127, slo="strict") for n in (3, 4, 5)
+    ),
     "8 images, short": (Shape((2691,) * 8, 21_592, 10, slo="multi-image"),),
     "long answers": (Shape((600,), 700, 1000),),
 }

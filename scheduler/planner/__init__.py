@@ -5,16 +5,14 @@ Values in, values out; what is best here is meant to be simulated by somebody el
 
 from collections.abc import Callable
 
+from scheduler.planner import distserve, published, search
 from scheduler.planner.candidate import Candidate
-from scheduler.planner.distserve import distserve
 from scheduler.planner.problem import Problem
-from scheduler.planner.published import epdserve, proportional
-from scheduler.planner.search import closed_form
 
 PLANNERS: dict[str, Callable[[Problem, int], list[Candidate]]] = {
-    "closed_form": closed_form,
-    "distserve": distserve,
-    "epdserve": epdserve,
-    "proportional": proportional,
+    "closed_form": search.closed_form,
+    "distserve": distserve.distserve,
+    "epdserve": published.epdserve,
+    "proportional": published.proportional,
 }
 """By name: a problem and how many candidates to keep, to candidates, best first."""

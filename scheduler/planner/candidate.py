@@ -93,15 +93,18 @@ def judged(works: Works, layout: Layout, chunk_tokens: int, most: float = math.i
     )
 
 
-def sustained(prediction: Prediction, level: float, most: float) -> float:
-    """The highest rate up to ``most`` at which attainment is at least ``level``; 0 if at none."""
+def sustained(
+    prediction: Prediction, level: float, most: float, precision: float = PRECISION
+) -> float:
+    """The highest rate up to ``most`` at which attainment is at least ``level``, right to
+    ``precision`` of ``most``; 0 if at none."""
     if not 0.0 < most < math.inf:
         return 0.0
     crossing = highest(
         lambda rate: prediction.at(rate).attainment >= level,
-        PRECISION * most,
+        precision * most,
         most,
-        PRECISION * most,
+        precision * most,
         which=Which.FIRST,
     )
     return crossing.value if crossing.is_met else 0.0

@@ -189,19 +189,18 @@ class Prediction:
         met = mean_s = 0.0
         for (e, p), share in self._encode_to_prefill.items():
             service = self._sample[p][index]
-            prefill_s = states[p].prefill_s(service)
-            if e == p or not service.pictures:
-                waits = states[p].wait, Wait()
-                fixed_s = prefill_s + (states[p].encode_s(service) if service.pictures else 0.0)
-            else:
-                waits = states[p].wait, states[e].wait
-                moved = service.visual * self._problem.footprint.embedding_token_bytes
-                link_s = self._problem.embedding_link.seconds(moved)
-                fixed_s = prefill_s + states[e].encode_s(self._sample[e][index]) + link_s
+            fixed_s = self._stations[p].prefill_s(index, states[p])
+            other = Wait()
+            if service.pictures:
+                fixed_s += self._stations[e].encode_s(index, states[e])
+                if e != p:
+                    other = states[e].wait
+                    moved = service.visual * self._problem.footprint.embedding_token_bytes
+                    fixed_s += self._problem.embedding_link.seconds(moved)
             bound = service.slo.ttft_s
             slack_s = math.inf if bound is None else bound - fixed_s
-            met += share * within(*waits, slack_s)
-            mean_s += share * (waits[0].mean_s + waits[1].mean_s + fixed_s)
+            met += share * within(states[p].wait, other, slack_s)
+            mean_s += share * (states[p].wait.mean_s + other.mean_s + fixed_s)
         return met, mean_s
 
     def _gaps(self, index: int, states: list[State]) -> tuple[float, float]:

@@ -172,19 +172,27 @@ def summary(
 
 
 def scaled(
-    known: Demand, rate: float, *, encode: float = 1.0, prefill: float = 1.0, decode: float = 1.0
+    known: Demand,
+    rate: float,
+    *,
+    encode: float = 1.0,
+    prefill: float = 1.0,
+    decode: float = 1.0,
+    slower: tuple[float, float] = (1.0, 1.0),
 ) -> Demand:
-    """The same requests at another rate, each with so many times the work of a stage.
+    """The same requests at another rate, each with so many times the tokens of a stage.
 
     How a forecast of tokens per second becomes a demand: the mix of requests is kept, its size is
-    not. Factors >= 0; an answer keeps at least one token.
+    not. ``slower`` stretches the seconds of encode and prefill beyond that, for instances that are
+    not as quick as their costs say. Factors >= 0; an answer keeps at least one token.
     """
+    encode_s, prefill_s = encode * slower[0], prefill * slower[1]
     services = (
         msgspec.structs.replace(
             each,
-            pictures=tuple(seconds * encode for seconds in each.pictures) if encode > 0.0 else (),
+            pictures=tuple(seconds * encode_s for seconds in each.pictures) if encode > 0.0 else (),
             visual=each.visual * encode,
-            prefill_s=each.prefill_s * prefill,
+            prefill_s=each.prefill_s * prefill_s,
             num_chunks=max(1.0, each.num_chunks * prefill),
             computed=each.computed * prefill,
             output=max(1.0, each.output * decode),

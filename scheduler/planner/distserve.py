@@ -93,8 +93,8 @@ def _goodput(works: Works, pool: Pool, chunk_tokens: int) -> float:
 def _first_met(problem: Problem, station: Station, rate: float) -> float:
     state = station.state(rate, problem.arrival_cv2)
     met = 0.0
-    for one in station.demand.services:
-        seconds = state.encode_s(one) + state.prefill_s(one)
+    for index, one in enumerate(station.demand.services):
+        seconds = station.encode_s(index, state) + station.prefill_s(index, state)
         slack_s = math.inf if one.slo.ttft_s is None else one.slo.ttft_s - seconds
         met += one.share * within(state.wait, Wait(), slack_s)
     return met

@@ -63,26 +63,24 @@ def within(first: Wait, second: Wait, slack_s: float) -> float:
     if slack_s < 0.0 or math.isinf(first.mean_s) or math.isinf(second.mean_s):
         return 0.0
     p, q = first.probability, second.probability
-    missed_first = p * _beyond(first.tail_s, slack_s)
-    missed_second = q * _beyond(second.tail_s, slack_s)
-    missed_both = p * q * _sum_beyond(first.tail_s, second.tail_s, slack_s)
-    return 1.0 - (1.0 - q) * missed_first - (1.0 - p) * missed_second - missed_both
-
-
-def _beyond(tail_s: float, slack_s: float) -> float:
-    return math.exp(-slack_s / tail_s) if tail_s > 0.0 else 0.0
+    one_s, other_s = first.tail_s, second.tail_s
+    missed = 0.0
+    if p > 0.0:
+        missed += (1.0 - q) * p * math.exp(-slack_s / one_s)
+    if q > 0.0:
+        missed += (1.0 - p) * q * math.exp(-slack_s / other_s)
+    if p > 0.0 and q > 0.0:
+        missed += p * q * _sum_beyond(one_s, other_s, slack_s)
+    return 1.0 - missed
 
 
 def _sum_beyond(one_s: float, other_s: float, slack_s: float) -> float:
-    """Probability that the sum of two exponentials is more than ``slack_s``."""
-    if one_s <= 0.0 or other_s <= 0.0:
-        return _beyond(max(one_s, other_s), slack_s)
+    """Probability that the sum of two exponentials of these means is more than ``slack_s``."""
     if abs(one_s - other_s) < 1e-6 * (one_s + other_s):
         mean_s = (one_s + other_s) / 2
         return math.exp(-slack_s / mean_s) * (1.0 + slack_s / mean_s)
-    return (one_s * _beyond(one_s, slack_s) - other_s * _beyond(other_s, slack_s)) / (
-        one_s - other_s
-    )
+    weighted = one_s * math.exp(-slack_s / one_s) - other_s * math.exp(-slack_s / other_s)
+    return weighted / (one_s - other_s)
 
 
 def md1_ttft_s(rate: float, service_s: float) -> float:

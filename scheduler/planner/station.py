@@ -47,17 +47,6 @@ class State(msgspec.Struct, frozen=True):
         """Utilisation as ``Estimate`` tells it."""
         return self.decoding.batch / self.limit if stage is D else self.utilisation
 
-    def encode_s(self, service: Service) -> float:
-        """Seconds of a request's pictures, spread over the instances if they only encode
-        (EPDServe's intra-request parallelism, ICML 2025)."""
-        servers = self.pool.count if self.pool.role == {E} else 1
-        added = self.picture_s * math.ceil(len(service.pictures) / servers)
-        return sharded_s(service.pictures, servers) + added
-
-    def prefill_s(self, service: Service) -> float:
-        """Seconds of a request's chunks."""
-        return service.prefill_s + self.chunk_s * service.num_chunks
-
 
 class Station:
     """A pool, what the workload is on it, and its share of each stage."""
@@ -75,6 +64,11 @@ class Station:
         self._chunks = _moments(asked, lambda one: one.num_chunks)
         self._mixed = asked.mean(lambda one: one.prefill_s * one.num_chunks)
         self._imaged = 1.0 - asked.text_share
+        only = pool.count if pool.role == {E} else 1
+        self._spread = [
+            (sharded_s(one.pictures, only), math.ceil(len(one.pictures) / only))
+            for one in asked.services
+        ]
         self._servers = float(pool.count)
         if pool.role == {E} and self._imaged > 0.0:
             spread = asked.mean(lambda one: float(min(pool.count, len(one.pictures))))
@@ -97,6 +91,17 @@ class Station:
             tokens = max(asked.output.mean - 1.0, 1e-9)
             able[D] = count * kind.pp * self.limit / (self._steps.alone_s(self.limit) * tokens)
         return able
+
+    def encode_s(self, index: int, state: State) -> float:
+        """Seconds of the pictures of the sample's request ``index``, spread over the instances if
+        they only encode (EPDServe's intra-request parallelism, ICML 2025)."""
+        seconds, rounds = self._spread[index]
+        return seconds + state.picture_s * rounds
+
+    def prefill_s(self, index: int, state: State) -> float:
+        """Seconds of the same request's chunks."""
+        service = self.demand.services[index]
+        return service.prefill_s + state.chunk_s * service.num_chunks
 
     def state(self, rate: float, arrival_cv2: float) -> State:
         """Settled state where ``rate`` requests per second arrive at the whole layout."""

@@ -82,7 +82,7 @@ class PlanAhead:
         if now_s < self._next_s or not fleet.is_settled:
             return ()
         self._next_s = now_s + self._knobs.period_s
-        outlook = self.prospect.outlook(self.expected(fleet.load))
+        outlook = self.prospect.outlook(self.expected(fleet))
         if outlook.rate <= 0.0:
             return ()
         best: tuple[float, list[Switch]] = (0.0, [])
@@ -92,18 +92,23 @@ class PlanAhead:
         if (outlook.rate - served) * self._knobs.horizon_s <= least:
             return ()
         for switches in self._changes(fleet, now_s):
-            saved = self._saved(fleet, switches, outlook, served)
-            if saved > max(least, best[0]):
+            enough = max(least, best[0])
+            saved = self._saved(fleet, switches, outlook, served, enough)
+            if saved > enough:
                 best = saved, switches
         for switch in best[1]:
             self._switched_s[switch.instance] = now_s
         return best[1]
 
-    def expected(self, load: Load) -> Load:
-        """The load in the middle of the horizon, with its burst."""
-        ahead_s, deviations = self._knobs.horizon_s / 2, self._knobs.deviations
-        rates = {name: one.burst(ahead_s, deviations) for name, one in self._series.items()}
-        return Load(capacity=load.capacity, **rates)
+    def expected(self, fleet: Fleet) -> Load:
+        """The load in the middle of the horizon, with its burst, and what waits now as if it came
+        evenly over the horizon: it must be served as well."""
+        horizon_s, deviations = self._knobs.horizon_s, self._knobs.deviations
+        rates = {name: one.burst(horizon_s / 2, deviations) for name, one in self._series.items()}
+        rates["visual"] += fleet.queue(E).tokens / horizon_s
+        rates["text"] += fleet.queue(P).tokens / horizon_s
+        rates["output"] += fleet.queue(D).jobs * _answer(fleet.load) / horizon_s
+        return Load(capacity=fleet.load.capacity, **rates)
 
     def _changes(self, fleet: Fleet, now_s: float) -> Iterator[list[Switch]]:
         """Every safe change of one or more instances of one role to another."""
@@ -121,18 +126,22 @@ class PlanAhead:
                         yield switches
 
     def _saved(
-        self, fleet: Fleet, switches: Sequence[Switch], outlook: Outlook, served: float
+        self,
+        fleet: Fleet,
+        switches: Sequence[Switch],
+        outlook: Outlook,
+        served: float,
+        enough: float,
     ) -> float:
-        """Requests within their SLO over the horizon, more than without the change."""
+        """Requests within their SLO over the horizon, more than without the change; 0 if they are
+        surely not more than ``enough``."""
         members = {one.id: one for one in fleet.members}
         moving = [members[switch.instance] for switch in switches]
         without = Counter(fleet.counts())
         without.subtract(one.role for one in moving)
         then = without + Counter(switch.role for switch in switches)
         horizon_s = self._knobs.horizon_s
-        if (self.prospect.bound(then, outlook) - served) * horizon_s <= 0.0:
-            return 0.0
-        gain = self.prospect.served(then, outlook) - served
+        gain = self.prospect.served(then, outlook, served + enough / horizon_s) - served
         if gain <= 0.0:
             return 0.0
         away_s = min(horizon_s, max(self._away_s(one, fleet.load) for one in moving))

@@ -5,19 +5,23 @@ Takes the mix of requests from a sample, their number and size from the load, an
 stages from what was measured. Knows no time and no policy.
 """
 
+import math
 from collections.abc import Mapping
 
 import msgspec
 
 from scheduler.planner.candidate import sustained
 from scheduler.planner.closed_form import Estimate, Prediction, Work, Works
-from scheduler.planner.demand import Demand, scaled
+from scheduler.planner.demand import scaled
 from scheduler.planner.problem import Layout, Pool, Problem
 from scheduler.planner.search import ROLES
 from scheduler.roles.fleet import Load
 from triptych.core.lifecycle import Role, Stage
 
-_FACTOR = 8.0
+SAMPLE = 32
+"""Requests of the sample that are kept, evenly: a fleet is estimated often."""
+_PRECISION = 0.02
+_SIZE = 8.0
 """A load's requests are thought to be at most so many times larger or smaller than the sample's."""
 _SPEED = 4.0
 """The same for measured speeds against those of the costs."""
@@ -35,6 +39,8 @@ class Prospect:
 
     def __init__(self, problem: Problem) -> None:
         problem.check()
+        step = math.ceil(len(problem.shapes) / SAMPLE)
+        problem = msgspec.structs.replace(problem, shapes=problem.shapes[::step])
         self._problem = problem
         self._kind = problem.kinds[0]
         self._works = Works(problem)
@@ -48,52 +54,44 @@ class Prospect:
         """The sample's requests, as many and as large as the load says."""
         if load.requests <= 0.0:
             return Outlook(0.0, self._known)
-        sample = self._known.demand
+        sample, able = self._known.demand, load.capacity
         visual = sample.mean(lambda one: one.visual)
-        asked = {
-            "encode": (load.visual, visual, Stage.ENCODE, sample.encode.mean, visual),
-            "prefill": (
-                load.text + load.visual,
-                sample.mean(lambda one: one.computed),
-                Stage.PREFILL,
-                sample.prefill.mean,
-                sample.mean(lambda one: one.computed),
+        computed = sample.mean(lambda one: one.computed)
+        made = scaled(
+            sample,
+            load.requests,
+            encode=_times(load.visual / load.requests, visual, _SIZE),
+            prefill=_times((load.text + load.visual) / load.requests, computed, _SIZE),
+            decode=_times(load.output / load.requests, sample.output.mean, _SIZE),
+            slower=(
+                _slowness(able.get(Stage.ENCODE, 0.0), sample.encode.mean, visual),
+                _slowness(able.get(Stage.PREFILL, 0.0), sample.prefill.mean, computed),
             ),
-        }
-        factors = {
-            name: _between(tokens / load.requests, each, _FACTOR)
-            * _slowness(load.capacity.get(stage, 0.0), seconds, size)
-            for name, (tokens, each, stage, seconds, size) in asked.items()
-        }
-        output = _between(load.output / load.requests, sample.output.mean, _FACTOR)
-        made = scaled(sample, load.requests, decode=output, **factors)
-        return Outlook(load.requests, self._made(made))
+        )
+        return Outlook(load.requests, self._works.made(made, self._kind, self._problem.chunks[0]))
 
     def estimate(self, counts: Mapping[Role, int], outlook: Outlook) -> Estimate | None:
         """Of a fleet with so many instances by role; None if a stage has none."""
         prediction = self._prediction(counts, outlook)
         return None if prediction is None else prediction.at(outlook.rate)
 
-    def served(self, counts: Mapping[Role, int], outlook: Outlook) -> float:
+    def served(self, counts: Mapping[Role, int], outlook: Outlook, beyond: float = 0.0) -> float:
         """Requests per second that meet their SLO: of all that come, or, if more is gained so, of
-        those that admission lets in. 0 if a stage has no instance."""
+        those that admission lets in. 0 if a stage has no instance, and where it is not more than
+        ``beyond``, which is found out sooner."""
         prediction = self._prediction(counts, outlook)
-        if prediction is None or outlook.rate <= 0.0:
+        level, rate = self._problem.level, outlook.rate
+        if prediction is None or rate <= 0.0 or prediction.bound <= beyond:
             return 0.0
-        level = self._problem.level
-        attainment = prediction.at(outlook.rate).attainment
-        if attainment >= level:
-            return attainment * outlook.rate
-        held = sustained(prediction, level, min(prediction.bound, outlook.rate))
-        return max(attainment * outlook.rate, level * held)
-
-    def bound(self, counts: Mapping[Role, int], outlook: Outlook) -> float:
-        """No more can be ``served`` than this; quick."""
-        prediction = self._prediction(counts, outlook)
-        return 0.0 if prediction is None else min(prediction.bound, outlook.rate)
-
-    def _made(self, demand: Demand) -> Work:
-        return self._works.made(demand, self._kind, self._problem.chunks[0])
+        met = prediction.at(rate).attainment
+        most = min(prediction.bound, rate)
+        if met >= level or met * rate >= level * most:
+            return met * rate
+        # Admission must hold the rate where ``beyond`` is reached, or it is not reached at all.
+        needed = beyond / level
+        if needed > 0.0 and (needed >= most or prediction.at(needed).attainment < level):
+            return met * rate if met * rate > beyond else 0.0
+        return max(met * rate, level * sustained(prediction, level, most, _PRECISION))
 
     def _prediction(self, counts: Mapping[Role, int], outlook: Outlook) -> Prediction | None:
         layout: Layout = tuple(
@@ -106,7 +104,7 @@ class Prospect:
         return Prediction(self._problem, layout, [outlook.work] * len(layout))
 
 
-def _between(asked: float, known: float, most: float) -> float:
+def _times(asked: float, known: float, most: float) -> float:
     """``asked`` over ``known``, within limits; 1 where the sample has none of it."""
     return min(most, max(1.0 / most, asked / known)) if known > 0.0 else 1.0
 
@@ -115,4 +113,4 @@ def _slowness(measured: float, seconds: float, tokens: float) -> float:
     """Times that a stage is slower than its costs say, by its measured tokens per second."""
     if measured <= 0.0 or seconds <= 0.0:
         return 1.0
-    return _between(tokens / seconds, measured, _SPEED)
+    return _times(tokens / seconds, measured, _SPEED)
