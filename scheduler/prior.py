@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 
-class Prior(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Prior(msgspec.Struct, frozen=True):
     """Seconds of a step: a start, and a share for each token and each token attended to. A step of
     nothing takes no time."""
 

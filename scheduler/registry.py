@@ -10,12 +10,13 @@ from scheduler.batching import boundaries_from_prompt
 from scheduler.budgets import settled
 from scheduler.costs import Costs
 from scheduler.encoding import twsrf
+from scheduler.fitted import Fitted
 from scheduler.latency import Latencies
 from scheduler.mlfq import Mlfq
 from scheduler.placement import LeastLoaded, Placement, RoundRobin
 from scheduler.preemption import youngest_first
 from scheduler.prefix_aware import PrefixAware
-from scheduler.prior import PRIOR, Prior
+from scheduler.prior import PRIOR
 from scheduler.slack import Slack
 from triptych.core.config import Config, EngineConfig
 from triptych.core.errors import ConfigError
@@ -79,10 +80,16 @@ def encode_order(config: EngineConfig, costs: Costs = PRIOR) -> EncodeOrder:
     return _find(ENCODE_ORDERS, "engine.encode_order", config.encode_order)(costs)
 
 
+class _Card(msgspec.Struct):
+    """Of a cost file (``simulator.costs.card``) what policies need."""
+
+    costs: Fitted
+
+
 def costs_of(data: bytes) -> Costs:
     """What the file ``engine.costs`` says. Raises ConfigError."""
     try:
-        return msgspec.json.decode(data, type=Prior)
+        return msgspec.json.decode(data, type=_Card).costs
     except msgspec.MsgspecError as error:
         raise ConfigError(f"engine.costs: {error}") from error
 

@@ -113,7 +113,7 @@ class LanguageMachine(RuleBasedStateMachine):
         urgency=st.sampled_from([{}, {"slo_ttft_s": -1.0, "slo_tpot_s": 0.1}, {"priority": 1},
                                  {"slo_ttft_s": 2.0, "slo_tpot_s": 1.0, "later_s": 0.5}]),
     )  # fmt: skip
-    def submit(self, pieces, kind, max_tokens, num_generated, salt, stops, budget_s, urgency):
+    def submit(self, pieces, kind, max_tokens, num_generated, salt, stops, budget_s, urgency=()):
         tokens, items = parse(pieces)
         stop = (3, 17, 40) if stops else ()
         options = {"items": items, "max_tokens": max_tokens, "stop": stop, "salt": salt}
@@ -124,7 +124,7 @@ class LanguageMachine(RuleBasedStateMachine):
         if kind == "inbound":
             options["kv"] = promise()
         name = f"{kind}-{len(self.clients)}"
-        job = make_job(name, tokens, budget_s=budget_s, **options, **urgency)
+        job = make_job(name, tokens, budget_s=budget_s, **options, **dict(urgency))
         try:
             self.engine.submit(job, self.now)
         except RequestError:

@@ -20,6 +20,8 @@ from scheduler.budgets import (
     token_budget,
 )
 from scheduler.prior import PRIOR, Prior
+from simulator.costs.card import to_json
+from simulator.costs.registry import costs as shipped
 from triptych.core.config import Config, EngineConfig, load
 from triptych.core.errors import ConfigError
 from triptych.core.lifecycle import Stage
@@ -108,11 +110,26 @@ def test_a_chunk_fits_beside_all_decodes_however_slow_they_are():
 
 
 def test_costs_of_a_file():
-    assert registry.costs_of(msgspec.json.encode(Prior(step_s=3.0))) == Prior(step_s=3.0)
-    with pytest.raises(ConfigError, match=r"engine\.costs: .*token_x"):
-        registry.costs_of(b'{"token_x": 1}')
-    with pytest.raises(ConfigError, match=r"engine\.costs"):
-        registry.costs_of(b"?")
+    """The form in which cost files are shipped and written by a profile."""
+    card = shipped("h200:qwen2.5-vl-7b")
+    assert registry.costs_of(to_json(card)).language_s(((0, 500),), 3, 900) == pytest.approx(
+        card.costs.language_s(((0, 500),), 3, 900), rel=1e-3
+    )
+    for wrong in (b"{}", b"?", b'{"costs": {"step_s": "x"}}'):
+        with pytest.raises(ConfigError, match=r"engine\.costs"):
+            registry.costs_of(wrong)
+
+
+def test_budgets_of_a_measured_model():
+    """Qwen2.5-VL-7B on an H200, interactive: budgets of the published systems' order."""
+    costs = shipped("h200:qwen2.5-vl-7b").costs
+    alone, mixed = settled({E, P}, costs), settled({E, P, D}, costs)
+    for budget, role in ((alone, {E, P}), (mixed, {E, P, D})):
+        limit_s = step_limit_s(frozenset(role), Slo("interactive", 2.0, 0.05))
+        assert costs.language_s(((0, budget.token_budget - 32 * (D in role)),), 0, 0) <= limit_s
+        assert costs.vision_s((PICTURE_TOKENS,)) <= limit_s
+    assert 512 <= mixed.token_budget < alone.token_budget
+    assert PICTURE_TOKENS <= mixed.image_budget_tokens <= alone.image_budget_tokens
 
 
 def test_a_budget_of_nothing_is_one_that_is_searched():

@@ -68,8 +68,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slo: str = "interactive"
     """SLO class whose bounds a budget of 0 is searched for."""
     costs: str = ""
-    """JSON file of what an instance's steps cost (``scheduler.prior``), by which policies predict
-    and budgets are searched; empty: a prior, and no search."""
+    """Cost file of what an instance's steps take, by which policies predict and budgets are
+    searched; empty: a prior, and no search."""
     deterministic: bool = False
     """Cut prefix hits at chunk boundaries and compute one sequence or one picture at a time in a
     step, so that equal requests give bit-equal logits under any load."""
