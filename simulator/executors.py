@@ -12,6 +12,7 @@ import msgspec
 
 from scheduler.costs import Costs
 from simulator import texts
+from simulator.cores import Cores
 from simulator.world import Takes, World
 from triptych.core.ids import BlockId, JobId
 from triptych.core.layout import Layout
@@ -54,6 +55,16 @@ class Pace(Protocol):
         """Where time is."""
         ...
 
+    @property
+    def cores(self) -> Cores | None:
+        """What steps are computed on; None: on a device of the instance's own."""
+        ...
+
+    @property
+    def wait_s(self) -> float:
+        """What a step takes longer than its work."""
+        ...
+
     def factor(self) -> float:
         """By how much everything takes longer than on an instance of its own."""
         ...
@@ -92,7 +103,8 @@ class SimulatedLanguage:
     """Implements ``core.ports.LanguageExecutor``; ``execute`` gives ``Takes``.
 
     Runs of equal decode steps pass in one go: where the ``n``-th of them ends is known from the
-    cost model, so a run can be cut at any step.
+    cost model, so a run can be cut at any step. On cores that others use nobody knows it: there
+    steps pass one by one.
     """
 
     max_steps = MAX_STEPS
@@ -104,6 +116,8 @@ class SimulatedLanguage:
         self.embeddings = embeddings
         self._costs = costs
         self._pace = pace
+        if pace.cores is not None:
+            self.max_steps = 1
         self._run: tuple[Takes, _Work, float] | None = None
         """The run in flight, and by how much it takes longer."""
 
@@ -115,7 +129,10 @@ class SimulatedLanguage:
         else:
             seconds = factor * self._costs.language_s(work.chunks, work.num_decodes, work.context)
         marks = () if on_layers is None else self._marks(on_layers, seconds)
-        takes = Takes(seconds, lambda: self._result(plan, work, takes, factor), marks)
+        cores, wait_s = self._pace.cores, self._pace.wait_s
+        takes = Takes(
+            seconds, lambda: self._result(plan, work, takes, factor), marks, cores, wait_s
+        )
         self._run = (takes, work, factor) if plan.steps > 1 else None
         return takes
 
@@ -202,7 +219,7 @@ class SimulatedVision:
             self._pace.worked("encode", takes.begin_s, len(sizes), sum(sizes))
             return VisionResult(takes.seconds)
 
-        takes = Takes(seconds, result)
+        takes = Takes(seconds, result, cores=self._pace.cores, wait_s=self._pace.wait_s)
         return takes
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from simulator.costs.card import Card
 from simulator.costs.devices import LINKS, LinkRate
+from simulator.costs.overheads import Overheads
 from triptych.core.layout import Layout
 
 LAYERS = 16
@@ -30,6 +31,12 @@ class Hardware(msgspec.Struct, frozen=True):
     """Cold start of an instance: weights, graphs."""
     hop_s: float = 0.0
     """Of a message between router and instance, one way, the work at both ends included."""
+    overheads: Overheads | None = None
+    """What surrounds the steps, where a profile measured it; the times above but for ``start_s``
+    are then in it."""
+    has_shared_cores: bool = False
+    """Whether all processes, the client included, compute on the cores of one machine, as fast as
+    ``overheads.speeds``; else each has a device and a core of its own."""
 
     def card(self, role: str) -> Card:
         """What an instance of that role runs on."""

@@ -1,14 +1,16 @@
-"""The way between a router and an instance: each message takes a fixed time; nothing else."""
+"""The way between a router and an instance: each message takes a fixed time, and what the threads
+at both ends do for it."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
+from simulator.threads import Threads
 from triptych.core.census import Census
 from triptych.core.errors import TriptychError
 from triptych.core.event import EventBatch
 from triptych.core.handoff import Job
-from triptych.core.ids import JobId, SessionId
+from triptych.core.ids import InstanceId, JobId, SessionId
 from triptych.core.ports import Instance
 from triptych.core.view import Description
 
@@ -20,9 +22,13 @@ class Far:
     event of it comes a hop later anyway.
     """
 
-    def __init__(self, instance: Instance, hop_s: float) -> None:
+    def __init__(
+        self, instance: Instance, hop_s: float, name: InstanceId, threads: Threads | None = None
+    ) -> None:
         self._instance = instance
         self._hop_s = hop_s
+        self._name = name
+        self._threads = threads
 
     async def describe(self) -> Description:
         """See ``Instance``."""
@@ -36,6 +42,8 @@ class Far:
         async def listen() -> None:
             try:
                 async for batch in self._instance.open(session):
+                    if self._threads is not None:
+                        await self._threads.sent(self._name, batch)
                     batches.put_nowait((loop.time() + self._hop_s, batch))
             except TriptychError as error:
                 batches.put_nowait((loop.time() + self._hop_s, error))
@@ -48,6 +56,8 @@ class Far:
                     await asyncio.sleep(due_s - loop.time())
                 if isinstance(batch, TriptychError):
                     raise batch
+                if self._threads is not None:
+                    await self._threads.heard(batch)
                 yield batch
         finally:
             listening.cancel()
@@ -61,6 +71,8 @@ class Far:
     async def submit(self, job: Job) -> None:
         """See ``Instance``."""
         await asyncio.sleep(self._hop_s)
+        if self._threads is not None:
+            await self._threads.accepted(self._name)
         await self._instance.submit(job)
 
     async def cancel(self, jobs: Sequence[JobId]) -> None:

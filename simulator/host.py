@@ -20,6 +20,7 @@ from simulator.hardware import Hardware, embedding_layout, kv_layout
 from simulator.hop import Far
 from simulator.links import Fabric, SimulatedFetching, SimulatedPromises
 from simulator.recorder import Recorder, place_of
+from simulator.threads import Threads
 from simulator.world import World
 from triptych.core import topology
 from triptych.core.clock import Clock
@@ -48,11 +49,15 @@ class Slowness:
 class _Pace:
     """Implements ``simulator.executors.Pace`` for one instance."""
 
-    def __init__(self, place: str, world: World, recorder: Recorder, slowness: Slowness) -> None:
-        self.world = world
+    def __init__(self, place: str, host: "SimulatedHost") -> None:
+        self.world = host.world
         self._place = place
-        self._recorder = recorder
-        self._slowness = slowness
+        self._recorder = host.recorder
+        self._slowness = host.slowness
+        threads = host.threads
+        has_shared = threads is not None and threads.cores.is_shared
+        self.cores = threads.cores if threads is not None and has_shared else None
+        self.wait_s = 0.0 if threads is None else threads.costs.step_wait_s
 
     def factor(self) -> float:
         """See ``Pace``."""
@@ -72,8 +77,9 @@ class _SimulatedDecoders:
     """Pictures take ``seconds`` per million pixels on one of ``workers`` cores. Implements
     ``Decoders``."""
 
-    def __init__(self, seconds: float, workers: int) -> None:
-        self._seconds = seconds
+    def __init__(self, host: "SimulatedHost", workers: int) -> None:
+        self._seconds = host.hardware.decode_s
+        self._threads = host.threads
         self._free = asyncio.Semaphore(workers)
 
     def warm(self) -> None:
@@ -82,7 +88,10 @@ class _SimulatedDecoders:
     async def decode(self, data: bytes, encoding: str, width: int, height: int) -> object:  # noqa: ARG002
         """See ``Decoders``: no pixels."""
         async with self._free:
-            await asyncio.sleep(self._seconds * width * height / 1e6)
+            if self._threads is not None:
+                await self._threads.decoded(width, height)
+            else:
+                await asyncio.sleep(self._seconds * width * height / 1e6)
         return _NO_PIXELS
 
     async def close(self) -> None:
@@ -113,7 +122,8 @@ class SimulatedMachine:
         own, model = host.hardware.card(role), card.fingerprint
         host.fabric.enter(spec.id, own.sizes.num_devices)
         await asyncio.sleep(host.hardware.start_s if host.is_started else 0.0)
-        pace = _Pace(place_of(spec.id), host.world, host.recorder, host.slowness)
+        pace = _Pace(place_of(spec.id), host)
+        costs = own.costs if host.threads is None else host.threads.around(own.costs)
         embeddings = language = vision = None
         if Stage.ENCODE in spec.role or Stage.PREFILL in spec.role:
             layout = embedding_layout(own, model, cache.embedding_block_size)
@@ -121,9 +131,9 @@ class SimulatedMachine:
         if Stage.PREFILL in spec.role or Stage.DECODE in spec.role:
             kv = EmptyMemory(kv_layout(own, model, cache.block_size), cache.kv_blocks)
             readable = embeddings if Stage.PREFILL in spec.role else None
-            language = SimulatedLanguage(kv, readable, own.costs, pace)
+            language = SimulatedLanguage(kv, readable, costs, pace)
         if Stage.ENCODE in spec.role and embeddings is not None:
-            vision = SimulatedVision(embeddings, own.costs, pace)
+            vision = SimulatedVision(embeddings, costs, pace)
         return Computing(language, vision, embeddings, {})
 
     async def tiers(self, spec: InstanceSpec, executors: Executors) -> Movers:  # noqa: ARG002
@@ -143,7 +153,7 @@ class SimulatedMachine:
 
     def decoders(self, limits: LimitsConfig) -> Decoders:
         """See ``Machine``."""
-        return _SimulatedDecoders(self._host.hardware.decode_s, limits.decode_workers)
+        return _SimulatedDecoders(self._host, limits.decode_workers)
 
 
 class _HostedThere:
@@ -151,9 +161,13 @@ class _HostedThere:
 
     pid = 0
 
-    def __init__(self, instance: HostedInstance, hop_s: float) -> None:
+    def __init__(self, instance: HostedInstance, name: InstanceId, host: "SimulatedHost") -> None:
         self._here = instance
-        self.instance: Instance = Far(instance, hop_s) if hop_s else instance
+        self.instance: Instance = instance
+        if host.threads is not None:
+            self.instance = Far(instance, host.threads.costs.hop_s, name, host.threads)
+        elif host.hardware.hop_s:
+            self.instance = Far(instance, host.hardware.hop_s, name)
 
     async def wait(self) -> str:
         """See ``Hosted``."""
@@ -179,15 +193,21 @@ class SimulatedHost:
         self.recorder = recorder
         self.card = texts.card(hardware.model)
         self.slowness = Slowness()
+        self.threads: Threads | None = None
+        if hardware.overheads is not None:
+            speeds = hardware.overheads.speeds if hardware.has_shared_cores else ()
+            self.threads = Threads(world, hardware.overheads, speeds)
         self.fabric = Fabric(hardware.near, hardware.far, hardware.per_node)
         self.fabric.on_carried = recorder.carried
+        if self.threads is not None:
+            self.fabric.moved = self.threads.moved
         self.is_started = False
         """Whether the cluster served once: what starts from then on starts cold."""
 
     async def start(self, spec: InstanceSpec) -> Hosted:
         """See ``Host``."""
         instance = await build_instance(spec, SimulatedMachine(self))
-        return _HostedThere(instance, self.hardware.hop_s)
+        return _HostedThere(instance, spec.id, self)
 
     async def close(self) -> None:
         """See ``Host``."""

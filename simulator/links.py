@@ -6,7 +6,7 @@ blocks; no bytes are moved.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from kvtransfer.lease import Ended, Release, Verdict
 from kvtransfer.manifest import Fetch
@@ -41,6 +41,8 @@ class Fabric:
         self.promises: dict[InstanceId, Promises] = {}
         self.on_carried: Callable[[InstanceId, float, float, int], None] = _ignore
         """Hears of every message: giver, begin, end, bytes."""
+        self.moved: Callable[[InstanceId, InstanceId, int], Awaitable[None]] = _moved_by_itself
+        """What the processes at both ends do for the bytes of a transfer; awaited behind it."""
 
     def enter(self, instance: InstanceId, num_gpus: int) -> None:
         """An instance takes its GPUs."""
@@ -230,7 +232,7 @@ class SimulatedFetching:
         first, end = fetch.first_token // layout.block_size, layout.num_blocks(fetch.end_token)
         wanted = (first, end) if fetch.first_token < fetch.end_token else (end, end)
         block_size, on_arrived = landing
-        there_s = self._clock.now()
+        there_s, total_bytes = self._clock.now(), 0
         while True:
             woken.clear()
             ahead = giver.offers.look(offer, wanted, self._config.max_message_bytes, 1 << 62)
@@ -243,6 +245,7 @@ class SimulatedFetching:
                     raise Ended(Verdict(Release.FAILED, detail=detail))
                 break
             num_bytes = piece_bytes(layout, ahead.piece)
+            total_bytes += num_bytes
             sent_s, there_s = self._fabric.carry(
                 giver.instance, self._instance, num_bytes, self._clock.now()
             )
@@ -251,10 +254,15 @@ class SimulatedFetching:
                 loop.call_at(there_s, on_arrived, arrived // block_size)
             await asyncio.sleep(sent_s - self._clock.now())
         await asyncio.sleep(max(0.0, there_s - self._clock.now()))
+        await self._fabric.moved(giver.instance, self._instance, total_bytes)
 
 
 def _place(instance: InstanceId) -> str:
     return instance.partition("@")[0]
+
+
+async def _moved_by_itself(_giver: InstanceId, _taker: InstanceId, _num_bytes: int) -> None:
+    """Nobody's processor is needed."""
 
 
 def _ignore(_giver: InstanceId, _begin_s: float, _end_s: float, _num_bytes: int) -> None:

@@ -5,7 +5,7 @@ same run, byte for byte.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -19,6 +19,7 @@ from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
 from simulator.recorder import Recorder
 from simulator.texts import SimulatedPrompts, Unspoken
+from simulator.threads import Reader, Threads
 from simulator.world import World
 from triptych.core import topology
 from triptych.core.config import Config
@@ -86,6 +87,7 @@ class _Drive:
         self._world = world
         self._recorder = recorder
         self._prompts = SimulatedPrompts()
+        self._threads: Threads | None = None
         self._begin_s = 0.0
         self._num_sent = 0
         self._clients: set[asyncio.Task[None]] = set()
@@ -96,6 +98,7 @@ class _Drive:
         """Start, serve all arrivals, stop."""
         plan = self._plan
         host = SimulatedHost(self._world, plan.hardware, self._recorder)
+        self._threads = host.threads
         cluster = await start_cluster(plan.config, host=host)
         core = await start_core(
             plan.config, cluster, Surroundings(host.card, self._prompts, self._world, Unspoken)
@@ -141,12 +144,19 @@ class _Drive:
         num_tokens = 0
         status, code = "ok", ""
         final: Final | None = None
+        reader = None if self._threads is None else Reader(self._threads)
         try:
+            if self._threads is not None:
+                await self._threads.asked(arrival)
             ticket = core.service.admit(arrival.tenant)
             async with aclosing(core.service.generate(request, ticket)) as answer:
                 async for part in answer:
                     if isinstance(part, Final):
                         final, num_tokens = part, part.usage.completion_tokens
+                    elif reader is not None and part.tokens:
+                        await reader.take(len(part.tokens))
+            if reader is not None:
+                await reader.all()
         except Overloaded as error:
             status, code = "refused", error.code
         except DeadlineExceeded as error:
@@ -156,7 +166,9 @@ class _Drive:
         except TriptychError as error:
             status, code = "failed", error.code
         self._prompts.forget(request)
-        times = self._recorder.times(request.id, num_tokens)
+        times: Sequence[float] = self._recorder.times(request.id, num_tokens)
+        if reader is not None:
+            times = reader.times_s[:num_tokens]
         timeline = None if final is None else final.timeline
         self._recorder.ended(
             Row(

@@ -16,6 +16,7 @@ from bench.workload import Workload
 from simulator.costs import registry
 from simulator.costs.card import Card
 from simulator.costs.devices import LINKS, LinkRate
+from simulator.costs.overheads import Overheads
 from simulator.hardware import Hardware
 from simulator.run import Plan
 from triptych.core import topology
@@ -96,6 +97,9 @@ class Machines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decode_s: float = 0.004
     start_s: float = 30.0
     hop_s: float = 0.0005
+    cores: Annotated[int, Meta(ge=0)] | None = None
+    """Of the one machine on which everything runs, clients included; 0: every instance has a device
+    and each process a core of its own. As profiled (``costs = "file:PATH"``), or else 0."""
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,6 +156,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if unknown := set(system.tp) - set(names):
             raise ConfigError(f"{system.name}: tp: no role {', '.join(sorted(unknown))}")
         cards = {"": registry.costs(base)}
+        overheads = _overheads(cards[""], machines)
         cards |= {role: registry.costs(f"{base},tp={tp}") for role, tp in system.tp.items()}
         return Hardware(
             model=base.partition(",")[0].partition(":")[2],
@@ -162,6 +167,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             decode_s=machines.decode_s,
             start_s=machines.start_s,
             hop_s=machines.hop_s,
+            overheads=overheads,
+            has_shared_cores=overheads is not None and bool(overheads.speeds),
         )
 
     def config(self, system: System, hardware: Hardware) -> Config:
@@ -221,6 +228,21 @@ def _sizes_of(role: Role, hardware: Hardware, config: Config, given: set[str]) -
     if "cache.embedding_blocks" not in given and role & {Stage.ENCODE, Stage.PREFILL}:
         each = cache.embedding_block_size * card.sizes.visual_token_bytes
         yield f"cache.embedding_blocks={EMBEDDING_BYTES // each}"
+
+
+def _overheads(card: Card, machines: Machines) -> Overheads | None:
+    """What a profile says of the machine, with as many cores as the scenario says: more than were
+    measured gain as much each as the last one. Raises ConfigError."""
+    found, cores = card.overheads, machines.cores
+    if cores is None or (found is None and cores == 0):
+        return found
+    if found is None:
+        raise ConfigError("machines.cores: what shares them is not known: costs are not a profile")
+    speeds = found.speeds[:cores]
+    step = speeds[-1] - speeds[-2] if len(speeds) > 1 else 1.0
+    last = speeds[-1] if speeds else 0.0
+    more = range(1, cores - len(speeds) + 1)
+    return msgspec.structs.replace(found, speeds=(*speeds, *(last + step * n for n in more)))
 
 
 def _link(name: str, share: float) -> LinkRate:

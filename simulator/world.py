@@ -11,7 +11,7 @@ import contextvars
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from triptych.core.errors import InvariantBroken
 
@@ -24,30 +24,43 @@ MAX_CANCELLED = 10_000
 class Takes:
     """Work that takes virtual time, and its result."""
 
-    __slots__ = ("_future", "_timer", "begin_s", "marks", "result", "seconds")
+    __slots__ = ("_future", "_job", "_timer", "_world", "begin_s", "cores", "marks", "result",
+                 "seconds", "wait_s")  # fmt: skip
 
     def __init__(
         self,
         seconds: float,
         result: Callable[[], Any],
         marks: tuple[tuple[float, Callable[[], None]], ...] = (),
+        cores: "Shared | None" = None,
+        wait_s: float = 0.0,
     ) -> None:
         """``result`` is called when the time has passed; ``marks`` are called on the way, each at
-        so many seconds after the beginning."""
+        so many seconds after the beginning. On ``cores`` all of these are seconds of work, and
+        ``seconds`` is what they took once they are over. ``wait_s`` later the result is told."""
         self.seconds = seconds
         self.result = result
         self.marks = marks
+        self.cores = cores
+        self.wait_s = wait_s
         self.begin_s = 0.0
+        self._world: World | None = None
         self._future: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._job: Any = None
 
     def start(self, world: "World", future: "asyncio.Future[Any]") -> None:
         """The work begins now; ``future`` is for its result."""
-        self.begin_s, self._future = world.time(), future
+        self.begin_s, self._future, self._world = world.time(), future, world
+        if self.cores is not None:
+            self._job = self.cores.begin(self.seconds, self._end)
+        else:
+            self._timer = world.call_later(self.seconds, self._end)
         for after_s, call in self.marks:
-            if after_s < self.seconds:
+            if after_s < self.seconds and self.cores is not None:
+                self.cores.at(self._job, after_s, call)
+            elif after_s < self.seconds:
                 world.call_later(after_s, call)
-        self._timer = world.call_later(self.seconds, self._end)
 
     def shorten(self, world: "World", seconds: float) -> None:
         """The work will have taken only ``seconds``, which are not over yet."""
@@ -57,12 +70,34 @@ class Takes:
             self._timer = world.call_at(self.begin_s + seconds, self._end)
 
     def _end(self) -> None:
+        assert self._world is not None, "started"
         self._timer = None
         for after_s, call in self.marks:
             if after_s >= self.seconds:
                 call()
+        if self.cores is not None:
+            self.seconds = self._world.time() - self.begin_s
+        result = self.result()
+        if self.wait_s > 0.0:
+            self._world.call_later(self.wait_s, self._tell, result)
+        else:
+            self._tell(result)
+
+    def _tell(self, result: Any) -> None:
         if self._future is not None and not self._future.done():
-            self._future.set_result(self.result())
+            self._future.set_result(result)
+
+
+class Shared(Protocol):
+    """``simulator.cores.Cores``, as far as work that is begun on them cares."""
+
+    def begin(self, work_s: float, call: Callable[[], None]) -> Any:
+        """``call`` when a job of so many seconds of work is done."""
+        ...
+
+    def at(self, job: Any, work_s: float, call: Callable[[], None]) -> Any:
+        """``call`` when the job has had so much."""
+        ...
 
 
 class World(asyncio.BaseEventLoop):

@@ -10,6 +10,7 @@ import msgspec
 
 from scheduler.fitted import FitError, Fitted
 from simulator.costs.distserve import DistServe
+from simulator.costs.overheads import Overheads
 from simulator.costs.sizes import Sizes
 from triptych.core.errors import ConfigError
 
@@ -17,13 +18,15 @@ DIGITS = 5
 """Significant ones that a file keeps of a number."""
 
 
-class Card(msgspec.Struct, frozen=True, kw_only=True):
+class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``costs`` implements ``scheduler.costs.Costs``."""
 
     source: str
     """What was measured, by whom, at which commit, and what was assumed."""
     sizes: Sizes
     costs: Fitted | DistServe
+    overheads: Overheads | None = None
+    """Of the machine, where a profile measured them."""
 
     @property
     def errors(self) -> dict[str, FitError]:

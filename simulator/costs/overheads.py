@@ -1,0 +1,49 @@
+"""What surrounds an instance's steps: doors, router, wake-ups, pictures, transfers.
+
+Measured by ``triptych profile`` and kept in a card beside the costs of steps. Values only.
+"""
+
+import msgspec
+
+
+class Handling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a process does for requests that it does not compute: seconds of one core."""
+
+    request_s: float = 0.0
+    """For a request (a client, a router) or a job (an instance)."""
+    picture_s: float = 0.0
+    """For each of its pictures, more."""
+    text_s: float = 0.0
+    """For each text token of its prompt, more: templates, tokenising."""
+    batch_s: float = 0.0
+    """For each message of events between instance and router."""
+    token_s: float = 0.0
+    """For each output token."""
+
+
+class Overheads(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one machine. Work is in seconds of one core that does nothing else."""
+
+    client: Handling = Handling()
+    router: Handling = Handling()
+    instance: Handling = Handling()
+    step_s: float = 0.0
+    """Work around each step of an engine: planning it, applying it, handing it to a thread."""
+    vision_step_s: float = 0.0
+    step_wait_s: float = 0.0
+    """What a step takes longer than its work: threads wake."""
+    hop_s: float = 0.0
+    """What a message between router and instance takes longer than the work at both ends."""
+    picture_s: float = 0.0
+    """Work to decode a picture, whatever its size, ..."""
+    megapixel_s: float = 0.0
+    """... and for each million of its pixels."""
+    transfer_s: float = 0.0
+    """Work of giver and taker together for a transfer between instances, ..."""
+    transfer_byte_s: float = 0.0
+    """... and for each byte."""
+    transfer_wait_s: float = 0.0
+    """What it takes longer than that work."""
+    speeds: tuple[float, ...] = ()
+    """What the machine's cores do a second, all together, with 1, 2, ... of them at work; as many
+    numbers as cores."""

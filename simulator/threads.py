@@ -1,0 +1,129 @@
+"""What the processes of one machine do around the steps: their event loops, on shared cores.
+
+A client, a router and every instance have a thread each; what a profile says that a request, a
+message or a token costs them is done there, in the order of asking. Knows no policy.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.workload import Arrival
+from scheduler.fitted import Fitted
+from simulator.cores import Cores, Thread
+from simulator.costs.distserve import DistServe
+from simulator.costs.overheads import Handling, Overheads
+from simulator.world import World
+from triptych.core.event import Event, EventBatch, Tokens
+from triptych.core.ids import InstanceId
+
+
+class Threads:
+    """All threads of a world."""
+
+    def __init__(self, world: World, overheads: Overheads, speeds: Sequence[float] = ()) -> None:
+        self.world = world
+        self.cores = Cores(world, speeds)
+        self.costs = overheads
+        self._client = Thread(self.cores)
+        self._router = Thread(self.cores)
+        self._instances: dict[str, Thread] = {}
+
+    def around(self, costs: Fitted | DistServe) -> Fitted | DistServe:
+        """Costs of steps with the work around them."""
+        if isinstance(costs, DistServe):
+            return costs
+        return msgspec.structs.replace(
+            costs,
+            step_s=costs.step_s + self.costs.step_s,
+            vision_step_s=costs.vision_step_s + self.costs.vision_step_s,
+        )
+
+    async def asked(self, arrival: Arrival) -> None:
+        """A client sends a request and the router takes it in."""
+        await self._client.run(_request_s(self.costs.client, arrival))
+        await self.hop()
+        await self._router.run(_request_s(self.costs.router, arrival))
+
+    async def hop(self) -> None:
+        """A message on its way to a thread that must be woken."""
+        if self.costs.hop_s:
+            await asyncio.sleep(self.costs.hop_s)
+
+    async def accepted(self, instance: InstanceId) -> None:
+        """An instance takes a job."""
+        await self._of(instance).run(self.costs.instance.request_s)
+
+    async def sent(self, instance: InstanceId, batch: EventBatch) -> None:
+        """An instance sends events."""
+        await self._of(instance).run(_batch_s(self.costs.instance, batch.events))
+
+    async def heard(self, batch: EventBatch) -> None:
+        """The router reads them; what tokens cost it is in ``Reader``."""
+        if batch.events:
+            await self._router.run(self.costs.router.batch_s)
+
+    async def moved(self, giver: InstanceId, taker: InstanceId, num_bytes: int) -> None:
+        """Bytes were moved: half the work is the giver's."""
+        costs = self.costs
+        work_s = costs.transfer_s + costs.transfer_byte_s * num_bytes
+        await self._of(giver).run(work_s / 2)
+        await self._of(taker).run(work_s / 2)
+        if costs.transfer_wait_s:
+            await asyncio.sleep(costs.transfer_wait_s)
+
+    async def decoded(self, width: int, height: int) -> None:
+        """A picture was decoded, in a process of its own."""
+        work_s = self.costs.picture_s + self.costs.megapixel_s * width * height / 1e6
+        await self.cores.run(work_s)
+
+    async def told(self, num_tokens: int) -> None:
+        """The router writes tokens to a client."""
+        await self._router.run(self.costs.router.token_s * num_tokens)
+
+    async def read(self, num_tokens: int) -> None:
+        """They reach the client."""
+        await self.hop()
+        await self._client.run(self.costs.client.token_s * num_tokens)
+
+    def _of(self, instance: InstanceId) -> Thread:
+        return self._instances.setdefault(instance.partition("@")[0], Thread(self.cores))
+
+
+class Reader:
+    """The client's end of one answer."""
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._reading: set[asyncio.Task[None]] = set()
+        self.times_s: list[float] = []
+        """When each token was there."""
+
+    async def take(self, num_tokens: int) -> None:
+        """The router gives tokens away; returns when it has."""
+        await self._threads.told(num_tokens)
+        task = asyncio.create_task(self._read(num_tokens))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+
+    async def all(self) -> None:
+        """Until everything was read."""
+        if self._reading:
+            await asyncio.wait(self._reading)
+
+    async def _read(self, num_tokens: int) -> None:
+        await self._threads.read(num_tokens)
+        self.times_s += [self._threads.world.time()] * num_tokens
+
+
+def _request_s(costs: Handling, arrival: Arrival) -> float:
+    pictures_s = costs.picture_s * len(arrival.images)
+    return costs.request_s + pictures_s + costs.text_s * arrival.num_text
+
+
+def _batch_s(costs: Handling, events: Sequence[Event]) -> float:
+    if not events:
+        return 0.0
+    num_tokens = sum(len(each.tokens) for each in events if isinstance(each, Tokens))
+    return costs.batch_s + costs.token_s * num_tokens
