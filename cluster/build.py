@@ -15,7 +15,7 @@ from triptych.core.census import Census
 from triptych.core.config import Config
 from triptych.core.errors import TriptychError
 from triptych.core.ids import InstanceId
-from triptych.core.lifecycle import InstanceState
+from triptych.core.lifecycle import InstanceState, Role
 from triptych.core.ports import Instance
 from triptych.core.view import ClusterView
 
@@ -83,6 +83,10 @@ class Cluster:
     async def kill(self, instance: InstanceId) -> None:
         """End an instance as a fault would; it is replaced. For tests and drills."""
         await self._supervisor.kill(instance)
+
+    async def assign(self, place: str, role: Role, drain_s: float | None = None) -> InstanceId:
+        """Have a place (``decode-0``) serve another role; see ``Supervisor.assign``."""
+        return await self._supervisor.assign(place, role, drain_s)
 
     async def close(self, drain_s: float | None = None) -> None:
         """Stop everything; ``drain_s`` (default ``cluster.drain_s``) bounds the wait for work in

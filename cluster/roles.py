@@ -1,12 +1,15 @@
-"""The configuration of each role: the cluster's, with ``cluster.roles`` on top.
+"""The configuration of each role: the cluster's, with ``cluster.roles`` on top; and the places that
+a topology has.
 
 So prefill and decode may have other blocks, shards, dtypes and budgets. Knows keys, no instance.
 """
 
+from itertools import combinations
+
 from triptych.core import topology
 from triptych.core.config import Config, override
 from triptych.core.errors import ConfigError
-from triptych.core.lifecycle import Role
+from triptych.core.lifecycle import Role, Stage
 
 _OWN = ("cache", "engine", "model", "transfer")
 """Sections that instances may have to themselves."""
@@ -14,17 +17,47 @@ _SHARED = ("model.path", "transfer.credits", "transfer.digest")
 """Keys of those sections on which the instances must agree."""
 
 
+_ROLES: dict[str, Role] = {
+    topology.name(role): role
+    for size in range(1, len(Stage) + 1)
+    for role in map(frozenset, combinations(Stage, size))
+}
+"""All that an instance can be, at its start or later."""
+
+
 def configs_of(config: Config) -> dict[Role, Config]:
-    """The configuration of every role of the topology. Raises ConfigError that names the key."""
-    roles = {topology.name(role): role for role, _ in topology.parse(config.cluster.topology)}
+    """The configuration of every role, those included that no instance has now. Raises ConfigError
+    that names the key."""
     for name, settings in config.cluster.roles.items():
-        if name not in roles:
-            raise ConfigError(f"cluster.roles: {name!r} is not one of {', '.join(roles)}")
+        if name not in _ROLES:
+            raise ConfigError(f"cluster.roles: {name!r} is not one of {', '.join(_ROLES)}")
         for setting in settings:
             key = setting.partition("=")[0].strip()
             if key.partition(".")[0] not in _OWN or key in _SHARED:
                 raise ConfigError(f"cluster.roles.{name}: {key} is the same for all instances")
-    return {role: _config_of(config, name) for name, role in roles.items()}
+    return {role: _config_of(config, name) for name, role in _ROLES.items()}
+
+
+def role_of(name: str) -> Role:
+    """The role that a topology writes as ``name``. Raises ConfigError."""
+    try:
+        return _ROLES[name]
+    except KeyError:
+        raise ConfigError(f"role: {name!r} is not one of {', '.join(_ROLES)}") from None
+
+
+def places_of(text: str) -> tuple[tuple[str, Role], ...]:
+    """The places of a topology by name, with the roles that they begin with. Raises ConfigError."""
+    return tuple(
+        (f"{_word(role)}-{index}", role)
+        for role, count in topology.parse(text)
+        for index in range(count)
+    )
+
+
+def _word(role: Role) -> str:
+    """``decode``, ``epd``."""
+    return next(iter(role)).value if len(role) == 1 else topology.name(role).lower()
 
 
 def _config_of(config: Config, name: str) -> Config:

@@ -1,7 +1,9 @@
-"""Keeps the wanted number of instances per role alive: start, watch, fence off, start again.
+"""Keeps every place of the topology filled: start, watch, fence off, start again, perhaps in
+another role.
 
 Three witnesses say that an incarnation is dead: its host, a session of the supervisor's own that
-broke or fell silent, and a router whose session did. The first word counts. Knows no job.
+broke or fell silent, and a router whose session did. The first word counts. A role changes by
+draining and starting anew; caches are not kept over it. Knows no job.
 """
 
 import asyncio
@@ -13,10 +15,10 @@ import msgspec
 
 from cluster.directory import Directory
 from cluster.host import Host, Hosted, InstanceSpec
-from cluster.roles import configs_of
+from cluster.roles import configs_of, places_of
 from triptych.core import topology
 from triptych.core.config import Config
-from triptych.core.errors import InstanceLost, TriptychError, Unavailable
+from triptych.core.errors import ConfigError, InstanceLost, TriptychError, Unavailable
 from triptych.core.ids import InstanceId, SessionId
 from triptych.core.lifecycle import Role, Stage
 
@@ -26,14 +28,23 @@ _SHORT_LIFE_S = 10.0
 _MAX_BACKOFF_S = 10.0
 
 
+class _Move:
+    """A place on its way to another role."""
+
+    def __init__(self, role: Role, drain_s: float) -> None:
+        self.role = role
+        self.drain_s = drain_s
+        self.done: asyncio.Future[InstanceId] = asyncio.get_running_loop().create_future()
+        """The incarnation that serves the new role, or why there is none."""
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
 class Slot:
     """One place in the topology, filled by one incarnation after the other."""
 
-    def __init__(self, role: Role, index: int, config: Config) -> None:
-        self.role = tuple(stage for stage in Stage if stage in role)
-        word = self.role[0].value if len(self.role) == 1 else topology.name(role).lower()
-        self.name = f"{word}-{index}"
-        self.config = config
+    def __init__(self, name: str, role: Role) -> None:
+        self.name = name
+        self.role = role
         self.incarnation = -1
         self.hosted: Hosted | None = None
         self.started = asyncio.Event()
@@ -41,6 +52,9 @@ class Slot:
         self.error: TriptychError | None = None
         """Why the first incarnation could not start."""
         self.suspected = asyncio.Event()
+        self.called = asyncio.Event()
+        """Set when the incarnation is to make room for one in another role."""
+        self.move: _Move | None = None
 
     @property
     def id(self) -> InstanceId:
@@ -64,12 +78,8 @@ class Supervisor:
         self._secret = secret
         self._directory = directory
         self._on_progress = on_progress
-        configs = configs_of(config)
-        self._slots = [
-            Slot(role, index, configs[role])
-            for role, count in topology.parse(config.cluster.topology)
-            for index in range(count)
-        ]
+        self._configs = configs_of(config)
+        self._slots = [Slot(name, role) for name, role in places_of(config.cluster.topology)]
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closing = False
 
@@ -108,6 +118,33 @@ class Supervisor:
                 return
         raise KeyError(instance)
 
+    async def assign(self, place: str, role: Role, drain_s: float | None = None) -> InstanceId:
+        """Have the instance of ``place`` end what it has, for at most ``drain_s`` (default
+        ``cluster.drain_s``; what is left then goes elsewhere), and the next one there serve
+        ``role``; its id once it serves. Who is cancelled here does not stop it.
+
+        Raises ConfigError for an unknown place, Unavailable if it does not serve just now or a
+        stage would be left without a ready instance, and what the start raises: then the place has
+        its role of before.
+        """
+        slot = next((slot for slot in self._slots if slot.name == place), None)
+        if slot is None:
+            names = ", ".join(slot.name for slot in self._slots)
+            raise ConfigError(f"place: {place!r} is not one of {names}")
+        if slot.hosted is None or slot.move is not None or self._is_closing:
+            raise Unavailable(f"{place} does not serve just now")
+        if role == slot.role:
+            return slot.id
+        view = self._directory.view()
+        for stage in (stage for stage in Stage if stage in slot.role):
+            if all(other.description.id == slot.id for other in view.serving(stage)):
+                raise Unavailable(f"{place} is the only one ready to {stage.value}")
+        wait_s = self._config.cluster.drain_s if drain_s is None else drain_s
+        slot.move = _Move(role, wait_s)
+        self._directory.drain(slot.id)
+        slot.called.set()
+        return await asyncio.shield(slot.move.done)
+
     async def close(self, drain_s: float) -> None:
         """Stop every slot; nothing runs after this."""
         self._is_closing = True
@@ -119,6 +156,10 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         results += await asyncio.gather(*self._tasks, return_exceptions=True)
+        for slot in self._slots:
+            if slot.move is not None:
+                slot.move.done.set_exception(Unavailable("the cluster is closing"))
+                slot.move = None
         for error in results:
             if isinstance(error, Exception):
                 log.error("a slot ended with %r", error)
@@ -131,9 +172,7 @@ class Supervisor:
             slot.incarnation += 1
             begun_s = loop.time()
             try:
-                hosted = await self._start(slot)
-                slot.started.set()
-                await self._serve(slot, hosted)
+                await self._serve(slot, await self._start(slot))
             except TriptychError as error:
                 log.warning("%s failed: %s", slot.id, error)
                 failure = error
@@ -145,17 +184,39 @@ class Supervisor:
                 slot.error = failure
                 slot.started.set()
                 return
-            if loop.time() - begun_s > _SHORT_LIFE_S:
+            if loop.time() - begun_s > _SHORT_LIFE_S or slot.called.is_set():
                 failures = 0
             if failures:
                 await asyncio.sleep(min(0.5 * 2 ** (failures - 1), _MAX_BACKOFF_S))
             failures += 1
 
     async def _start(self, slot: Slot) -> Hosted:
-        """Start an incarnation and enter it into the directory."""
+        """Start an incarnation, in its new role if there is one, and enter it into the
+        directory."""
+        move, role = slot.move, slot.role
+        slot.called.clear()
+        if move is not None:
+            slot.role = move.role
+        try:
+            hosted = await self._enter(slot)
+        except Exception as error:
+            if move is not None:
+                slot.role, slot.move = role, None
+                is_typed = isinstance(error, TriptychError)
+                move.done.set_exception(error if is_typed else Unavailable(repr(error)))
+            raise
+        slot.started.set()
+        if move is not None:
+            slot.move = None
+            move.done.set_result(slot.id)
+        return hosted
+
+    async def _enter(self, slot: Slot) -> Hosted:
+        """An incarnation that serves and is known."""
         self._on_progress(f"{slot.id}: starting")
         begun_s = asyncio.get_running_loop().time()
-        spec = InstanceSpec(slot.id, slot.role, slot.config, self._secret)
+        stages = tuple(stage for stage in Stage if stage in slot.role)
+        spec = InstanceSpec(slot.id, stages, self._configs[slot.role], self._secret)
         limit_s = self._config.cluster.start_timeout_s
         try:
             async with asyncio.timeout(limit_s):
@@ -180,8 +241,12 @@ class Supervisor:
     async def _serve(self, slot: Slot, hosted: Hosted) -> None:
         """Watch an incarnation to its end, and make sure of it."""
         try:
-            reason = await _first(hosted.wait(), _listen(hosted, slot.id), _accused(slot))
-            if not self._is_closing:
+            witnesses = hosted.wait(), _listen(hosted, slot.id), _accused(slot), _called(slot)
+            reason = await _first(*witnesses)
+            if slot.called.is_set() and slot.move is not None:
+                self._on_progress(f"{slot.id}: ends to be {topology.name(slot.move.role)}")
+                await hosted.stop(slot.move.drain_s)
+            elif not self._is_closing:
                 log.warning("%s is lost: %s", slot.id, reason)
                 self._on_progress(f"{slot.id}: lost ({reason})")
         finally:
@@ -200,6 +265,11 @@ class Supervisor:
 async def _accused(slot: Slot) -> str:
     await slot.suspected.wait()
     return "a router's session to it broke"
+
+
+async def _called(slot: Slot) -> str:
+    await slot.called.wait()
+    return "it is to serve another role"
 
 
 async def _listen(hosted: Hosted, instance: InstanceId) -> str:

@@ -2,10 +2,11 @@
 
 import pytest
 
-from cluster.roles import configs_of
+from cluster.roles import configs_of, places_of, role_of
 from triptych.core import topology
 from triptych.core.config import dump, load, undump
 from triptych.core.errors import ConfigError
+from triptych.core.lifecycle import Stage
 
 
 def configs(*settings, roles):
@@ -32,7 +33,7 @@ def test_a_role_has_its_own_settings_and_the_others_none_of_them():
 @pytest.mark.parametrize(
     ("roles", "named"),
     [
-        ({"PD": ["cache.block_size=8"]}, r"cluster\.roles: 'PD' is not one of E, P, D"),
+        ({"DP": ["cache.block_size=8"]}, r"cluster\.roles: 'DP' is not one of E, P, D, EP, ED, PD"),
         ({"D": ["cache.blok_size=8"]}, r"cluster\.roles\.D: .*blok_size"),
         ({"D": ["cache.block_size=0"]}, r"cluster\.roles\.D: .*cache\.block_size"),
         ({"D": ["cache.block_size"]}, r"cluster\.roles\.D: .*section\.key=value"),
@@ -47,3 +48,15 @@ def test_a_role_has_its_own_settings_and_the_others_none_of_them():
 def test_what_is_wrong_is_named_with_its_role(roles, named):
     with pytest.raises(ConfigError, match=named):
         configs(roles=roles)
+
+
+def test_a_role_that_nobody_has_yet_may_have_settings():
+    found, _ = configs(roles={"PD": ["cache.kv_blocks=99"]})
+    assert found["PD"].cache.kv_blocks == 99
+    assert role_of("PD") == {Stage.PREFILL, Stage.DECODE}
+    with pytest.raises(ConfigError, match="role: 'X' is not one of E, P, D, EP, ED, PD, EPD"):
+        role_of("X")
+
+
+def test_places_are_named_after_the_roles_that_they_begin_with():
+    assert [name for name, _ in places_of("E2,PD1")] == ["encode-0", "encode-1", "pd-0"]
