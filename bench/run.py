@@ -66,7 +66,8 @@ class Change(msgspec.Struct, frozen=True):
     instance: str
     at_s: float
     what: str
-    """``role``, ``lost``, ``started``, ``slowed``, ``recovered``."""
+    """``draining`` (for another role), ``role``, ``lost``, ``started``, ``slowed``, ``recovered``,
+    ``refused``."""
     detail: str = ""
 
 

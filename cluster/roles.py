@@ -17,7 +17,7 @@ _SHARED = ("model.path", "transfer.credits", "transfer.digest")
 """Keys of those sections on which the instances must agree."""
 
 
-_ROLES: dict[str, Role] = {
+ROLES: dict[str, Role] = {
     topology.name(role): role
     for size in range(1, len(Stage) + 1)
     for role in map(frozenset, combinations(Stage, size))
@@ -29,21 +29,21 @@ def configs_of(config: Config) -> dict[Role, Config]:
     """The configuration of every role, those included that no instance has now. Raises ConfigError
     that names the key."""
     for name, settings in config.cluster.roles.items():
-        if name not in _ROLES:
-            raise ConfigError(f"cluster.roles: {name!r} is not one of {', '.join(_ROLES)}")
+        if name not in ROLES:
+            raise ConfigError(f"cluster.roles: {name!r} is not one of {', '.join(ROLES)}")
         for setting in settings:
             key = setting.partition("=")[0].strip()
             if key.partition(".")[0] not in _OWN or key in _SHARED:
                 raise ConfigError(f"cluster.roles.{name}: {key} is the same for all instances")
-    return {role: _config_of(config, name) for name, role in _ROLES.items()}
+    return {role: _config_of(config, name) for name, role in ROLES.items()}
 
 
 def role_of(name: str) -> Role:
     """The role that a topology writes as ``name``. Raises ConfigError."""
     try:
-        return _ROLES[name]
+        return ROLES[name]
     except KeyError:
-        raise ConfigError(f"role: {name!r} is not one of {', '.join(_ROLES)}") from None
+        raise ConfigError(f"role: {name!r} is not one of {', '.join(ROLES)}") from None
 
 
 def places_of(text: str) -> tuple[tuple[str, Role], ...]:

@@ -11,6 +11,7 @@ import msgspec
 from cluster.build import Cluster
 from cluster.catalog import Catalog
 from cluster.publishing import Follower, follow
+from router.advising import Advising
 from router.dispatch import Dispatcher
 from router.doors.admin_door import create_app as admin_app
 from router.doors.auth import ApiKeys
@@ -18,11 +19,13 @@ from router.doors.grpc_door import GrpcDoor
 from router.doors.http_door import create_app
 from router.doors.intake import Intake
 from router.doors.servers import HttpServer
+from router.fleet_watch import FleetWatch
 from router.journey import Stages
 from router.knowledge import Knowledge
 from router.ledger import Ledger
 from router.service import RequestService, Words
 from scheduler.admission import Admission
+from scheduler.costs import Costs
 from scheduler.latency import Latencies
 from scheduler.registry import placement
 from triptych.core.clock import Clock, MonotonicClock
@@ -38,13 +41,17 @@ class Core:
     """The router without doors: everything between a request and the instances."""
 
     def __init__(self, stages: Stages, service: RequestService, secret: bytes,
-                 follower: Follower | None) -> None:  # fmt: skip
+                 follower: Follower | None, watch: FleetWatch,
+                 costs: Costs | None) -> None:  # fmt: skip
         self.stages = stages
         self.dispatcher = stages.dispatcher
         self.service = service
         self.ledger = stages.ledger
         self.clock = stages.clock
+        self.watch = watch
+        """What is known of instances and of what is asked of them."""
         self.secret = secret
+        self.costs = costs
         self._follower = follower
 
     async def close(self) -> None:
@@ -64,6 +71,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     clock: Clock
     words: Words | None = None
     """Makes text of tokens; by the tokenizer of ``prompts`` if None."""
+    costs: Costs | None = None
+    """What steps take, where it is known."""
 
     @classmethod
     def real(cls, path: str) -> Self:
@@ -92,8 +101,10 @@ async def start_core(
     service = RequestService(config, around.card, around.prompts, stages, admission, secret)
     if around.words is not None:
         service.words = around.words
+    watch = FleetWatch(clock, dispatcher.view, config.engine, around.costs)
+    dispatcher.witness, service.watch = watch.occupancy, watch
     follower = follow(config, secret, knowledge.catalog, lambda: dispatcher.live)
-    return Core(stages, service, secret, follower)
+    return Core(stages, service, secret, follower, watch, around.costs)
 
 
 async def _until_ready(dispatcher: Dispatcher, timeout_s: float) -> None:
@@ -114,6 +125,7 @@ class Router:
 
     def __init__(self, config: Config, cluster: Cluster, core: Core, doors: "_Doors") -> None:
         self._config = config
+        self._advising = asyncio.create_task(doors.advising.run())
         self._cluster = cluster
         self._core = core
         self._doors = doors
@@ -126,6 +138,8 @@ class Router:
         """Refuse new requests, wait for those in flight, stop everything. Whether none was cut."""
         self._core.service.refuse()
         was_clean = await self._core.service.drain(self._config.cluster.drain_s)
+        self._advising.cancel()
+        await asyncio.gather(self._advising, return_exceptions=True)
         await self._doors.close()
         await self._core.close()
         await self._cluster.close()
@@ -135,10 +149,13 @@ class Router:
 class _Doors:
     """The three servers."""
 
-    def __init__(self, http: HttpServer, grpc: GrpcDoor, admin: HttpServer | None) -> None:
+    def __init__(
+        self, http: HttpServer, grpc: GrpcDoor, admin: HttpServer | None, advising: Advising
+    ) -> None:
         self.http = http
         self.grpc = grpc
         self.admin = admin
+        self.advising = advising
 
     async def close(self) -> None:
         await self.http.close()
@@ -167,13 +184,14 @@ async def _open_doors(config: Config, cluster: Cluster, core: Core) -> _Doors:
     intake = Intake(config, load_card(config.model.path), core.clock)
     http = HttpServer(create_app(core.service, intake, keys), settings.http, "router.http",
                       config.limits.write_stall_s)  # fmt: skip
-    admin = None
+    admin, advising = None, Advising(config, core.watch, core.clock, core.costs)
     if settings.admin:
-        app = admin_app(cluster.census, core.dispatcher, core.ledger, settings.admin_key)
+        key = settings.admin_key
+        app = admin_app(cluster.census, core.dispatcher, core.ledger, advising, key)
         admin = HttpServer(app, settings.admin, "router.admin")
     grpc = GrpcDoor(core.service, intake, keys, settings.grpc)
     await grpc.start()
     await http.start()
     if admin is not None:
         await admin.start()
-    return _Doors(http, grpc, admin)
+    return _Doors(http, grpc, admin, advising)

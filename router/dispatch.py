@@ -57,6 +57,22 @@ class Listener(Protocol):
         ...
 
 
+class Witness(Protocol):
+    """Who follows the jobs that this router has in flight."""
+
+    def sent(self, instance: InstanceId, job: Job) -> None:
+        """A job is on its way."""
+        ...
+
+    def told(self, event: Event) -> None:
+        """An event of a job in flight came."""
+        ...
+
+    def over(self, job: JobId) -> None:
+        """A job is not in flight any more, whatever the reason; perhaps it never was."""
+        ...
+
+
 class Scope:
     """The jobs of one attempt and their events in order of arrival.
 
@@ -159,6 +175,7 @@ class Dispatcher:
         self._is_closing = False
         self.changed = asyncio.Event()
         """Set whenever an instance's session opens or ends."""
+        self.witness: Witness | None = None
 
     @property
     def session(self) -> SessionId:
@@ -209,6 +226,8 @@ class Dispatcher:
             raise Unavailable(f"{instance} has no session")
         self._jobs[job.header.id] = (instance, job, scope)
         self._loads[instance].add(job, +1)
+        if self.witness is not None:
+            self.witness.sent(instance, job)
         sending = asyncio.create_task(self._send(instance, job))
         self._sending[job.header.id] = sending
         sending.add_done_callback(lambda _: self._sending.pop(job.header.id))
@@ -292,6 +311,8 @@ class Dispatcher:
         entry = self._jobs.get(event.job)
         if entry is None or entry[0] != instance:
             return  # a job that was abandoned meanwhile
+        if self.witness is not None:
+            self.witness.told(event)
         if isinstance(event, Encoded | Finished | Failed):
             self._forget(event.job)
         entry[2].put(instance, event)
@@ -304,6 +325,8 @@ class Dispatcher:
         self.changed.set()
 
     def _forget(self, job: JobId) -> None:
+        if self.witness is not None:
+            self.witness.over(job)
         entry = self._jobs.pop(job, None)
         if entry is not None and (load := self._loads.get(entry[0])) is not None:
             load.add(entry[1], -1)

@@ -16,11 +16,13 @@ import msgspec
 
 from router.answer import Delta, Final, Ticket, Timeline, Usage
 from router.asked import asked
+from router.fleet_watch import Answer, FleetWatch
 from router.journey import Stages, Trip, journey
 from router.metrics import RouterMetrics
 from router.running import Place, Running
 from router.text import ChoiceText, Spelling
 from scheduler.admission import Admission
+from scheduler.planner.demand import Shape
 from triptych.core.config import Config
 from triptych.core.errors import (
     Cancelled,
@@ -34,7 +36,7 @@ from triptych.core.event import Timing
 from triptych.core.hashing import tenant_salt
 from triptych.core.ids import RequestId, TenantId
 from triptych.core.lifecycle import RequestState, Stage
-from triptych.core.metrics import Latency, latency
+from triptych.core.metrics import Latency, is_attained, latency
 from triptych.core.request import Prompt, Request
 from triptych.core.topology import name as role_name
 from triptych.inputs.model_card import ModelCard
@@ -64,6 +66,8 @@ class RequestService:
         self._released = asyncio.Event()
         self._threads = ThreadPoolExecutor(1, "expand")
         self._is_refusing = False
+        self.watch: FleetWatch | None = None
+        """Hears of arrivals and answers."""
 
     def admit(self, tenant: TenantId) -> Ticket:
         """Take a ticket before reading a body; raises Overloaded at once when there is none, and
@@ -189,6 +193,8 @@ class RequestService:
         shape = asked(trips[0], running.arrival_s) if ledger.path else None
         ledger.accept(request.id, request.tenant, shape)
         self._running[request.id] = running
+        if self.watch is not None:
+            self.watch.arrived(prompt, request.slo)
         expiry = asyncio.create_task(self._expire(running))
         try:
             running.tasks = [asyncio.create_task(self._choice(running, trip)) for trip in trips]
@@ -229,6 +235,8 @@ class RequestService:
         self._metrics.retried(sum(max(0, trip.attempts - 1) for trip in trips))
         for trip in trips:
             self._metrics.tallied(trip.tally)
+        if self.watch is not None and trips and state is not RequestState.COMPLETED:
+            self.watch.answered(Answer(running.request.slo.name, False, _route(trips[0])))
 
     def _trips(self, request: Request, prompt: Prompt, arrival_s: float) -> list[Trip]:
         """One trip per choice; output cut to what fits behind the prompt."""
@@ -291,6 +299,12 @@ class RequestService:
             route=_route(trip),
         )
         self._observe(running.request, seen, usage, timeline)
+        if self.watch is not None:
+            sizes = tuple(item.num_tokens for item in trip.prompt.items)
+            output = max(1, len(trip.tokens))
+            slo = running.request.slo
+            shape = Shape(sizes, max(1, len(trip.prompt)), output, usage.cached_tokens, slo.name)
+            self.watch.answered(Answer(slo.name, is_attained(seen, slo), timeline.route, shape))
         return Final(usage, timeline)
 
     def _observe(self, request: Request, seen: Latency, usage: Usage, timeline: Timeline) -> None:

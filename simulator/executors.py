@@ -65,12 +65,13 @@ class Pace(Protocol):
         """What a step takes longer than its work."""
         ...
 
-    def factor(self) -> float:
-        """By how much everything takes longer than on an instance of its own."""
+    def begin(self, what: str) -> float:
+        """A step of ``what`` (see ``bench.run.Busy``), or a run, begins: so many times longer than
+        its costs say it takes."""
         ...
 
     def worked(self, what: str, begin_s: float, num_jobs: int, num_tokens: int) -> None:
-        """A step of ``what`` (see ``bench.run.Busy``), or a run, that began then is over."""
+        """What began then is over."""
         ...
 
     def drew(self, job: JobId, index: int, times_s: Sequence[float]) -> None:
@@ -123,7 +124,8 @@ class SimulatedLanguage:
 
     def execute(self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None) -> Any:
         """The step, or the steps, and the tokens that they draw."""
-        work, factor = _work_of(plan), self._pace.factor()
+        work = _work_of(plan)
+        factor = self._pace.begin(work.what)
         if plan.steps > 1:
             seconds = factor * self._costs.decode_run_s(work.num_decodes, work.context, plan.steps)
         else:
@@ -213,7 +215,7 @@ class SimulatedVision:
     def execute(self, plan: VisionPlan) -> Any:
         """The step's time."""
         sizes = [task.item.num_tokens for task in plan.tasks]
-        seconds = self._pace.factor() * self._costs.vision_s(sizes)
+        seconds = self._pace.begin("encode") * self._costs.vision_s(sizes)
 
         def result() -> VisionResult:
             self._pace.worked("encode", takes.begin_s, len(sizes), sum(sizes))

@@ -8,7 +8,9 @@ import msgspec
 from simulator.costs.card import Card
 from simulator.costs.devices import LINKS, LinkRate
 from simulator.costs.overheads import Overheads
+from simulator.interference import Colocated
 from triptych.core.layout import Layout
+from triptych.core.lifecycle import Role, Stage
 
 LAYERS = 16
 """Parts in which a block of KV becomes ready and may be sent: runs of a model's layers."""
@@ -29,6 +31,13 @@ class Hardware(msgspec.Struct, frozen=True):
     """To decode and resize a picture of a million pixels on one core of a host."""
     start_s: float = 30.0
     """Cold start of an instance: weights, graphs."""
+    load_s: float = 10.0
+    """To start in another role where a healthy instance was, with weights that it had not (encode
+    has the vision model's, prefill and decode the language model's)."""
+    switch_s: float = 0.7
+    """The same with weights that it had: EPDServe (ICML 2025, section 3.2.4) measured less."""
+    colocated: tuple[Colocated, ...] = ()
+    """Places that share GPUs."""
     hop_s: float = 0.0
     """Of a message between router and instance, one way, the work at both ends included."""
     overheads: Overheads | None = None
@@ -42,9 +51,20 @@ class Hardware(msgspec.Struct, frozen=True):
         """What an instance of that role runs on."""
         return self.cards.get(role) or self.cards[""]
 
+    def ready_s(self, role: Role, before: Role | None) -> float:
+        """Until an instance serves, where one of role ``before`` ended in peace, or none (None)."""
+        if before is None:
+            return self.start_s
+        return self.switch_s if _weights(role) <= _weights(before) else self.load_s
+
     def num_gpus(self, role: str) -> int:
         """GPUs of such an instance."""
         return self.card(role).sizes.num_devices
+
+
+def _weights(role: Role) -> set[bool]:
+    """Whether the vision model's and whether the language model's."""
+    return {stage is Stage.ENCODE for stage in role}
 
 
 def kv_layout(card: Card, model: str, block_size: int) -> Layout:

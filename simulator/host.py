@@ -15,9 +15,11 @@ from kvtransfer.fetching import Fetching
 from kvtransfer.promises import Promises
 from scheduler.costs import Costs
 from simulator import texts
+from simulator.costs.card import Card
 from simulator.executors import Computing, EmptyMemory, SimulatedLanguage, SimulatedVision
 from simulator.hardware import Hardware, embedding_layout, kv_layout
 from simulator.hop import Far
+from simulator.interference import Interference
 from simulator.links import Fabric, SimulatedFetching, SimulatedPromises
 from simulator.recorder import Recorder, place_of
 from simulator.threads import Threads
@@ -27,23 +29,12 @@ from triptych.core.clock import Clock
 from triptych.core.config import Config, LimitsConfig
 from triptych.core.errors import ConfigError
 from triptych.core.ids import InstanceId, JobId
-from triptych.core.lifecycle import Stage
+from triptych.core.lifecycle import Role, Stage
 from triptych.core.ports import Executors, Instance
 from triptych.inputs.model_card import ModelCard
 
 _NO_PIXELS = object()
 """What a modelled decoder makes of a picture."""
-
-
-class Slowness:
-    """How much slower than its costs a place computes: 1 is as fast as it should be."""
-
-    def __init__(self) -> None:
-        self.factors: dict[str, float] = {}
-
-    def of(self, place: str) -> float:
-        """The factor of a place."""
-        return self.factors.get(place, 1.0)
 
 
 class _Pace:
@@ -53,18 +44,19 @@ class _Pace:
         self.world = host.world
         self._place = place
         self._recorder = host.recorder
-        self._slowness = host.slowness
+        self._interference = host.interference
         threads = host.threads
         has_shared = threads is not None and threads.cores.is_shared
         self.cores = threads.cores if threads is not None and has_shared else None
         self.wait_s = 0.0 if threads is None else threads.costs.step_wait_s
 
-    def factor(self) -> float:
+    def begin(self, what: str) -> float:
         """See ``Pace``."""
-        return self._slowness.of(self._place)
+        return self._interference.begin(self._place, what)
 
     def worked(self, what: str, begin_s: float, num_jobs: int, num_tokens: int) -> None:
         """See ``Pace``."""
+        self._interference.end(self._place, what)
         times = begin_s, self.world.time()
         self._recorder.worked(self._place, what, times, (num_jobs, num_tokens))
 
@@ -116,13 +108,14 @@ class SimulatedMachine:
         return self._host.hardware.card(topology.name(frozenset(spec.role))).costs
 
     async def executors(self, spec: InstanceSpec, card: ModelCard) -> Executors:
-        """See ``Machine``. A cold start takes its time."""
-        host, cache = self._host, spec.config.cache
-        role = topology.name(frozenset(spec.role))
-        own, model = host.hardware.card(role), card.fingerprint
-        host.fabric.enter(spec.id, own.sizes.num_devices)
-        await asyncio.sleep(host.hardware.start_s if host.is_started else 0.0)
-        pace = _Pace(place_of(spec.id), host)
+        """See ``Machine``. A cold start takes its time, and so does another role, which must have
+        as many GPUs."""
+        host, cache, place = self._host, spec.config.cache, place_of(spec.id)
+        own, model = host.settle(spec), card.fingerprint
+        before = host.left.pop(place, None)
+        ready_s = host.hardware.ready_s(frozenset(spec.role), before)
+        await asyncio.sleep(ready_s if host.is_started else 0.0)
+        pace = _Pace(place, host)
         costs = own.costs if host.threads is None else host.threads.around(own.costs)
         embeddings = language = vision = None
         if Stage.ENCODE in spec.role or Stage.PREFILL in spec.role:
@@ -132,6 +125,7 @@ class SimulatedMachine:
             kv = EmptyMemory(kv_layout(own, model, cache.block_size), cache.kv_blocks)
             readable = embeddings if Stage.PREFILL in spec.role else None
             language = SimulatedLanguage(kv, readable, costs, pace)
+            host.interference.listen(place, language.interrupt)
         if Stage.ENCODE in spec.role and embeddings is not None:
             vision = SimulatedVision(embeddings, costs, pace)
         return Computing(language, vision, embeddings, {})
@@ -161,13 +155,15 @@ class _HostedThere:
 
     pid = 0
 
-    def __init__(self, instance: HostedInstance, name: InstanceId, host: "SimulatedHost") -> None:
+    def __init__(self, instance: HostedInstance, spec: InstanceSpec, host: "SimulatedHost") -> None:
         self._here = instance
+        self._spec = spec
+        self._host = host
         self.instance: Instance = instance
         if host.threads is not None:
-            self.instance = Far(instance, host.threads.costs.hop_s, name, host.threads)
+            self.instance = Far(instance, host.threads.costs.hop_s, spec.id, host.threads)
         elif host.hardware.hop_s:
-            self.instance = Far(instance, host.hardware.hop_s, name)
+            self.instance = Far(instance, host.hardware.hop_s, spec.id)
 
     async def wait(self) -> str:
         """See ``Hosted``."""
@@ -178,6 +174,7 @@ class _HostedThere:
         if drain_s > 0:
             await self._here.drain(drain_s)
         await self._here.close()
+        self._host.left[place_of(self._spec.id)] = frozenset(self._spec.role)
 
     async def kill(self) -> None:
         """See ``Hosted``."""
@@ -192,7 +189,10 @@ class SimulatedHost:
         self.hardware = hardware
         self.recorder = recorder
         self.card = texts.card(hardware.model)
-        self.slowness = Slowness()
+        self.interference = Interference(hardware.colocated)
+        self.left: dict[str, Role] = {}
+        """What the last instance of a place was, where it ended in peace."""
+        self._num_gpus: dict[str, int] = {}
         self.threads: Threads | None = None
         if hardware.overheads is not None:
             speeds = hardware.overheads.speeds if hardware.has_shared_cores else ()
@@ -207,7 +207,18 @@ class SimulatedHost:
     async def start(self, spec: InstanceSpec) -> Hosted:
         """See ``Host``."""
         instance = await build_instance(spec, SimulatedMachine(self))
-        return _HostedThere(instance, spec.id, self)
+        return _HostedThere(instance, spec, self)
+
+    def settle(self, spec: InstanceSpec) -> Card:
+        """Give an instance the GPUs of its place, and say what it has of them."""
+        place, role = place_of(spec.id), topology.name(frozenset(spec.role))
+        card = self.hardware.card(role)
+        number = card.sizes.num_devices
+        if self._num_gpus.setdefault(place, number) != number:
+            raise ConfigError(f"{place}: as {role} it needs {number} GPUs, it has others")
+        group = self.interference.neighbours.get(place)
+        self.fabric.enter(spec.id, number, () if group is None else group.places)
+        return card
 
     async def close(self) -> None:
         """See ``Host``."""

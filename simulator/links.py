@@ -6,7 +6,10 @@ blocks; no bytes are moved.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
 
 from kvtransfer.lease import Ended, Release, Verdict
 from kvtransfer.manifest import Fetch
@@ -35,37 +38,64 @@ class Fabric:
         self._num_gpus = 0
         self._nodes: dict[str, int] = {}
         """Node by place of the topology: a restarted instance is where it was."""
+        self._ports: dict[str, str] = {}
+        """Places that have the port of another one, because they have its GPUs."""
+        self._shares: dict[str, list[float]] = {}
+        """What is left of the bandwidth, by port; of all far links by ``""``."""
         self._out_s: dict[str, float] = {}
         self._in_s: dict[str, float] = {}
-        """When a port is free again, by place."""
+        """When a port is free again."""
         self.promises: dict[InstanceId, Promises] = {}
         self.on_carried: Callable[[InstanceId, float, float, int], None] = _ignore
         """Hears of every message: giver, begin, end, bytes."""
         self.moved: Callable[[InstanceId, InstanceId, int], Awaitable[None]] = _moved_by_itself
         """What the processes at both ends do for the bytes of a transfer; awaited behind it."""
 
-    def enter(self, instance: InstanceId, num_gpus: int) -> None:
-        """An instance takes its GPUs."""
+    def enter(self, instance: InstanceId, num_gpus: int, beside: Sequence[str] = ()) -> None:
+        """An instance takes its GPUs: those of the first of the places ``beside`` that has some."""
         place = _place(instance)
-        if place not in self._nodes:
+        if place in self._nodes:
+            return
+        host = next((other for other in beside if other in self._nodes), None)
+        if host is None:
             self._nodes[place] = self._num_gpus // self._per_node
             self._num_gpus += num_gpus
+        else:
+            self._nodes[place], self._ports[place] = self._nodes[host], self._port(host)
+
+    def squeeze(self, place: str, share: float) -> None:
+        """Only so much is left of the bandwidth of a place's port, or of all far links (``""``)."""
+        self._shares.setdefault(self._port(place), []).append(share)
+
+    def release(self, place: str, share: float) -> None:
+        """One such squeeze is over."""
+        self._shares[self._port(place)].remove(share)
 
     def link(self, giver: InstanceId, taker: InstanceId) -> LinkRate:
-        """The way from one to the other."""
-        is_near = self._nodes[_place(giver)] == self._nodes[_place(taker)]
-        return self._near if is_near else self._far
+        """The way from one to the other, as wide as it is now."""
+        one, other = _place(giver), _place(taker)
+        is_near = self._nodes[one] == self._nodes[other]
+        link = self._near if is_near else self._far
+        if not self._shares:
+            return link
+        parts = [math.prod(self._shares.get(self._port(place), ())) for place in (one, other)]
+        share = min(parts) * (1.0 if is_near else math.prod(self._shares.get("", ())))
+        return msgspec.structs.replace(link, bytes_per_s=share * link.bytes_per_s)
 
     def carry(
         self, giver: InstanceId, taker: InstanceId, num_bytes: int, now_s: float
     ) -> tuple[float, float]:
         """Send a message; when its last byte has left, and when it is there."""
-        link, one, other = self.link(giver, taker), _place(giver), _place(taker)
+        link = self.link(giver, taker)
+        one, other = self._port(_place(giver)), self._port(_place(taker))
         begin_s = max(now_s, self._out_s.get(one, 0.0), self._in_s.get(other, 0.0))
         end_s = begin_s + num_bytes / link.bytes_per_s
         self._out_s[one] = self._in_s[other] = end_s
         self.on_carried(giver, begin_s, end_s, num_bytes)
         return end_s, end_s + link.latency_s
+
+    def _port(self, place: str) -> str:
+        return self._ports.get(place, place)
 
 
 class SimulatedPromises(Promises):

@@ -6,7 +6,10 @@ Hears executors, the fabric and the clients, and makes a ``bench.run.Run`` of it
 from array import array
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from bench.run import Busy, Change, Queue, Row
+from triptych.core.clock import Clock
 from triptych.core.ids import InstanceId
 
 
@@ -14,7 +17,10 @@ class Recorder:
     """Everything that is kept of a run. Steps of one kind that follow each other without a pause
     become one ``Busy``."""
 
-    def __init__(self, *, keeps_busy: bool = True) -> None:
+    def __init__(self, clock: Clock, *, keeps_busy: bool = True) -> None:
+        self._clock = clock
+        self.begin_s = 0.0
+        """When the run began, on the clock; all that is kept counts from there."""
         self.rows: list[Row] = []
         self.busy: list[Busy] = []
         self.queues: list[Queue] = []
@@ -65,9 +71,25 @@ class Recorder:
         """The fabric moved a message."""
         self.worked(place_of(giver), "transfer", (begin_s, end_s), (1, 0))
 
+    def changed(self, place: str, what: str, detail: str = "") -> None:
+        """Something happened to an instance just now (see ``bench.run.Change``)."""
+        self.changes.append(Change(place, self._now_s(), what, detail))
+
+    def queued(self, place: str, waiting: int, running: int) -> None:
+        """So much an instance has to do just now."""
+        self.queues.append(Queue(place, self._now_s(), waiting, running))
+
+    def _now_s(self) -> float:
+        """Into the run; to a nanosecond, so that 2 s after its begin are 2 s."""
+        return round(self._clock.now() - self.begin_s, 9)
+
     def close(self) -> None:
         """Nothing more will happen."""
         self.busy += self._open.values()
+        self.busy = [
+            replace(one, start_s=one.start_s - self.begin_s, end_s=one.end_s - self.begin_s)
+            for one in self.busy
+        ]
         self._open.clear()
         self.busy.sort(key=lambda one: (one.start_s, one.instance, one.what))
 

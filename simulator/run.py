@@ -5,19 +5,24 @@ same run, byte for byte.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 
 import msgspec
 
 from bench.run import Row, Run
 from bench.workload import Arrival
 from cluster.build import start_cluster
+from cluster.roles import places_of
 from router.answer import Final, Timeline
 from router.build import Core, Surroundings, start_core
+from router.role_advice import RoleAdviser
+from simulator.happenings import Census, Happening, Happenings
 from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
 from simulator.recorder import Recorder
+from simulator.roles import RolesOverTime, problem_of, sample_queues
 from simulator.texts import SimulatedPrompts, Unspoken
 from simulator.threads import Reader, Threads
 from simulator.world import World
@@ -44,12 +49,17 @@ class Plan(msgspec.Struct, frozen=True):
     drain_s: float = 600.0
     """How long behind the last arrival requests may take; then they are cut off."""
     keeps_busy: bool = True
+    happenings: tuple[Happening, ...] = ()
+    groups: dict[str, str] = {}
+    """Modality group by place at the start, for policies that have groups."""
+    sample_s: float = 0.0
+    """Queues are recorded this often; 0: never."""
 
 
 def simulate(plan: Plan, arrivals: Iterable[Arrival], on_progress: Progress | None = None) -> Run:
     """Run ``arrivals`` through the cluster of ``plan``. Raises ConfigError."""
     world = World()
-    recorder = Recorder(keeps_busy=plan.keeps_busy)
+    recorder = Recorder(world, keeps_busy=plan.keeps_busy)
     if on_progress is not None:
         recorder.on_row = lambda _: on_progress(world.time(), len(recorder.rows))
     try:
@@ -74,9 +84,11 @@ def simulate(plan: Plan, arrivals: Iterable[Arrival], on_progress: Progress | No
 
 
 def num_gpus(config: Config, hardware: Hardware) -> int:
-    """GPUs that a topology takes."""
-    roles = topology.parse(config.cluster.topology)
-    return sum(count * hardware.num_gpus(topology.name(role)) for role, count in roles)
+    """GPUs that a topology takes; those of places that share them count once."""
+    places = dict(places_of(config.cluster.topology))
+    own = {place: hardware.num_gpus(topology.name(role)) for place, role in places.items()}
+    shared = [[own.pop(place) for place in group.places] for group in hardware.colocated]
+    return sum(own.values()) + sum(map(max, shared))
 
 
 class _Drive:
@@ -99,17 +111,41 @@ class _Drive:
         plan = self._plan
         host = SimulatedHost(self._world, plan.hardware, self._recorder)
         self._threads = host.threads
-        cluster = await start_cluster(plan.config, host=host)
-        core = await start_core(
-            plan.config, cluster, Surroundings(host.card, self._prompts, self._world, Unspoken)
+        first, _ = topology.parse(plan.config.cluster.topology)[0]
+        around = Surroundings(
+            card=host.card,
+            prompts=self._prompts,
+            clock=self._world,
+            words=Unspoken,
+            costs=plan.hardware.card(topology.name(first)).costs,
         )
-        host.is_started = True
-        self._begin_s = self._world.time()
-        try:
+        async with AsyncExitStack() as closing:
+            cluster = await start_cluster(plan.config, host=host)
+            closing.push_async_callback(cluster.close, 0.0)
+            core = await start_core(plan.config, cluster, around)
+            closing.push_async_callback(core.close)
+            host.is_started = True
+            self._begin_s = self._recorder.begin_s = self._world.time()
+            happenings = Happenings(host, cluster)
+            happenings.begin(plan.happenings)
+            closing.push_async_callback(happenings.close)
+            beside = [asyncio.create_task(each) for each in self._beside(core, happenings)]
+            closing.push_async_callback(_end, beside)
+            closing.callback(Census(cluster, self._recorder).close)
             await self._serve(core, arrivals)
-        finally:
-            await core.close()
-            await cluster.close(0.0)
+
+    def _beside(self, core: Core, happenings: Happenings) -> Iterator[Coroutine[None, None, None]]:
+        """Who looks at the instances now and then, and perhaps moves them. Raises ConfigError."""
+        plan, watch = self._plan, core.watch
+        watch.groups |= plan.groups
+        if plan.sample_s:
+            yield sample_queues(self._recorder, watch, plan.sample_s)
+        settings = plan.config.router
+        if settings.roles != "static":
+            problem = partial(problem_of, plan.config, plan.hardware)
+            adviser = RoleAdviser(settings.roles, watch, problem)
+            roles = RolesOverTime(self._world, adviser, watch, happenings)
+            yield roles.run(settings.roles_period_s)
 
     async def _serve(self, core: Core, arrivals: Iterator[Arrival]) -> None:
         for arrival in arrivals:
@@ -192,6 +228,15 @@ class _Drive:
                 phases={} if timeline is None else _phases(timeline),
             )
         )
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """End tasks; raise what one of them ended by before."""
+    for task in tasks:
+        task.cancel()
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(end, Exception):
+            raise end
 
 
 def _phases(timeline: Timeline) -> dict[str, float]:

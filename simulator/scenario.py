@@ -6,18 +6,22 @@ TOML in, ``simulator.run.Plan``s out. Knows names and defaults; runs nothing.
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from bench.sources.registry import workload
 from bench.workload import Workload
+from cluster.roles import ROLES, places_of
 from simulator.costs import registry
 from simulator.costs.card import Card
 from simulator.costs.devices import LINKS, LinkRate
 from simulator.costs.overheads import Overheads
+from simulator.costs.sizes import USED
+from simulator.happenings import Happening
 from simulator.hardware import Hardware
+from simulator.interference import Colocated, present
 from simulator.run import Plan
 from triptych.core import topology
 from triptych.core.config import Config, load
@@ -56,21 +60,6 @@ EMBEDDING_BYTES = 4 << 30
 """Of an instance's embedding cache, as the field's default is."""
 
 
-class Happening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Something that happens to an instance of the cluster at a point of a run."""
-
-    at_s: float
-    what: Literal["kill", "slow", "role"]
-    instance: str
-    """Its place: ``prefill-0``."""
-    factor: Positive = 2.0
-    """``slow``: everything takes so many times longer."""
-    for_s: float = 0.0
-    """``slow``: for so long; 0: for good."""
-    role: str = ""
-    """``role``: what it serves from then on."""
-
-
 class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One of the things compared."""
 
@@ -83,7 +72,9 @@ class System(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     costs: str = ""
     """Instead of the scenario's."""
     roles: str = "static"
-    """Policy of roles over time."""
+    """Policy of roles over time (``router.roles``), which is carried out."""
+    groups: dict[str, str] = {}
+    """Modality group (``text``, ``multimodal``) by place at the start, for policies of groups."""
 
 
 class Machines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,10 +87,14 @@ class Machines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the line rate that transfers reach."""
     decode_s: float = 0.004
     start_s: float = 30.0
+    load_s: float = 10.0
+    switch_s: float = 0.7
     hop_s: float = 0.0005
     cores: Annotated[int, Meta(ge=0)] | None = None
     """Of the one machine on which everything runs, clients included; 0: every instance has a device
     and each process a core of its own. As profiled (``costs = "file:PATH"``), or else 0."""
+    colocated: tuple[Colocated, ...] = ()
+    """Applied to the systems that have all of the places."""
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +114,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     set: tuple[str, ...] = ()
     machines: Machines = Machines()
     happenings: tuple[Happening, ...] = ()
+    sample_s: Annotated[float, Meta(ge=0)] = 1.0
+    """Queues are recorded this often, seconds; 0: never."""
     attainment: float = 0.9
     """Share of requests within their SLO at which a rate counts as served."""
 
@@ -140,6 +137,9 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             seed=seed,
             warmup_s=self.warmup_s,
             drain_s=self.drain_s,
+            happenings=self.happenings_of(system),
+            groups=system.groups,
+            sample_s=self.sample_s,
         )
 
     def plans(self) -> Iterator[tuple[System, Plan]]:
@@ -148,6 +148,15 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for seed in self.seeds:
                 for system in self.systems:
                     yield system, self.plan(system, rate, seed)
+
+    def happenings_of(self, system: System) -> tuple[Happening, ...]:
+        """What happens to a system. Raises ConfigError."""
+        happening = [
+            one for one in self.happenings if not one.systems or system.name in one.systems
+        ]
+        for one in happening:
+            one.check(dict(places_of(system.topology)))
+        return tuple(happening)
 
     def hardware(self, system: System) -> Hardware:
         """What a system runs on. Raises ConfigError."""
@@ -166,23 +175,37 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             per_node=machines.per_node,
             decode_s=machines.decode_s,
             start_s=machines.start_s,
+            load_s=machines.load_s,
+            switch_s=machines.switch_s,
             hop_s=machines.hop_s,
             overheads=overheads,
             has_shared_cores=overheads is not None and bool(overheads.speeds),
+            colocated=present(machines.colocated, dict(places_of(system.topology))),
         )
 
     def config(self, system: System, hardware: Hardware) -> Config:
         """The server's configuration. Raises ConfigError."""
-        given = (*SETTINGS, *self.set, f"cluster.topology={system.topology}", *system.set)
+        given = (*SETTINGS, *self.set, *_own(system))
         config = load(None, given, environment={})
         keys = {setting.partition("=")[0] for setting in given}
-        roles = {
-            topology.name(role): (*_sizes_of(role, hardware, config, keys),)
-            for role, _ in topology.parse(system.topology)
-        }
+        at_start = dict(topology.parse(system.topology))
+        roles = {}
+        for role in ROLES.values():
+            try:
+                own = tuple(_sizes_of(role, hardware, config, keys))
+            except ConfigError:
+                if role in at_start:
+                    raise
+                continue  # no instance can become one
+            roles[topology.name(role)] = own
         roles = {name: (*own, *config.cluster.roles.get(name, ())) for name, own in roles.items()}
         cluster = msgspec.structs.replace(config.cluster, roles=roles)
         return msgspec.structs.replace(config, cluster=cluster)
+
+
+def _own(system: System) -> tuple[str, ...]:
+    """Settings of a system."""
+    return (f"cluster.topology={system.topology}", f"router.roles={system.roles}", *system.set)
 
 
 def read(path: Path) -> Scenario:
@@ -203,15 +226,15 @@ def made(tree: dict[str, Any], name: str) -> Scenario:
     except msgspec.ValidationError as error:
         raise ConfigError(f"scenario {name}: {error}") from error
     for system in scenario.systems:
-        scenario.config(system, scenario.hardware(system))
+        scenario.plan(system, scenario.rates[0], scenario.seeds[0])
     workload(scenario.workload)
     return scenario
 
 
-def kv_blocks(card: Card, role: Role, block_size: int) -> int:
-    """Blocks of KV that fit beside the weights and the embedding cache."""
+def kv_blocks(card: Card, role: Role, block_size: int, share: float = 1.0) -> int:
+    """Blocks of KV that fit beside the weights and the embedding cache, with a share of memory."""
     has_vision = Stage.ENCODE in role
-    spare = card.sizes.spare_bytes(has_vision, True)
+    spare = card.sizes.spare_bytes(has_vision, True, share * USED)
     if Stage.PREFILL in role or has_vision:
         spare = max(0, spare - EMBEDDING_BYTES)
     return spare // (block_size * card.sizes.kv_token_bytes)
@@ -221,7 +244,14 @@ def _sizes_of(role: Role, hardware: Hardware, config: Config, given: set[str]) -
     """Sizes of the caches of a role, as far as nobody has said them."""
     card, cache = hardware.card(topology.name(role)), config.cache
     if "cache.kv_blocks" not in given and role & {Stage.PREFILL, Stage.DECODE}:
-        count = kv_blocks(card, role, cache.block_size)
+        places = dict(places_of(config.cluster.topology))
+        shares = [
+            group.memory_of(place)
+            for group in hardware.colocated
+            for place in group.places
+            if places[place] == role
+        ]
+        count = kv_blocks(card, role, cache.block_size, min(shares, default=1.0))
         if count < 1:
             raise ConfigError(f"{topology.name(role)}: the model leaves no memory for KV")
         yield f"cache.kv_blocks={count}"

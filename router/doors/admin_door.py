@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from router.advising import Advising
 from router.dispatch import Dispatcher
 from router.ledger import Ledger
 from triptych.core.census import Census
@@ -20,7 +21,9 @@ from triptych.core.census import Census
 Take = Callable[[], Awaitable[list[Census]]]
 
 
-def create_app(take_census: Take, dispatcher: Dispatcher, ledger: Ledger, key: str) -> Starlette:
+def create_app(
+    take_census: Take, dispatcher: Dispatcher, ledger: Ledger, advising: Advising, key: str
+) -> Starlette:
     """The application; with a ``key`` every route asks for it as a bearer token."""
 
     def answer(value: object) -> Response:
@@ -65,12 +68,18 @@ def create_app(take_census: Take, dispatcher: Dispatcher, ledger: Ledger, key: s
         ]
         return answer(rows)
 
+    async def advice(request: Request) -> Response:
+        if not is_allowed(request):
+            return Response(status_code=401)
+        return answer(advising.page())
+
     return Starlette(
         routes=[
             Route("/census", census),
             Route("/ledger", outcomes),
             Route("/ledger/entries", entries),
             Route("/instances", instances),
+            Route("/advice", advice),
         ]
     )
 

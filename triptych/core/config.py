@@ -250,6 +250,11 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     placement: str = "prefix_aware"
     """Policy that picks instances: ``prefix_aware`` (soonest first token, by what is cached where),
     ``least_loaded`` or ``round_robin``."""
+    roles: str = "static"
+    """Policy of roles over time whose advice ``triptych advise`` shows (a simulator carries it
+    out): ``static`` (none), ``epdserve``, ``modserve``, ``elasticmm`` or ``plan_ahead``."""
+    roles_period_s: Seconds = 1.0
+    """That policy is asked this often; some of them answer less often."""
 
 
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -383,5 +388,6 @@ _CHOICES = {
     "transfer.wire": ("raw", "int8", "fp8"),
     "cluster.backend": ("ray", "process", "local"),
     "router.placement": ("prefix_aware", "least_loaded", "round_robin"),
+    "router.roles": ("static", "epdserve", "modserve", "elasticmm", "plan_ahead"),
     "log.level": ("debug", "info", "warning", "error"),
 }
