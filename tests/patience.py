@@ -5,3 +5,9 @@ machine needs, so that only what hangs fails. It knows nothing of what is waited
 """
 
 PATIENCE_S = 120.0
+CALM = (
+    f"transfer.timeout_s={PATIENCE_S}",
+    f"cluster.timeout_s={PATIENCE_S}",
+    f"cluster.start_timeout_s={4 * PATIENCE_S}",
+)
+"""Settings with which who is only slow is not thought lost. Who is killed is missed at once."""

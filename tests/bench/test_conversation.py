@@ -10,6 +10,7 @@ from bench.chat import Ending, ask
 from bench.conversation import Plan, Row, Turn
 from bench.systems import TriptychServer
 from tests.bench.test_client import DONE, OK, event, server, tokens
+from tests.patience import PATIENCE_S
 
 USAGE = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}
 LAST = {"choices": [], "usage": USAGE, "triptych": {"timeline_ms": {"ttft": 3.5}, "route": ["p"]}}
@@ -71,7 +72,7 @@ async def test_a_real_server_reuses_what_it_said_before():
     plan = Plan(num_turns=3, num_pictures=2, side=84, max_tokens=4, repetitions=1)
     settings = ["cluster.backend=process"]
     servers = {
-        word: TriptychServer("oracle", "E1,P1,D1", [*settings, f"cache.prefix={word}"], 60.0)
+        word: TriptychServer("oracle", "E1,P1,D1", [*settings, f"cache.prefix={word}"], PATIENCE_S)
         for word in ("true", "false")
     }
     rows = await conversation.measure(servers, plan)

@@ -5,6 +5,7 @@ import asyncio
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.router.doors.scripted import ScriptedService, grpc_door, until
 from triptych.client import AsyncClient, Client
 from triptych.client.options import Turn, make_request
@@ -78,7 +79,7 @@ def test_no_server():
         with pytest.raises(Unavailable, match="onnect|reached"):
             client.list_models()
         with pytest.raises(Unavailable):
-            client.generate("x", timeout_s=5).text()
+            client.generate("x", timeout_s=PATIENCE_S).text()
 
 
 async def test_sync_errors_and_close():

@@ -104,7 +104,7 @@ async def test_kill_9_of_each_instance_under_load(backend):
             else:
                 wrong.extend([question] if answer != question.answer() else [])
 
-    async with running("E1,P1,D1", backend, "cluster.timeout_s=60.0") as cluster:
+    async with running("E1,P1,D1", backend) as cluster:
         for word in ("encode", "prefill", "decode"):
             async with driving(cluster) as driver:
                 stop = asyncio.Event()
@@ -130,7 +130,7 @@ async def test_kill_9_of_each_instance_under_load(backend):
 
 async def test_a_hung_instance_is_fenced_off_and_replaced():
     """SIGSTOP: no broken connection tells, only silence does."""
-    async with running("E1,P1,D1", "process", "cluster.timeout_s=1.0") as cluster:
+    async with running("E1,P1,D1", "process", "cluster.timeout_s=3.0") as cluster:
         async with driving(cluster) as driver:
             pid = cluster.pids()["prefill-0@0"]
             stop(pid)
@@ -147,13 +147,13 @@ async def test_a_hung_instance_is_fenced_off_and_replaced():
 
 async def test_a_standstill_of_the_router_costs_no_instance():
     """Ctrl-Z and fg, a paused machine: everybody else was well all the time."""
-    more = ("cluster.timeout_s=1.0", "cluster.heartbeat_s=0.2")
+    more = ("cluster.timeout_s=3.0", "cluster.heartbeat_s=0.2")
     async with running("E1,PD1", "process", *more) as cluster, driving(cluster) as driver:
         await asyncio.sleep(0.3)
-        time.sleep(1.7)
+        time.sleep(4.0)
         question = Question(rng_of("still"), 1)
         assert await driver.ask(question) == question.answer()
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(3.5)
         assert driver.lost == {}
         assert sorted(cluster.pids()) == ["encode-0@0", "pd-0@0"]
 

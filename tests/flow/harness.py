@@ -17,7 +17,7 @@ from cluster.host import Host
 from router.answer import Delta, Final
 from router.build import Core, start_core
 from router.ledger import check as check_ledger
-from tests.patience import PATIENCE_S
+from tests.patience import CALM, PATIENCE_S
 from triptych.core.census import Census
 from triptych.core.config import Config, load
 from triptych.core.hashing import tenant_salt
@@ -38,8 +38,6 @@ from triptych.inputs.oracle_words import PATCH_SIZE
 
 _numbers = itertools.count()
 PUBLIC = TenantId("public")
-CALM = (f"transfer.timeout_s={PATIENCE_S}", f"cluster.timeout_s={PATIENCE_S}")
-"""Who is only slow, as on a busy machine, is not thought lost. Who is killed is missed at once."""
 
 
 def config(topology: str, *settings: str, model: str = "oracle", backend: str = "local") -> Config:

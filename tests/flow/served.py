@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.patience import PATIENCE_S
+from tests.patience import CALM, PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 2 * PATIENCE_S
+START_S = 4 * PATIENCE_S
 
 
 class Served:
@@ -44,7 +44,7 @@ async def served(topology: str, *settings: str, model: str = "oracle") -> AsyncI
     http, grpc, admin = (f"127.0.0.1:{port}" for port in free_ports(3))
     words = ["serve", "--model", model, "--topology", topology, "--http", http, "--grpc", grpc]
     words += ["--set", f'router.admin="{admin}"']
-    for setting in settings:
+    for setting in (*CALM, *settings):
         words += ["--set", setting]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cli", *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE

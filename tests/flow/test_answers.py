@@ -75,7 +75,7 @@ async def test_a_prefix_is_computed_once_unless_told_otherwise(prefix: str):
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 async def test_the_timeline_has_the_parts_that_the_request_had(topology: str):
-    async with flow(config(topology)) as running:
+    async with flow(config(topology, "transfer.guard_s=60")) as running:
         with_picture = [picture(random.Random(2), 100), QUESTION]
         times = (await answer(running, running.request(with_picture)))[1].timeline
         plain = (await answer(running, running.request([QUESTION])))[1].timeline

@@ -21,10 +21,17 @@ NUM_PLACES = 64
 REFUSAL_S = 0.05
 
 
-async def ask(address: str, body: bytes, gate: asyncio.Event) -> tuple[int, float, bytes]:
+class Gate(asyncio.Event):
+    """Opens for all at once, when all have come."""
+
+    num_waiting = 0
+
+
+async def ask(address: str, body: bytes, gate: Gate) -> tuple[int, float, bytes]:
     """Connect, wait for the gate, send; status, seconds to the status line, answer."""
     host, port = address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
+    gate.num_waiting += 1
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -57,9 +64,11 @@ async def test_answered_and_refused_are_all() -> None:
         )
     limits = (f"limits.max_requests={NUM_PLACES}", 'cluster.backend="process"')
     async with served("E1,P1,D1", *limits) as server:
-        gate = asyncio.Event()
+        gate = Gate()
         asking = [asyncio.create_task(ask(server.http, body, gate)) for body in bodies]
-        await asyncio.sleep(2.0)  # everybody is connected
+        async with asyncio.timeout(PATIENCE_S):
+            while gate.num_waiting < NUM_REQUESTS:
+                await asyncio.sleep(0.01)
         gate.set()
         async with asyncio.timeout(PATIENCE_S):
             answers = await asyncio.gather(*asking)

@@ -59,7 +59,7 @@ async def turn(running: Flow, request: Request, prompt: Prompt) -> tuple[list[in
 @pytest.mark.parametrize("topology", ["E1,P1,D1", "EP1,D1", "E1,PD1", "EPD1"])
 async def test_oracle(topology: str) -> None:
     rng = random.Random(f"conversation {topology}")
-    async with flow(config(topology)) as running:
+    async with flow(config(topology, "transfer.guard_s=60")) as running:
         sent = Sent(running)
         keep_priors(running)
         pictures = [picture(rng) for _ in range(3)]

@@ -10,10 +10,8 @@ import pytest
 from router.answer import Delta, Final
 from tests.flow.drawn import picture, words
 from tests.flow.harness import Flow, config, flow
+from tests.patience import PATIENCE_S
 from triptych.core.request import Picture, Request
-
-PATIENCE_S = 20.0
-"""Far more than anything here takes, also on a busy machine."""
 
 
 def square(rng: random.Random, side: int = 224) -> Picture:
@@ -60,7 +58,7 @@ async def test_who_leaves_takes_no_shared_picture_along(topology: str) -> None:
     """The first request's transfer of the picture ends with it, at any moment; the second's own
     promise is fetched instead, and no attempt is lost."""
     rng = random.Random(topology)
-    async with flow(config(topology)) as running:
+    async with flow(config(topology, "transfer.guard_s=60")) as running:
         await answer(running, running.request(["warm ", square(rng)], max_tokens=2))
         for moment_s in (0.005, 0.01, 0.02, 0.03, 0.05):
             shared = square(rng, 840)

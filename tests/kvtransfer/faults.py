@@ -107,15 +107,17 @@ def fail(_seed: int):
 
 
 class Slow:
-    """Writes for 0.2 s and says so, to be interrupted in the middle; right in the end."""
+    """Writes for ``num_turns`` of 5 ms and says so, to be interrupted in the middle; right in the
+    end."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_turns: int = 40) -> None:
+        self.num_turns = num_turns
         self.is_writing = threading.Event()
         self.num_writes = 0
 
     def __call__(self, source, theirs, targets) -> None:
         source.read(theirs, targets)
-        for _ in range(40):
+        for _ in range(self.num_turns):
             for target in targets:
                 target[0] ^= 255
                 self.num_writes += 1

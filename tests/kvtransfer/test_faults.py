@@ -81,13 +81,15 @@ async def test_no_write_happens_after_a_cancelled_fetch_has_ended(way):
 async def test_no_write_happens_after_the_deadline_or_the_end_of_the_receiver(way):
     slow = Slow()
     async with pair(way, wrap=lambda inner: Faulty(inner, slow)) as both:
+        slow.num_turns = 2  # even, so that it is right in the end
         warm = both.offer("warm")  # a way may load its library with its first bytes
         warm.append([1])
         warm.finish()
         await both.fetch(1, [1], handle="warm")
         slow.is_writing.clear()
+        slow.num_turns = 300
         both.offer().append([1])
-        fetching = asyncio.create_task(both.fetch(2, [2, 3], limit_s=0.25))
+        fetching = asyncio.create_task(both.fetch(2, [2, 3], limit_s=1.0))
         await asyncio.to_thread(slow.is_writing.wait)
         with pytest.raises(Exception, match="too long"):
             await fetching

@@ -6,6 +6,7 @@ import asyncio
 import pytest
 
 from cluster.build import start_cluster
+from tests.patience import CALM
 from tests.services.driver import Question, driving, idle, rng_of
 from triptych.core.config import load
 from triptych.core.request import Prompt
@@ -17,7 +18,7 @@ def config(topology, transport="auto", *more):
     return load(None, [
         f'cluster.topology="{topology}"', 'cluster.backend="local"', 'model.path="oracle"',
         f'transfer.transport="{transport}"', "cache.kv_blocks=256", "cache.embedding_blocks=128",
-        "engine.chunk_tokens=32", "engine.token_budget=96", "cluster.heartbeat_s=0.1", *more,
+        "engine.chunk_tokens=32", "engine.token_budget=96", "cluster.heartbeat_s=0.1", *CALM, *more,
     ], {})  # fmt: skip
 
 

@@ -83,7 +83,7 @@ async def served(**limits):
 
 
 @asynccontextmanager
-async def connected(address, secret=SECRET, timeout_s=2.0):
+async def connected(address, secret=SECRET, timeout_s=PATIENCE_S):
     remote = RemoteInstance(address, ClientOptions(secret, timeout_s))
     try:
         yield remote

@@ -4,13 +4,14 @@ import pytest
 
 from bench.overlap.measure import Plan, measure, with_pictures
 from bench.systems import TriptychServer
+from tests.patience import PATIENCE_S
 
 
 @pytest.mark.slow
 async def test_every_case_answers_every_size_in_turns():
     settings = ["cluster.backend=process"]
     servers = {
-        name: TriptychServer("oracle", name, settings, 60.0) for name in ("EPD1", "E1,P1,D1")
+        name: TriptychServer("oracle", name, settings, PATIENCE_S) for name in ("EPD1", "E1,P1,D1")
     }
     plan = Plan(repetitions=2, max_tokens=5)
     rows = await measure(servers, (1, 3), with_pictures(56), plan)
