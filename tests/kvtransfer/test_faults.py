@@ -10,10 +10,11 @@ import pytest
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import Faulty, Slow, relay
 from tests.kvtransfer.stores import CALM, EVERYWHERE, Store, layout, pair
-from triptych.core.clock import MonotonicClock
 from triptych.core.errors import InstanceLost, TransferError
 
 RETRYABLE = (TransferError, InstanceLost)
+HASTY = msgspec.structs.replace(CALM, timeout_s=0.5)
+"""Where what is lost is noticed by silence only."""
 pytestmark = pytest.mark.usefixtures("no_leak")
 
 
@@ -111,10 +112,10 @@ async def test_no_write_happens_after_the_deadline_or_the_end_of_the_receiver(wa
 @pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_taker_that_is_slow_but_alive_is_waited_for(way):
     """The giver has said everything and the copying takes longer than the timeout."""
-    config = msgspec.structs.replace(CALM, timeout_s=1.0, lease_s=1.0)
+    config = msgspec.structs.replace(CALM, timeout_s=3.0, lease_s=3.0)
     of = layout(10_000)  # large enough for a chunk each
     source, target = Store(9, of).fill(1), Store(9, of)
-    slow = Slow()  # 0.2 s a chunk
+    slow = Slow(80)  # 0.4 s a chunk
     wrap = lambda inner: Faulty(inner, slow)  # noqa: E731
     async with pair(way, config, source=source, target=target, wrap=wrap) as both:
         offer = both.offer()
@@ -122,7 +123,7 @@ async def test_a_taker_that_is_slow_but_alive_is_waited_for(way):
         offer.finish()
         await both.fetch(9, range(9))
         both.assert_equal(range(9), range(9))
-        assert slow.num_writes == 9 * 40
+        assert slow.num_writes == 9 * 80
 
 
 # -- a stream that is damaged: every byte of it is covered
@@ -176,11 +177,11 @@ def straight(_, data):
 
 @pytest.mark.parametrize("towards", ["taker", "giver"])
 async def test_every_flipped_bit_in_the_stream_is_noticed(towards):
-    config = msgspec.structs.replace(CALM, timeout_s=0.5)
     rng = random.Random(towards)
-    async with pair("tcp", config) as both:
-        direct = both.endpoint
+    async with pair("tcp") as both:
         down, up = await frames_of_one_transfer(both)
+    async with pair("tcp", HASTY) as both:
+        direct = both.endpoint
         assert len(down) == 6, "Welcome, Manifest, Chunk, Data, Finish, Acked"
         assert len(up) == 3, "Hello, Fetch, Ack"
         lengths = down if towards == "taker" else up
@@ -202,10 +203,10 @@ async def test_every_flipped_bit_in_the_stream_is_noticed(towards):
 @pytest.mark.parametrize("towards", ["taker", "giver"])
 @pytest.mark.parametrize("what", ["drop", "repeat", "swap", "cut", "late", "half"])
 async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
-    config = msgspec.structs.replace(CALM, timeout_s=0.5)
-    async with pair("tcp", config) as both:
-        direct = both.endpoint
+    async with pair("tcp") as both:
         down, up = await frames_of_one_transfer(both)
+    async with pair("tcp", CALM if what in ("late", "repeat") else HASTY) as both:
+        direct = both.endpoint
         lengths = down if towards == "taker" else up
         for frame in range(len(lengths)):
             held: list[bytes] = []
@@ -224,7 +225,6 @@ async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
                 return cases[what]
 
             ways = (damage, straight) if towards == "taker" else (straight, damage)
-            start = MonotonicClock().now()
             async with relay(direct, *ways) as endpoint:
                 handle = f"h{frame}"
                 is_last = frame == len(lengths) - 1
@@ -238,7 +238,6 @@ async def test_frames_that_are_lost_repeated_or_out_of_order(what, towards):
                 for link in both.receiver._idle:
                     link.close()
                 both.receiver._idle.clear()
-            assert MonotonicClock().now() - start < 4
             both.outbox.refuse(handle, "cancelled", "next")
             await both.assert_idle()
 
