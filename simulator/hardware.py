@@ -38,6 +38,9 @@ class Hardware(msgspec.Struct, frozen=True):
     """The same with weights that it had: EPDServe (ICML 2025, section 3.2.4) measured less."""
     colocated: tuple[Colocated, ...] = ()
     """Places that share GPUs."""
+    contention: float = 1.0
+    """By how much a step of pictures takes longer while sequences are computed on the same GPUs,
+    and the other way round: 1 if they take turns, less if two streams overlap."""
     hop_s: float = 0.0
     """Of a message between router and instance, one way, the work at both ends included."""
     overheads: Overheads | None = None

@@ -189,7 +189,8 @@ class SimulatedHost:
         self.hardware = hardware
         self.recorder = recorder
         self.card = texts.card(hardware.model)
-        self.interference = Interference(hardware.colocated)
+        share = 0.0 if hardware.has_shared_cores else hardware.contention
+        self.interference = Interference(hardware.colocated, share)
         self.left: dict[str, Role] = {}
         """What the last instance of a place was, where it ended in peace."""
         self._num_gpus: dict[str, int] = {}

@@ -68,8 +68,11 @@ class Interference:
     """All places. Whoever computes says when; runs of steps that go on hear when their pace
     changes."""
 
-    def __init__(self, groups: Iterable[Colocated] = ()) -> None:
-        """Raises ConfigError where a place is on two GPUs."""
+    def __init__(self, groups: Iterable[Colocated] = (), share: float = 1.0) -> None:
+        """``share``: by how much a step of an instance's pictures or of its sequences takes longer
+        while one of the other kind is under way there: 1 if they take turns on its GPUs, less if
+        two streams overlap. Raises ConfigError where a place is on two GPUs."""
+        self._share = share
         self._groups: dict[str, Colocated] = {}
         for group in groups:
             group.check()
@@ -103,8 +106,10 @@ class Interference:
     def begin(self, place: str, what: str) -> float:
         """Work begins; by how much longer it takes."""
         kind = _KIND.get(what, what)
-        self._busy.setdefault(place, []).append(kind)
-        factor = math.prod(self._slow.get(place, ()))
+        own = self._busy.setdefault(place, [])
+        factor = math.prod(self._slow.get(place, ())) * (1.0 + self._share * len(own))
+        own.append(kind)
+        self._tell(place)
         group = self._groups.get(place)
         if group is None:
             return factor
@@ -117,6 +122,7 @@ class Interference:
     def end(self, place: str, what: str) -> None:
         """Work is over."""
         self._busy[place].remove(_KIND.get(what, what))
+        self._tell(place)
         group = self._groups.get(place)
         for other in () if group is None else group.places:
             if other != place:

@@ -89,6 +89,7 @@ class Machines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_s: float = 30.0
     load_s: float = 10.0
     switch_s: float = 0.7
+    contention: Annotated[float, Meta(ge=0)] = 1.0
     hop_s: float = 0.0005
     cores: Annotated[int, Meta(ge=0)] | None = None
     """Of the one machine on which everything runs, clients included; 0: every instance has a device
@@ -177,6 +178,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             start_s=machines.start_s,
             load_s=machines.load_s,
             switch_s=machines.switch_s,
+            contention=machines.contention,
             hop_s=machines.hop_s,
             overheads=overheads,
             has_shared_cores=overheads is not None and bool(overheads.speeds),
