@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Protocol
 
-from cli import ask, batch, census, doctor, serve, simulate
+from cli import ask, batch, census, doctor, profile, serve, simulate
 from cli.bench import command as bench
 from triptych import __version__
 from triptych.core.errors import TriptychError
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "batch": (batch, "answer a file of requests, as many at once as memory takes"),
     "bench": (bench, "measure a running server, compare, record, report"),
     "simulate": (simulate, "run a scenario under a virtual clock: table, report, trace"),
+    "profile": (profile, "measure this machine: a card of costs for the simulator"),
     "doctor": (doctor, "what of this machine is usable, and what the server will do"),
     "census": (census, "who holds which block, lease and task of a running server"),
 }

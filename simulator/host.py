@@ -13,6 +13,7 @@ from cluster.tiers_build import Movers
 from encoder_service.pictures import Decoders
 from kvtransfer.fetching import Fetching
 from kvtransfer.promises import Promises
+from scheduler.costs import Costs
 from simulator import texts
 from simulator.executors import Computing, EmptyMemory, SimulatedLanguage, SimulatedVision
 from simulator.hardware import Hardware, embedding_layout, kv_layout
@@ -118,7 +119,9 @@ class SimulatedMachine:
         host.fabric.enter(spec.id, own.sizes.num_devices)
         await asyncio.sleep(host.hardware.start_s if host.is_started else 0.0)
         pace = _Pace(place_of(spec.id), host)
-        costs = own.costs if host.threads is None else host.threads.around(own.costs)
+        costs: Costs = own.costs
+        if host.threads is not None:
+            costs = host.threads.around(costs)
         embeddings = language = vision = None
         if Stage.ENCODE in spec.role or Stage.PREFILL in spec.role:
             layout = embedding_layout(own, model, cache.embedding_block_size)

@@ -1,13 +1,13 @@
 """Whole simulated runs: complete, deterministic, exact, and idle at the end."""
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
 
 import pytest
 
-from bench.sources.registry import workload
 from simulator.executors import SimulatedLanguage
 from simulator.run import simulate
 from simulator.scenario import made
@@ -94,7 +94,7 @@ def test_conversations_hit_their_own_past():
     later = [rows for rows in by_session.values() if len(rows) > 1]
     assert later
     for rows in later:
-        for before, after in zip(rows, rows[1:], strict=False):
+        for before, after in itertools.pairwise(rows):
             assert after.arrival_s >= before.end_s
             assert after.cached_tokens > 0.5 * before.prompt_tokens
 
