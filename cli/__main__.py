@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Protocol
 
-from cli import advise, ask, batch, census, doctor, plan, serve, simulate
+from cli import advise, ask, batch, census, doctor, plan, profile, serve, simulate
 from cli.bench import command as bench
 from triptych import __version__
 from triptych.core.errors import TriptychError
@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "bench": (bench, "measure a running server, compare, record, report"),
     "simulate": (simulate, "run a scenario under a virtual clock: table, report, trace"),
     "plan": (plan, "which instances to build of N GPUs, for a workload and its SLOs"),
+    "profile": (profile, "measure this machine: a card of costs for the simulator"),
     "doctor": (doctor, "what of this machine is usable, and what the server will do"),
     "advise": (advise, "which instances of a running server should change their role, and why"),
     "census": (census, "who holds which block, lease and task of a running server"),

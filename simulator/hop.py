@@ -70,6 +70,8 @@ class Far:
 
     async def submit(self, job: Job) -> None:
         """See ``Instance``."""
+        if self._threads is not None:
+            await self._threads.submitting()
         await asyncio.sleep(self._hop_s)
         if self._threads is not None:
             await self._threads.accepted(self._name)

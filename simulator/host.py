@@ -116,7 +116,9 @@ class SimulatedMachine:
         ready_s = host.hardware.ready_s(frozenset(spec.role), before)
         await asyncio.sleep(ready_s if host.is_started else 0.0)
         pace = _Pace(place, host)
-        costs = own.costs if host.threads is None else host.threads.around(own.costs)
+        costs: Costs = own.costs
+        if host.threads is not None:
+            costs = host.threads.around(costs)
         embeddings = language = vision = None
         if Stage.ENCODE in spec.role or Stage.PREFILL in spec.role:
             layout = embedding_layout(own, model, cache.embedding_block_size)

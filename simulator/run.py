@@ -56,14 +56,21 @@ class Plan(msgspec.Struct, frozen=True):
     """Queues are recorded this often; 0: never."""
 
 
-def simulate(plan: Plan, arrivals: Iterable[Arrival], on_progress: Progress | None = None) -> Run:
-    """Run ``arrivals`` through the cluster of ``plan``. Raises ConfigError."""
+def simulate(
+    plan: Plan,
+    arrivals: Iterable[Arrival],
+    on_progress: Progress | None = None,
+    on_host: Callable[[SimulatedHost], None] | None = None,
+) -> Run:
+    """Run ``arrivals`` through the cluster of ``plan``. Raises ConfigError. ``on_host`` is given
+    the machines before anything starts."""
     world = World()
     recorder = Recorder(world, keeps_busy=plan.keeps_busy)
     if on_progress is not None:
         recorder.on_row = lambda _: on_progress(world.time(), len(recorder.rows))
     try:
-        world.run_until_complete(_Drive(plan, world, recorder).run(iter(arrivals)))
+        drive = _Drive(plan, world, recorder, on_host)
+        world.run_until_complete(drive.run(iter(arrivals)))
     finally:
         world.close()
     recorder.close()
@@ -94,8 +101,15 @@ def num_gpus(config: Config, hardware: Hardware) -> int:
 class _Drive:
     """Clients of one run."""
 
-    def __init__(self, plan: Plan, world: World, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        recorder: Recorder,
+        on_host: Callable[[SimulatedHost], None] | None,
+    ) -> None:
         self._plan = plan
+        self._on_host = on_host
         self._world = world
         self._recorder = recorder
         self._prompts = SimulatedPrompts()
@@ -111,6 +125,8 @@ class _Drive:
         plan = self._plan
         host = SimulatedHost(self._world, plan.hardware, self._recorder)
         self._threads = host.threads
+        if self._on_host is not None:
+            self._on_host(host)
         first, _ = topology.parse(plan.config.cluster.topology)[0]
         around = Surroundings(
             card=host.card,

@@ -5,14 +5,12 @@ message or a token costs them is done there, in the order of asking. Knows no po
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
-import msgspec
-
 from bench.workload import Arrival
-from scheduler.fitted import Fitted
+from scheduler.costs import Costs
 from simulator.cores import Cores, Thread
-from simulator.costs.distserve import DistServe
 from simulator.costs.overheads import Handling, Overheads
 from simulator.world import World
 from triptych.core.event import Event, EventBatch, Tokens
@@ -26,22 +24,22 @@ class Threads:
         self.world = world
         self.cores = Cores(world, speeds)
         self.costs = overheads
+        self.counts: Counter[str] = Counter()
+        """What was charged so far: ``requests``, ``pictures``, ``text`` and ``tokens`` of clients,
+        ``jobs``, ``batches``, ``transfers`` and their ``bytes``."""
         self._client = Thread(self.cores)
         self._router = Thread(self.cores)
         self._instances: dict[str, Thread] = {}
 
-    def around(self, costs: Fitted | DistServe) -> Fitted | DistServe:
+    def around(self, costs: Costs) -> Costs:
         """Costs of steps with the work around them."""
-        if isinstance(costs, DistServe):
-            return costs
-        return msgspec.structs.replace(
-            costs,
-            step_s=costs.step_s + self.costs.step_s,
-            vision_step_s=costs.vision_step_s + self.costs.vision_step_s,
-        )
+        return InServer(costs, self.costs)
 
     async def asked(self, arrival: Arrival) -> None:
         """A client sends a request and the router takes it in."""
+        self.counts["requests"] += 1
+        self.counts["pictures"] += len(arrival.images)
+        self.counts["text"] += arrival.num_text
         await self._client.run(_request_s(self.costs.client, arrival))
         await self.hop()
         await self._router.run(_request_s(self.costs.router, arrival))
@@ -51,12 +49,18 @@ class Threads:
         if self.costs.hop_s:
             await asyncio.sleep(self.costs.hop_s)
 
+    async def submitting(self) -> None:
+        """The router sends a job."""
+        self.counts["jobs"] += 1
+        await self._router.run(self.costs.router.job_s)
+
     async def accepted(self, instance: InstanceId) -> None:
         """An instance takes a job."""
-        await self._of(instance).run(self.costs.instance.request_s)
+        await self._of(instance).run(self.costs.instance.job_s)
 
     async def sent(self, instance: InstanceId, batch: EventBatch) -> None:
         """An instance sends events."""
+        self.counts["batches"] += bool(batch.events)
         await self._of(instance).run(_batch_s(self.costs.instance, batch.events))
 
     async def heard(self, batch: EventBatch) -> None:
@@ -67,6 +71,8 @@ class Threads:
     async def moved(self, giver: InstanceId, taker: InstanceId, num_bytes: int) -> None:
         """Bytes were moved: half the work is the giver's."""
         costs = self.costs
+        self.counts["transfers"] += 1
+        self.counts["bytes"] += num_bytes
         work_s = costs.transfer_s + costs.transfer_byte_s * num_bytes
         await self._of(giver).run(work_s / 2)
         await self._of(taker).run(work_s / 2)
@@ -77,9 +83,11 @@ class Threads:
         """A picture was decoded, in a process of its own."""
         work_s = self.costs.picture_s + self.costs.megapixel_s * width * height / 1e6
         await self.cores.run(work_s)
+        await asyncio.sleep(self.costs.picture_wait_s)
 
     async def told(self, num_tokens: int) -> None:
         """The router writes tokens to a client."""
+        self.counts["tokens"] += num_tokens
         await self._router.run(self.costs.router.token_s * num_tokens)
 
     async def read(self, num_tokens: int) -> None:
@@ -115,6 +123,35 @@ class Reader:
     async def _read(self, num_tokens: int) -> None:
         await self._threads.read(num_tokens)
         self.times_s += [self._threads.world.time()] * num_tokens
+
+
+class InServer:
+    """Costs of steps with the work around each. Implements ``Costs``."""
+
+    def __init__(self, costs: Costs, around: Overheads) -> None:
+        self._costs = costs
+        self._around = around
+
+    def vision_s(self, pictures: Sequence[int]) -> float:
+        """See ``Costs``."""
+        around = self._around
+        return around.vision_step_s + around.slowdown * self._costs.vision_s(pictures)
+
+    def language_s(
+        self, chunks: Sequence[tuple[int, int]], num_decodes: int, context: int
+    ) -> float:
+        """See ``Costs``."""
+        around = self._around
+        return around.step_s + around.slowdown * self._costs.language_s(
+            chunks, num_decodes, context
+        )
+
+    def decode_run_s(self, num_decodes: int, context: int, steps: int) -> float:
+        """See ``Costs``."""
+        around = self._around
+        return steps * around.step_s + around.slowdown * self._costs.decode_run_s(
+            num_decodes, context, steps
+        )
 
 
 def _request_s(costs: Handling, arrival: Arrival) -> float:

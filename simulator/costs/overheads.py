@@ -10,11 +10,13 @@ class Handling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a process does for requests that it does not compute: seconds of one core."""
 
     request_s: float = 0.0
-    """For a request (a client, a router) or a job (an instance)."""
+    """For a request."""
     picture_s: float = 0.0
     """For each of its pictures, more."""
     text_s: float = 0.0
     """For each text token of its prompt, more: templates, tokenising."""
+    job_s: float = 0.0
+    """For each job of a request at an instance: sent (a router), taken (an instance)."""
     batch_s: float = 0.0
     """For each message of events between instance and router."""
     token_s: float = 0.0
@@ -27,6 +29,8 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     client: Handling = Handling()
     router: Handling = Handling()
     instance: Handling = Handling()
+    slowdown: float = 1.0
+    """By how much steps are more work in a server than alone: caches that they share."""
     step_s: float = 0.0
     """Work around each step of an engine: planning it, applying it, handing it to a thread."""
     vision_step_s: float = 0.0
@@ -38,6 +42,8 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     """Work to decode a picture, whatever its size, ..."""
     megapixel_s: float = 0.0
     """... and for each million of its pixels."""
+    picture_wait_s: float = 0.0
+    """What that takes longer than the work."""
     transfer_s: float = 0.0
     """Work of giver and taker together for a transfer between instances, ..."""
     transfer_byte_s: float = 0.0

@@ -1,0 +1,156 @@
+"""A profile of this machine and the configured model: steps, what surrounds them, in one card.
+
+Knows the order of the measurements and how thorough they are; each is a module of its own.
+"""
+
+import asyncio
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from cluster.host import InstanceSpec
+from cluster.machine import ThisMachine
+from scheduler.fitted import FitError
+from simulator.costs.card import Card
+from simulator.costs.sizes import Sizes
+from simulator.profile import processes
+from simulator.profile.around import around
+from simulator.profile.probes import KINDS, Kind, Probe, probe, serving
+from simulator.profile.speeds import speeds
+from simulator.profile.steps import Say, Timed, fitted, has_gpu, measure
+from triptych.core.config import Config
+from triptych.core.ids import InstanceId
+from triptych.core.lifecycle import Stage
+from triptych.core.ports import Executors
+
+TOPOLOGIES = ("EPD1", "E1,P1,D1")
+"""Of the servers that are asked: what the second needs more, transfers and more jobs need."""
+
+
+class Effort(msgspec.Struct, frozen=True, kw_only=True):
+    """How thorough a profile is."""
+
+    points: int = 5
+    """Along each axis of the grid of steps."""
+    repetitions: int = 9
+    """Of each step."""
+    num_asked: int = 40
+    """Requests of each kind."""
+    busy_s: float = 3.0
+    """For which several cores are at work."""
+    topologies: tuple[str, ...] = TOPOLOGIES
+
+
+QUICK = Effort(points=2, repetitions=3, num_asked=4, busy_s=0.5)
+"""To see that it works; its figures are rough."""
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """A card and what it was made from."""
+
+    card: Card
+    timed: tuple[Timed, ...]
+    probes: tuple[Probe, ...]
+    around: dict[str, FitError]
+    """Errors of ``card.overheads``."""
+
+
+def profile(config: Config, source: str, effort: Effort, say: Say) -> Profile:
+    """Measure everything; ``source`` says in the card what and when. No topology in ``effort``:
+    steps only. Raises ConfigError, or what a server fails with."""
+    if effort.topologies:
+        processes.check()
+    found = asyncio.run(_measured(config, effort, say))
+    costs = fitted(found.timed)
+    card = Card(source=source, sizes=found.sizes, costs=costs)
+    if not found.probes:
+        return Profile(card=card, timed=found.timed, probes=(), around={})
+    overheads, errors = around(config, card, found.probes, found.speeds)
+    costs = msgspec.structs.replace(costs, errors={**costs.errors, **errors})
+    card = msgspec.structs.replace(card, costs=costs, overheads=overheads)
+    return Profile(card=card, timed=found.timed, probes=found.probes, around=errors)
+
+
+class _Measured(NamedTuple):
+    timed: tuple[Timed, ...]
+    sizes: Sizes
+    speeds: tuple[float, ...]
+    probes: tuple[Probe, ...]
+
+
+async def _measured(config: Config, effort: Effort, say: Say) -> _Measured:
+    timed = await measure(config, effort.points, effort.repetitions, _part(say, 0.0, 0.4))
+    cores: tuple[float, ...] = ()
+    if effort.topologies and config.model.threads == 1 and not has_gpu(config):
+        cores = await speeds(config, effort.busy_s, _part(say, 0.4, 0.5))
+    probes = await _asked(config, effort, _part(say, 0.5, 1.0))
+    return _Measured(tuple(timed), await sizes(config), cores, tuple(probes))
+
+
+async def sizes(config: Config) -> Sizes:
+    """Bytes of the model as an instance of all stages has them. Caches are sized by the
+    configuration, so a device is given no more than it holds."""
+    machine = ThisMachine()
+    both = await _bytes(machine, config, tuple(Stage))
+    encode = await _bytes(machine, config, (Stage.ENCODE,))
+    vision = encode["weights"]
+    tokens = config.cache.kv_blocks * config.cache.block_size
+    places = config.cache.embedding_blocks * config.cache.embedding_block_size
+    return Sizes(
+        num_devices=1,
+        device_bytes=sum(both.values()),
+        language_bytes=max(0, both["weights"] - vision),
+        vision_bytes=vision,
+        kv_token_bytes=both["kv"] // tokens,
+        visual_token_bytes=both["embedding"] // places,
+    )
+
+
+def machine_name() -> str:
+    """Of this machine and the versions that compute, for ``Card.source``."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy"))
+    return f"{_processor()}, Python {platform.python_version()}, {versions}"
+
+
+async def _bytes(machine: ThisMachine, config: Config, role: tuple[Stage, ...]) -> dict[str, int]:
+    spec = InstanceSpec(InstanceId("profile-0@1"), role, config, b"")
+    executors: Executors = await machine.executors(spec, machine.card(config))
+    try:
+        return dict(executors.memory_bytes)
+    finally:
+        executors.close()
+
+
+async def _asked(config: Config, effort: Effort, say: Say) -> list[Probe]:
+    found: list[Probe] = []
+    kinds = tuple(_fitting(config))
+    for number, topology in enumerate(effort.topologies):
+        of = len(effort.topologies)
+        part = _part(say, number / of, (number + 1) / of)
+        part(f"{topology}: starting", 0.0)
+        async with serving(config, topology) as server:
+            found += await probe(server, kinds, effort.num_asked, part)
+    return found
+
+
+def _fitting(config: Config) -> list[Kind]:
+    """Kinds whose prompts the model takes."""
+    most = ThisMachine().card(config).max_positions
+    return [kind for kind in KINDS if kind.num_text + kind.num_output + 300 < most]
+
+
+def _part(say: Say, low: float, high: float) -> Say:
+    """``say`` for what is from ``low`` to ``high`` of the whole."""
+    return lambda text, share: say(text, low + share * (high - low))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()

@@ -1,0 +1,126 @@
+"""Probes in virtual time: the same requests on modelled executors, and what each of them needs.
+
+Says how many steps, jobs, messages and transfers a request is, since the engines are the server's
+own, and how long it takes with what is known so far.
+"""
+
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from bench.workload import Arrival, Text
+from scheduler.costs import Costs
+from simulator.costs.card import Card
+from simulator.costs.overheads import Overheads
+from simulator.hardware import Hardware
+from simulator.host import SimulatedHost
+from simulator.profile.probes import Probe
+from simulator.run import Plan, simulate
+from triptych.core.config import Config, override
+
+QUIET = (
+    "cluster.secret=simulated",
+    "cluster.heartbeat_s=5",
+    "cluster.timeout_s=30",
+    "cluster.verify_idle=false",
+    "transfer.lease_s=60",
+)
+"""What only a real server needs, and virtual time does not."""
+
+
+class Needs(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one request of a probe, in the mean."""
+
+    language_s: float
+    """Seconds of all steps of the language model by the costs, without anything around them."""
+    vision_s: float
+    num_steps: float
+    num_vision_steps: float
+    counts: dict[str, float]
+    """As ``Threads.counts``."""
+    ttft_s: float
+    tpot_s: float
+
+
+def plan_of(config: Config, card: Card, topology: str, overheads: Overheads) -> Plan:
+    """A run of a configuration, as it is, on a machine like the profiled one."""
+    config = override(config, (*QUIET, f"cluster.topology={topology}"))
+    hardware = Hardware(
+        model="profiled",
+        cards={"": card},
+        start_s=0.0,
+        overheads=overheads,
+        has_shared_cores=bool(overheads.speeds),
+    )
+    return Plan(
+        system=topology,
+        workload="profile",
+        config=config,
+        hardware=hardware,
+        rate=0.0,
+        duration_s=1.0,
+    )
+
+
+def as_counted(arrival: Arrival, num_prompt: int) -> Arrival:
+    """The same request with as many text tokens as the server found in its prompt: its template's
+    and those around pictures included."""
+    pictures = arrival.images
+    num_text = max(1, num_prompt - sum(each.num_tokens for each in pictures))
+    seed = next(part.seed for part in arrival.parts if isinstance(part, Text))
+    parts = (*pictures, Text(seed, num_text))
+    return msgspec.structs.replace(arrival, parts=parts)
+
+
+def rehearse(config: Config, card: Card, probe: Probe, overheads: Overheads) -> Needs:
+    """Run a probe's requests of one time."""
+    spy = _Spy(card.costs)
+    card = msgspec.structs.replace(card, costs=spy)
+    plan = plan_of(config, card, probe.topology, overheads)
+    count = probe.kind.at_once
+    arrivals = [as_counted(probe.kind.arrival(n), probe.num_prompt) for n in range(count)]
+    hosts: list[SimulatedHost] = []
+    run = simulate(plan, arrivals, on_host=hosts.append)
+    threads = hosts[0].threads
+    assert threads is not None, "there are overheads"
+    times = [row.token_times_s for row in run.rows]
+    return Needs(
+        language_s=spy.language / count,
+        vision_s=spy.vision / count,
+        num_steps=spy.num_steps / count,
+        num_vision_steps=spy.num_vision_steps / count,
+        counts={name: value / count for name, value in threads.counts.items()},
+        ttft_s=median(row.token_times_s[0] - row.arrival_s for row in run.rows),
+        tpot_s=median((each[-1] - each[0]) / max(1, len(each) - 1) for each in times),
+    )
+
+
+class _Spy:
+    """Adds up what is asked of costs. Implements ``Costs``."""
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self.language = self.vision = 0.0
+        self.num_steps = self.num_vision_steps = 0
+
+    def vision_s(self, pictures: Any) -> float:
+        """See ``Costs``."""
+        seconds = self._costs.vision_s(pictures)
+        self.vision += seconds
+        self.num_vision_steps += 1
+        return seconds
+
+    def language_s(self, chunks: Any, num_decodes: int, context: int) -> float:
+        """See ``Costs``."""
+        seconds = self._costs.language_s(chunks, num_decodes, context)
+        self.language += seconds
+        self.num_steps += 1
+        return seconds
+
+    def decode_run_s(self, num_decodes: int, context: int, steps: int) -> float:
+        """See ``Costs``."""
+        seconds = self._costs.decode_run_s(num_decodes, context, steps)
+        self.language += seconds
+        self.num_steps += steps
+        return seconds
