@@ -43,6 +43,7 @@ def test_a_peer_may_map_the_descriptor_and_nobody_may_resize_it():
 
 
 def test_close_gives_everything_back(no_leak: None):
+    gc.collect()  # what other tests left
     before = _mapped()
     for _ in range(20):
         blocks = store(shape=(16, 64), num_blocks=50)
@@ -51,7 +52,7 @@ def test_close_gives_everything_back(no_leak: None):
         blocks.close()
         assert blocks.fd == -1
     gc.collect()
-    assert _mapped() == before
+    assert _mapped() <= before
 
 
 def test_a_tensor_outlives_its_store():

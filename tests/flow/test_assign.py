@@ -10,6 +10,7 @@ from cluster.local import LocalHost
 from router.answer import Final
 from tests.flow.drawn import parts, picture, words
 from tests.flow.harness import Flow, config, flow
+from tests.patience import PATIENCE_S
 from triptych.core.errors import ConfigError, Unavailable
 from triptych.core.lifecycle import InstanceState, Role, Stage
 from triptych.core.request import Picture, Request
@@ -64,7 +65,7 @@ async def test_a_switch_under_load_costs_no_token(topology, place, role, drain_s
             asking.append(asyncio.create_task(asked(running, request)))
             await asyncio.sleep(0.02)
         answers = await asyncio.gather(*asking)
-        async with asyncio.timeout(15.0):
+        async with asyncio.timeout(PATIENCE_S):
             instance = await switching
             while instance not in roles(running):
                 await asyncio.sleep(0.01)
@@ -137,7 +138,7 @@ async def test_a_role_that_does_not_start_is_taken_back():
     async with flow(config("E1,P1,D2"), Picky("auto")) as running:
         with pytest.raises(Unavailable, match="no room for another encoder"):
             await running.cluster.assign("decode-0", ENCODE)
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(PATIENCE_S):
             while roles(running).get("decode-0@2") != "D":
                 await asyncio.sleep(0.02)
         assert running.cluster.is_whole
