@@ -18,16 +18,20 @@ from router.doors.grpc_door import GrpcDoor
 from router.doors.http_door import create_app
 from router.doors.intake import Intake
 from router.doors.servers import HttpServer
+from router.gate import Gate, Looked
 from router.journey import Stages
 from router.knowledge import Knowledge
 from router.ledger import Ledger
 from router.service import RequestService, Words
 from scheduler.admission import Admission
+from scheduler.fitted import Fitted
+from scheduler.forecast import Forecast
 from scheduler.latency import Latencies
-from scheduler.registry import placement
+from scheduler.predict import Speeds
+from scheduler.registry import placement, terms
 from triptych.core.clock import Clock, MonotonicClock
 from triptych.core.config import Config
-from triptych.core.errors import Unavailable
+from triptych.core.errors import ConfigError, Unavailable
 from triptych.core.ids import SessionId
 from triptych.core.lifecycle import Stage
 from triptych.inputs.model_card import ModelCard, load_card
@@ -57,11 +61,13 @@ class Core:
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What a core is given from outside: what it serves, and its time."""
+    """What a core is given from outside: what it serves, its time, and what is known of what steps
+    take before any was seen."""
 
     card: ModelCard
     prompts: Prompts
     clock: Clock
+    speeds: Speeds | None = None
     words: Words | None = None
     """Makes text of tokens; by the tokenizer of ``prompts`` if None."""
 
@@ -80,20 +86,46 @@ async def start_core(
     clock = around.clock
     secret = cluster.secret
     align = config.engine.chunk_tokens if config.engine.deterministic else 1
-    knowledge = Knowledge(Catalog(), Latencies(), align)
+    speeds = around.speeds or _speeds(config.router.profile)
+    forecast = Forecast(Latencies(speeds), terms(config.engine))
+    knowledge = Knowledge(Catalog(), forecast.latencies, align, forecast)
     dispatcher = Dispatcher(cluster, SessionId(f"router-{secrets.token_hex(4)}"), knowledge)
     cluster.on_change(dispatcher.refresh)
     dispatcher.refresh()
     ledger = Ledger(clock, Path(config.router.ledger) if config.router.ledger else None)
-    policy = placement(config.router.placement, knowledge.latencies)
+    policy = placement(
+        config.router.placement, knowledge.latencies, forecast, config.router.picture_share
+    )
     stages = Stages(dispatcher, (policy, knowledge), ledger, config.router, clock)
     await _until_ready(dispatcher, config.cluster.start_timeout_s)
     admission = Admission(config.limits.max_requests, config.limits.max_requests_per_tenant)
-    service = RequestService(config, around.card, around.prompts, stages, admission, secret)
+    admitting = admission, _gate(config, dispatcher, forecast, clock)
+    service = RequestService(config, around.card, around.prompts, stages, admitting, secret)
     if around.words is not None:
         service.words = around.words
     follower = follow(config, secret, knowledge.catalog, lambda: dispatcher.live)
     return Core(stages, service, secret, follower)
+
+
+def _speeds(profile: str) -> Speeds:
+    """What a profile says of steps; a guess without one. Raises ConfigError."""
+    if not profile:
+        return Speeds()
+    try:
+        costs = msgspec.json.decode(Path(profile).read_bytes(), type=Fitted)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(f"router.profile: {profile}: {error}") from error
+    return Speeds(costs, costs)
+
+
+def _gate(config: Config, dispatcher: Dispatcher, forecast: Forecast, clock: Clock) -> Gate | None:
+    """The gate, where requests are admitted by predictions."""
+    if config.admission.policy == "count":
+        return None
+    looked_at = Looked(view=dispatcher.view, num_jobs=lambda: dispatcher.num_jobs)
+    gate = Gate(config.admission, forecast, looked_at, clock)
+    dispatcher.on_relief = gate.look
+    return gate
 
 
 async def _until_ready(dispatcher: Dispatcher, timeout_s: float) -> None:
