@@ -61,15 +61,15 @@ class Core:
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What a core is given from outside: what it serves, its time, and what is known of what steps
-    take before any was seen."""
+    """What a core is given from outside: what it serves, and its time."""
 
     card: ModelCard
     prompts: Prompts
     clock: Clock
-    speeds: Speeds | None = None
     words: Words | None = None
     """Makes text of tokens; by the tokenizer of ``prompts`` if None."""
+    speeds: Speeds | None = None
+    """What steps take, as far as it is known; by ``router.profile`` if None."""
 
     @classmethod
     def real(cls, path: str) -> Self:

@@ -68,20 +68,12 @@ class RouterMetrics:
         self._open = Gauge(
             "triptych_router_open_requests", "Accepted requests not ended", registry=registry
         )
-        self._waiting = Gauge(
-            "triptych_router_waiting_requests",
-            "Requests that wait for their turn before they are accepted", registry=registry,
-        )  # fmt: skip
-        self._predictions = Gauge(
-            "triptych_router_prediction_error_ratio",
-            "Predicted against seen, running mean: its size (mape) and its direction (bias)",
-            ["what", "kind"], registry=registry,
-        )  # fmt: skip
         self._instances = Gauge(
             "triptych_cluster_instances", "Instances that serve, by role", ["role"],
             registry=registry,
         )  # fmt: skip
 
+        self._add_predictions(registry)
         self._directory_hits = Counter(
             "triptych_router_directory_hits",
             "Attempts placed where a beginning (kv) was said to be cached, and pictures (item)",
@@ -103,6 +95,17 @@ class RouterMetrics:
             "Times that another transport had to be used on a link of an instance that lives",
             registry=registry,
         )
+
+    def _add_predictions(self, registry: CollectorRegistry) -> None:
+        self._waiting = Gauge(
+            "triptych_router_waiting_requests",
+            "Requests that wait for their turn before they are accepted", registry=registry,
+        )  # fmt: skip
+        self._predictions = Gauge(
+            "triptych_router_prediction_error_ratio",
+            "Predicted against seen, running mean: its size (mape) and its direction (bias)",
+            ["what", "kind"], registry=registry,
+        )  # fmt: skip
 
     def ended(self, outcome: str) -> None:
         """A request reached its terminal state, or was rejected (``rejected:<code>``)."""

@@ -181,7 +181,9 @@ def _by_kind(
                 break
         else:
             found.append((each, [each]))
-    takers = [tuple(each for each in decodes if match(first, each)) for first, _ in found]
+    takers = [
+        tuple(each for each in decodes if each is first or match(first, each)) for first, _ in found
+    ]
     return [Block(tuple(p), d) for (_, p), d in zip(found, takers, strict=True) if d]
 
 
