@@ -24,11 +24,10 @@ from router.knowledge import Knowledge
 from router.ledger import Ledger
 from router.service import RequestService, Words
 from scheduler.admission import Admission
-from scheduler.fitted import Fitted
 from scheduler.forecast import Forecast
 from scheduler.latency import Latencies
 from scheduler.predict import Speeds
-from scheduler.registry import placement, terms
+from scheduler.registry import costs_of, placement, terms
 from triptych.core.clock import Clock, MonotonicClock
 from triptych.core.config import Config
 from triptych.core.errors import ConfigError, Unavailable
@@ -112,9 +111,9 @@ def _speeds(profile: str) -> Speeds:
     if not profile:
         return Speeds()
     try:
-        costs = msgspec.json.decode(Path(profile).read_bytes(), type=Fitted)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(f"router.profile: {profile}: {error}") from error
+        costs = costs_of(Path(profile).read_bytes(), "router.profile")
+    except OSError as error:
+        raise ConfigError(f"router.profile: {profile}: {error.strerror}") from error
     return Speeds(costs, costs)
 
 

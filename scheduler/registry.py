@@ -91,12 +91,12 @@ class _Card(msgspec.Struct):
     costs: Fitted
 
 
-def costs_of(data: bytes) -> Costs:
-    """What the file ``engine.costs`` says. Raises ConfigError."""
+def costs_of(data: bytes, key: str = "engine.costs") -> Costs:
+    """What the file that ``key`` of the configuration names says. Raises ConfigError."""
     try:
         return msgspec.json.decode(data, type=_Card).costs
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"engine.costs: {error}") from error
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def settle(config: Config, role: Role, costs: Costs | None) -> Config:

@@ -9,7 +9,7 @@ import pytest
 from router.answer import Final
 from tests.flow.drawn import picture, words
 from tests.flow.harness import Flow, config, flow
-from triptych.core.errors import Overloaded
+from triptych.core.errors import ConfigError, Overloaded
 from triptych.core.ids import TenantId
 from triptych.core.request import Request, Slo
 
@@ -91,3 +91,13 @@ async def _final(running: Flow, request: Request) -> Final:
         if isinstance(part, Final):
             return part.timeline
     raise AssertionError("no end")
+
+
+async def test_a_profile_that_cannot_be_read_is_named(tmp_path) -> None:
+    broken = tmp_path / "profile.json"
+    for text, word in [(None, "No such file"), ("{}", "router.profile")]:
+        if text is not None:
+            broken.write_text(text)
+        with pytest.raises(ConfigError, match=word):
+            async with flow(config("EPD1", f'router.profile="{broken}"')):
+                pass

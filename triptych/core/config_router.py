@@ -32,8 +32,8 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Policy that picks instances: ``prefix_aware`` (soonest first token, by what is cached where),
     ``slo`` (bounds kept at the least cost), ``least_loaded``, ``modality`` or ``round_robin``."""
     profile: str = ""
-    """File of a profile (``scheduler.fitted.Fitted`` as JSON) that predictions begin with; empty:
-    they begin with a guess. Either way they are corrected by what is seen."""
+    """File as of ``engine.costs`` that predictions begin with; empty: they begin with a guess.
+    Either way they are corrected by what is seen."""
     picture_share: Share = 0.5
     """Of the instances of a role that ``modality`` keeps for prompts with pictures."""
 
