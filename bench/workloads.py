@@ -9,7 +9,7 @@ import random
 import msgspec
 from PIL import Image, ImageDraw
 
-from triptych.core.config import Count
+from triptych.core.config_kinds import Count
 
 SIDES = (112, 168, 224, 336)
 """Sides in pixels; with patches of 28 these are 16, 36, 64 and 144 visual tokens."""

@@ -34,14 +34,19 @@ class Directory:
     def __init__(self) -> None:
         self._entries: dict[InstanceId, _Entry] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._view: ClusterView | None = None
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` after every change of members or states."""
         self._listeners.append(listener)
 
     def view(self) -> ClusterView:
-        """All instances, sorted by id so that equal memberships give equal views."""
-        return ClusterView(tuple(self._entries[id_].view for id_ in sorted(self._entries)))
+        """All instances, sorted by id so that equal memberships give equal views. The same object
+        until something changes."""
+        if self._view is None:
+            views = tuple(self._entries[id_].view for id_ in sorted(self._entries))
+            self._view = ClusterView(views)
+        return self._view
 
     def instance(self, instance: InstanceId) -> Instance:
         """The connection to an instance; KeyError when it left."""
@@ -72,5 +77,6 @@ class Directory:
             self._tell()
 
     def _tell(self) -> None:
+        self._view = None
         for listener in self._listeners:
             listener()

@@ -85,6 +85,9 @@ class DecodeService:
         work = self._works[job.header.id] = _Work(job, now_s + job.header.budget_s)
         if job.items and self._sources is not None:
             self._start(work, self._bring(work, self._sources[0]), "bring")
+        elif job.items and job.kv is None:
+            for index in range(len(job.items)):
+                work.expected.is_absent(index)  # it is in the cached beginning, or the job is over
         self._wake()
 
     def handle(self, outcome: Outcome) -> bool:

@@ -48,7 +48,9 @@ _TYPES = {
     "Seconds": "number > 0",
     "str": "text",
     "bool": "true or false",
+    "Share": "number > 0, at most 1",
     "dict[str, str]": "table of text",
+    "dict[str, Weight]": "table of numbers > 0",
     "dict[str, tuple[str, ...]]": "table of arrays of text",
     "Annotated[float, Meta(ge=1)]": "number >= 1",
     "Annotated[int, Meta(ge=2, le=256)]": "integer 2 to 256",
@@ -103,8 +105,9 @@ def first_sentence(path: str) -> str:
 
 
 def config_page() -> str:
-    """Every key with its type, default and meaning, from the structs of core/config.py."""
-    tree = ast.parse((ROOT / "triptych/core/config.py").read_text())
+    """Every key with its type, default and meaning, from the structs of core/config*.py."""
+    sources = sorted((ROOT / "triptych/core").glob("config*.py"))
+    tree = ast.parse("\n".join(path.read_text() for path in sources))
     structs = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     choices = _choices(tree)
     lines = [

@@ -59,6 +59,8 @@ class Timeline(msgspec.Struct, frozen=True):
     attempts: int
     route: tuple[str, ...]
     """Instances that worked on it, in order of stage."""
+    is_degraded: bool = False
+    """Whether it was served without the bounds that it named, as it allowed."""
 
 
 class Final(msgspec.Struct, frozen=True):

@@ -20,17 +20,20 @@ from router.doors.http_door import create_app
 from router.doors.intake import Intake
 from router.doors.servers import HttpServer
 from router.fleet_watch import FleetWatch
+from router.gate import Gate, Looked
 from router.journey import Stages
 from router.knowledge import Knowledge
 from router.ledger import Ledger
 from router.service import RequestService, Words
 from scheduler.admission import Admission
 from scheduler.costs import Costs
+from scheduler.forecast import Forecast
 from scheduler.latency import Latencies
-from scheduler.registry import placement
+from scheduler.predict import Speeds
+from scheduler.registry import costs_of, placement, terms
 from triptych.core.clock import Clock, MonotonicClock
 from triptych.core.config import Config
-from triptych.core.errors import Unavailable
+from triptych.core.errors import ConfigError, Unavailable
 from triptych.core.ids import SessionId
 from triptych.core.lifecycle import Stage
 from triptych.inputs.model_card import ModelCard, load_card
@@ -71,8 +74,10 @@ class Surroundings(msgspec.Struct, frozen=True):
     clock: Clock
     words: Words | None = None
     """Makes text of tokens; by the tokenizer of ``prompts`` if None."""
+    speeds: Speeds | None = None
+    """What steps take, as far as it is known; by ``router.profile`` if None."""
     costs: Costs | None = None
-    """What steps take, where it is known."""
+    """The same of one instance, for policies of roles; None: not known."""
 
     @classmethod
     def real(cls, path: str) -> Self:
@@ -89,22 +94,48 @@ async def start_core(
     clock = around.clock
     secret = cluster.secret
     align = config.engine.chunk_tokens if config.engine.deterministic else 1
-    knowledge = Knowledge(Catalog(), Latencies(), align)
+    speeds = around.speeds or _speeds(config.router.profile)
+    forecast = Forecast(Latencies(speeds), terms(config.engine))
+    knowledge = Knowledge(Catalog(), forecast.latencies, align, forecast)
     dispatcher = Dispatcher(cluster, SessionId(f"router-{secrets.token_hex(4)}"), knowledge)
     cluster.on_change(dispatcher.refresh)
     dispatcher.refresh()
     ledger = Ledger(clock, Path(config.router.ledger) if config.router.ledger else None)
-    policy = placement(config.router.placement, knowledge.latencies)
+    policy = placement(
+        config.router.placement, knowledge.latencies, forecast, config.router.picture_share
+    )
     stages = Stages(dispatcher, (policy, knowledge), ledger, config.router, clock)
     await _until_ready(dispatcher, config.cluster.start_timeout_s)
     admission = Admission(config.limits.max_requests, config.limits.max_requests_per_tenant)
-    service = RequestService(config, around.card, around.prompts, stages, admission, secret)
+    admitting = admission, _gate(config, dispatcher, forecast, clock)
+    service = RequestService(config, around.card, around.prompts, stages, admitting, secret)
     if around.words is not None:
         service.words = around.words
     watch = FleetWatch(clock, dispatcher.view, config.engine, around.costs)
     dispatcher.witness, service.watch = watch.occupancy, watch
     follower = follow(config, secret, knowledge.catalog, lambda: dispatcher.live)
     return Core(stages, service, secret, follower, watch, around.costs)
+
+
+def _speeds(profile: str) -> Speeds:
+    """What a profile says of steps; a guess without one. Raises ConfigError."""
+    if not profile:
+        return Speeds()
+    try:
+        costs = costs_of(Path(profile).read_bytes(), "router.profile")
+    except OSError as error:
+        raise ConfigError(f"router.profile: {profile}: {error.strerror}") from error
+    return Speeds(costs, costs)
+
+
+def _gate(config: Config, dispatcher: Dispatcher, forecast: Forecast, clock: Clock) -> Gate | None:
+    """The gate, where requests are admitted by predictions."""
+    if config.admission.policy == "count":
+        return None
+    looked_at = Looked(view=dispatcher.view, num_jobs=lambda: dispatcher.num_jobs)
+    gate = Gate(config.admission, forecast, looked_at, clock)
+    dispatcher.on_relief = gate.look
+    return gate
 
 
 async def _until_ready(dispatcher: Dispatcher, timeout_s: float) -> None:

@@ -6,12 +6,14 @@ retry: those are the journey's.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 import msgspec
 
+from router.load import Load
+from router.views import Views
 from triptych.core.errors import (
     DeadlineExceeded,
     InstanceLost,
@@ -19,12 +21,12 @@ from triptych.core.errors import (
     TriptychError,
     Unavailable,
 )
-from triptych.core.event import Encoded, Event, EventBatch, Failed, Finished
-from triptych.core.handoff import EncodeJob, Job, LanguageJob, LendJob
+from triptych.core.event import Encoded, Event, EventBatch, Failed, Finished, Tokens
+from triptych.core.handoff import Job, LendJob
 from triptych.core.ids import InstanceId, JobId, SessionId
-from triptych.core.lifecycle import InstanceState, Stage
+from triptych.core.lifecycle import InstanceState
 from triptych.core.ports import Instance
-from triptych.core.view import ClusterView
+from triptych.core.view import ClusterView, InstanceView
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,8 @@ class Scope:
         self._events: asyncio.Queue[tuple[InstanceId, Event]] = asyncio.Queue()
         self._open: dict[JobId, InstanceId] = {}
         self._sent: dict[JobId, InstanceId] = {}
+        self.cached = 0
+        """Leading tokens of the prompt that need not be computed, for the count of the load."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,9 +102,12 @@ class Scope:
         if left := self._open if kind is None else self._sent:
             self._dispatcher.abandon(left)
 
-    async def start(self, jobs: Sequence[tuple[InstanceId, Job]], deadline_s: float) -> None:
+    async def start(
+        self, jobs: Sequence[tuple[InstanceId, Job]], deadline_s: float, cached: int = 0
+    ) -> None:
         """Send jobs, all at once; their events arrive in this scope. Raises the first refusal,
         when every instance has answered, and DeadlineExceeded if one has not by ``deadline_s``."""
+        self.cached = cached
         sent = [self._start(instance, job) for instance, job in jobs]
         try:
             async with asyncio.timeout_at(deadline_s):
@@ -141,19 +148,12 @@ class Scope:
             yield item
 
 
-class _Load:
-    """Jobs and tokens in flight at one instance, by stage."""
+class _Flight(msgspec.Struct, frozen=True):
+    """A job that was sent and is not over."""
 
-    def __init__(self) -> None:
-        self.num_jobs = {stage.value: 0 for stage in Stage}
-        self.num_tokens = {stage.value: 0 for stage in Stage}
-
-    def add(self, job: Job, sign: int) -> None:
-        if isinstance(job, LendJob):
-            return  # computes nothing
-        stage, tokens = _weight(job)
-        self.num_jobs[stage.value] += sign
-        self.num_tokens[stage.value] += sign * tokens
+    instance: InstanceId
+    job: Job
+    scope: Scope
 
 
 class Dispatcher:
@@ -168,14 +168,17 @@ class Dispatcher:
         self._sessions: dict[InstanceId, asyncio.Task[None]] = {}
         self._live: set[InstanceId] = set()
         self._draining: set[InstanceId] = set()
-        self._jobs: dict[JobId, tuple[InstanceId, Job, Scope]] = {}
+        self._jobs: dict[JobId, _Flight] = {}
         self._sending: dict[JobId, asyncio.Task[TriptychError | None]] = {}
-        self._loads: dict[InstanceId, _Load] = {}
+        self._loads: dict[InstanceId, Load] = {}
+        self._views = Views()
         self._chores: set[asyncio.Task[None]] = set()
         self._is_closing = False
         self.changed = asyncio.Event()
         """Set whenever an instance's session opens or ends."""
         self.witness: Witness | None = None
+        self.on_relief: Callable[[], None] = _nothing
+        """Called when an instance has less to do: a job is over, or its prompt is computed."""
 
     @property
     def session(self) -> SessionId:
@@ -203,29 +206,32 @@ class Dispatcher:
         for view in self._members.view().instances:
             instance = view.description.id
             if instance not in self._sessions:
-                self._loads[instance] = _Load()
+                self._loads[instance] = Load()
+                self._views.forget()
                 self._sessions[instance] = asyncio.create_task(self._listen(instance))
 
     def view(self) -> ClusterView:
         """Instances whose session is open, with the load this router put on them. One that takes
         no more jobs is draining from its first refusal on, whatever the cluster knows yet."""
-        views = []
-        for view in self._members.view().instances:
-            instance = view.description.id
-            load = self._loads.get(instance)
-            if load is not None and instance in self._live:
-                counts = {"num_jobs": dict(load.num_jobs), "num_tokens": dict(load.num_tokens)}
-                state = InstanceState.DRAINING if instance in self._draining else view.state
-                views.append(msgspec.structs.replace(view, state=state, **counts))
-        return ClusterView(tuple(views))
+        return self._views.view(self._members.view(), self._seen)
+
+    def _seen(self, base: InstanceView) -> InstanceView | None:
+        """An instance as this router sees it; None without a session."""
+        instance = base.description.id
+        load = self._loads.get(instance)
+        if load is None or instance not in self._live:
+            return None
+        state = InstanceState.DRAINING if instance in self._draining else base.state
+        return load.view(base, state)
 
     async def submit(self, instance: InstanceId, job: Job, scope: Scope) -> None:
         """Send ``job``; from here on its events go to ``scope``. Being cancelled does not take the
         job back: that is ``abandon``'s, which waits for the answer first."""
         if instance not in self._live:
             raise Unavailable(f"{instance} has no session")
-        self._jobs[job.header.id] = (instance, job, scope)
-        self._loads[instance].add(job, +1)
+        self._jobs[job.header.id] = _Flight(instance, job, scope)
+        self._loads[instance].add(job, scope.cached)
+        self._views.touch(instance)
         if self.witness is not None:
             self.witness.sent(instance, job)
         sending = asyncio.create_task(self._send(instance, job))
@@ -236,6 +242,7 @@ class Dispatcher:
             self._forget(job.header.id)
             if isinstance(error, Unavailable) and instance in self._live:
                 self._draining.add(instance)
+                self._views.forget()
             raise error
 
     async def _send(self, instance: InstanceId, job: Job) -> TriptychError | None:
@@ -278,6 +285,7 @@ class Dispatcher:
             async for batch in connection.open(self._session):
                 if instance not in self._live:
                     self._live.add(instance)
+                    self._views.forget()
                     self.changed.set()
                 for event in batch.events:
                     self._deliver(instance, event)
@@ -290,6 +298,7 @@ class Dispatcher:
         finally:
             self._live.discard(instance)
             self._draining.discard(instance)
+            self._views.forget()
             if self._listener is not None:
                 self._listener.lost(instance)
         log.warning("%s is lost: %s", instance, reason)
@@ -308,18 +317,22 @@ class Dispatcher:
             log.info("resync of %s: %s", instance, error)
 
     def _deliver(self, instance: InstanceId, event: Event) -> None:
-        entry = self._jobs.get(event.job)
-        if entry is None or entry[0] != instance:
+        flight = self._jobs.get(event.job)
+        if flight is None or flight.instance != instance:
             return  # a job that was abandoned meanwhile
         if self.witness is not None:
             self.witness.told(event)
         if isinstance(event, Encoded | Finished | Failed):
             self._forget(event.job)
-        entry[2].put(instance, event)
+        elif isinstance(event, Tokens) and (load := self._loads.get(instance)) is not None:
+            self._views.touch(instance)
+            if load.drew(flight.job, len(event.tokens)):
+                self.on_relief()
+        flight.scope.put(instance, event)
 
     def _drop(self, instance: InstanceId, reason: str) -> None:
         """Fail all jobs of a lost instance. Its session task stays known: ids are never reused."""
-        for job in [job for job, entry in self._jobs.items() if entry[0] == instance]:
+        for job in [job for job, flight in self._jobs.items() if flight.instance == instance]:
             self._deliver(instance, Failed(job, InstanceLost.code, reason, blame=instance))
         self._loads.pop(instance, None)
         self.changed.set()
@@ -327,9 +340,11 @@ class Dispatcher:
     def _forget(self, job: JobId) -> None:
         if self.witness is not None:
             self.witness.over(job)
-        entry = self._jobs.pop(job, None)
-        if entry is not None and (load := self._loads.get(entry[0])) is not None:
-            load.add(entry[1], -1)
+        flight = self._jobs.pop(job, None)
+        if flight is not None and (load := self._loads.get(flight.instance)) is not None:
+            load.remove(flight.job)
+            self._views.touch(flight.instance)
+            self.on_relief()
 
     async def _cancel(self, instance: InstanceId, jobs: Sequence[JobId]) -> None:
         # A cancel must not overtake its job on the way.
@@ -347,11 +362,5 @@ class Dispatcher:
         task.add_done_callback(self._chores.discard)
 
 
-def _weight(job: EncodeJob | LanguageJob) -> tuple[Stage, int]:
-    """The stage a job loads, and by how many tokens."""
-    if isinstance(job, EncodeJob):
-        return Stage.ENCODE, job.item.num_tokens
-    tokens = len(job.prompt) + len(job.generated)
-    if job.publish is not None:
-        return Stage.PREFILL, tokens
-    return Stage.DECODE, tokens if job.kv is not None else tokens + job.stop.max_tokens
+def _nothing() -> None:
+    """Nobody waits for room."""

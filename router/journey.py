@@ -8,7 +8,7 @@ client sees one gap-free stream. Knows no door, no wire and no text: tokens only
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -17,9 +17,10 @@ from router.dispatch import Dispatcher
 from router.due import Due, Way
 from router.knowledge import Knowledge, PromptKeys
 from router.ledger import Ledger
+from router.lesson import Lesson
 from scheduler.placement import NOTHING, Placement
 from triptych.core.clock import Clock
-from triptych.core.config import RouterConfig
+from triptych.core.config_router import RouterConfig
 from triptych.core.errors import (
     DeadlineExceeded,
     InvariantBroken,
@@ -30,7 +31,7 @@ from triptych.core.errors import (
     Unavailable,
     from_code,
 )
-from triptych.core.event import Encoded, Event, Failed, Finished, Timing, Token, Tokens
+from triptych.core.event import Encoded, Failed, Finished, Timing, Token, Tokens
 from triptych.core.handoff import (
     EncodeJob,
     Job,
@@ -41,9 +42,9 @@ from triptych.core.handoff import (
     TransferRef,
 )
 from triptych.core.ids import Handle, InstanceId, JobId
-from triptych.core.lifecycle import RequestState, Stage
+from triptych.core.lifecycle import RequestState
 from triptych.core.request import ImagePart, Prompt, Request
-from triptych.core.view import ClusterView, Coverage, Description, Route
+from triptych.core.view import ClusterView, Description, Expected, Route
 
 MAX_PREEMPTIONS = 32
 """Preemptions are load, not faults: they do not count as failed attempts, but end somewhere."""
@@ -84,6 +85,7 @@ class Trip:
         """Without ``arrival_s`` there is no bound on the first token."""
         self.request = request
         self.due = Due(request, arrival_s)
+        self.arrival_s = request.deadline_s if arrival_s is None else arrival_s
         self.prompt = prompt
         self.choice = choice
         self.salt = salt
@@ -105,6 +107,10 @@ class Trip:
         """Of the last attempt: ``encode`` (the slowest item), ``prefill``, ``decode``."""
         self.tally: Counter[str] = Counter()
         """What was found and what encoded, over all attempts; names of ``router.metrics``."""
+        self.expected: Expected | None = None
+        """What was predicted when it was admitted, if it was by predictions."""
+        self.on_sent: Callable[[], None] = _nothing
+        """Called when its jobs are counted at their instances."""
 
 
 async def journey(trip: Trip, stages: Stages) -> AsyncGenerator[Sequence[Token], None]:
@@ -160,15 +166,17 @@ async def _attempt(
     whether to rely on what is said to be cached."""
     view = stages.dispatcher.view()
     known = stages.knowledge.coverage(trip.prompt, trip.keys, view) if trusts else NOTHING
-    route = trip.route = stages.place(view, trip.prompt, avoid, known)
+    ask = stages.knowledge.ask(trip.request, len(trip.tokens), stages.clock.now() - trip.arrival_s)
+    route = trip.route = stages.place(view, trip.prompt, avoid, known, ask)
     jobs = _jobs(trip, route, view, stages)
-    lesson = _Lesson(trip, stages, jobs)
+    lesson = Lesson(trip, stages.knowledge, stages.clock, jobs)
     lesson.routed(view, known)
     order = Order(len(trip.tokens))
     decode, reason = jobs[-1][1].header.id, ""
     progress = _Progress(trip, stages, sum(instance is not None for instance in route.encode))
     async with stages.dispatcher.scope() as scope:
-        await scope.start(jobs, trip.request.deadline_s)
+        await scope.start(jobs, trip.request.deadline_s, route.cached_tokens)
+        trip.on_sent()
         async with aclosing(scope.events(trip.request.deadline_s)) as events:
             async for instance, event in events:
                 lesson.learn(instance, event)
@@ -295,47 +303,6 @@ def _promise(producer: Description, kind: str, epoch: int, num_tokens: int) -> T
     )
 
 
-class _Lesson:
-    """What one attempt teaches: how fast its stages were, what the directory was good for."""
-
-    def __init__(self, trip: Trip, stages: Stages, jobs: list[tuple[InstanceId, Job]]) -> None:
-        self._trip = trip
-        self._latencies = stages.knowledge.latencies
-        self._jobs = {job.header.id: job for _, job in jobs}
-        self.loan = next((job.header.id for _, job in jobs if isinstance(job, LendJob)), None)
-
-    def routed(self, view: ClusterView, known: Coverage) -> None:
-        """The route of the attempt was chosen by what was known."""
-        route, tally = self._trip.route, self._trip.tally
-        assert route is not None, "the attempt has one"
-        held = known.of(route.prefill)
-        tally["kv_hits"] += held.kv_tokens[-1] > 0
-        tally["item_hits"] += len(held.items)
-        tally["encodes_skipped"] += sum(instance is None for instance in route.encode)
-        if route.prefix is not None:
-            tally["prefix_fetches"] += 1
-            tally["prefix_bytes"] += sum(
-                (route.prefix.num_tokens - held.kv_tokens[-1])
-                // about.kv.block_size
-                * about.kv.block_bytes
-                for about in (each.description for each in view.instances)
-                if about.id == route.prefill and about.kv is not None
-            )
-
-    def learn(self, instance: InstanceId, event: Event) -> None:
-        """An event of a job of the attempt came."""
-        job = self._jobs.get(event.job)
-        match event, job:
-            case Encoded(timing=timing), EncodeJob():
-                tokens = job.item.num_tokens - timing.cached_tokens
-                self._latencies.learn(Stage.ENCODE, instance, tokens, timing.compute_s)
-            case Finished(timing=timing), LanguageJob() if job.kv is None:
-                tokens = len(job.prompt) + len(job.generated) - timing.cached_tokens
-                self._latencies.learn(Stage.PREFILL, instance, tokens, timing.prefill_s)
-            case _:
-                pass
-
-
 class _Progress:
     """Tells the ledger how far an attempt is. A request's first choice speaks for all."""
 
@@ -396,3 +363,7 @@ async def _pause(trip: Trip, stages: Stages, avoid: set[InstanceId], cause: Trip
             if wait_until_s == deadline_s:
                 raise DeadlineExceeded from None
             return
+
+
+def _nothing() -> None:
+    """Nobody waits for the jobs to be sent."""

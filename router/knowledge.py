@@ -7,13 +7,17 @@ catalog) and what finished jobs took. Knows keys of a prompt's blocks; decides n
 import math
 import struct
 
+import msgspec
+
 from cluster.catalog import Catalog
+from scheduler.forecast import Forecast, Work
 from scheduler.latency import Latencies
+from scheduler.placement import Ask
 from triptych.core.catalog import KEY_BYTES
 from triptych.core.event import EventBatch
 from triptych.core.hashing import block_keys, root_key
 from triptych.core.ids import InstanceId
-from triptych.core.request import Prompt
+from triptych.core.request import Prompt, Request
 from triptych.core.view import ClusterView, Coverage, Held
 
 
@@ -44,9 +48,16 @@ class Knowledge:
     cut hits at chunks).
     """
 
-    def __init__(self, catalog: Catalog, latencies: Latencies, align: int = 1) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        latencies: Latencies,
+        align: int = 1,
+        forecast: Forecast | None = None,
+    ) -> None:
         self.catalog = catalog
         self.latencies = latencies
+        self.forecast = Forecast(latencies) if forecast is None else forecast
         self._align = align
 
     def heard(self, instance: InstanceId, batch: EventBatch) -> bool:
@@ -73,6 +84,33 @@ class Knowledge:
             if held.kv_tokens[-1] or held.items:
                 found[about.id] = self._aligned(held, size)
         return Coverage(found)
+
+    def ask(self, request: Request, num_drawn: int, elapsed_s: float) -> Ask:
+        """What is left of a request's promises when it has ``num_drawn`` tokens."""
+        slo, left = request.slo, request.stop.max_tokens - num_drawn
+        if num_drawn:  # its first token has come: now every moment counts, and none too much
+            slo, elapsed_s = msgspec.structs.replace(slo, ttft_s=None), 0.0
+        return Ask(slo, max(0.0, elapsed_s), self.forecast.num_output(max(1, left)))
+
+    def work(self, request: Request, prompt: Prompt, coverage: Coverage) -> Work:
+        """What a request has to have done, as far as it is known: without the longest beginning
+        that some instance has, and without the pictures in it, or encoded before anywhere."""
+        held = coverage.held.values()
+        cached = max((each.kv_tokens[-1] for each in held), default=0)
+        there = frozenset().union(*(each.items for each in held))
+        lacking = {
+            item.key: item
+            for item in prompt.items
+            if item.end > cached and item.key not in there
+        }  # fmt: skip
+        length = max(1, len(prompt) - cached)
+        last = max((item.offset for item in lacking.values()), default=len(prompt))
+        return Work(
+            pictures=tuple(item.num_tokens for item in lacking.values()),
+            tokens=length,
+            tail=min(length, len(prompt) - last),
+            num_output=self.forecast.num_output(request.stop.max_tokens),
+        )
 
     def _aligned(self, held: Held, block_size: int) -> Held:
         step = math.lcm(self._align, block_size)

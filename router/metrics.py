@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from scheduler.estimate import Error
 from triptych.core.metrics import Latency, is_attained
 from triptych.core.request import Slo
 
@@ -72,6 +73,7 @@ class RouterMetrics:
             registry=registry,
         )  # fmt: skip
 
+        self._add_predictions(registry)
         self._directory_hits = Counter(
             "triptych_router_directory_hits",
             "Attempts placed where a beginning (kv) was said to be cached, and pictures (item)",
@@ -93,6 +95,17 @@ class RouterMetrics:
             "Times that another transport had to be used on a link of an instance that lives",
             registry=registry,
         )
+
+    def _add_predictions(self, registry: CollectorRegistry) -> None:
+        self._waiting = Gauge(
+            "triptych_router_waiting_requests",
+            "Requests that wait for their turn before they are accepted", registry=registry,
+        )  # fmt: skip
+        self._predictions = Gauge(
+            "triptych_router_prediction_error_ratio",
+            "Predicted against seen, running mean: its size (mape) and its direction (bias)",
+            ["what", "kind"], registry=registry,
+        )  # fmt: skip
 
     def ended(self, outcome: str) -> None:
         """A request reached its terminal state, or was rejected (``rejected:<code>``)."""
@@ -123,6 +136,16 @@ class RouterMetrics:
         self._directory_hits.labels("item").inc(tally.get("item_hits", 0))
         for name, counter in self._counts.items():
             counter.inc(tally.get(name, 0))
+
+    def waiting(self, count: int) -> None:
+        """So many requests wait for their turn."""
+        self._waiting.set(count)
+
+    def predicted(self, errors: Mapping[str, Error]) -> None:
+        """How right predictions were so far, by what was predicted."""
+        for what, error in errors.items():
+            self._predictions.labels(what, "mape").set(error.mape)
+            self._predictions.labels(what, "bias").set(error.bias)
 
     def exposition(
         self, num_open: int, instances: Mapping[str, int], num_failovers: int = 0

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 
 from router.answer import Delta, Ticket
+from router.gate import Pass
 from router.journey import Trip
 from scheduler.admission import Admission
 from scheduler.admission import Ticket as Admitted
@@ -47,6 +48,8 @@ class Running:
         self.arrival_s = ticket.taken_s
         """Before the body was read: what a client waits for is all inside."""
         self.expanded_s = ticket.taken_s
+        self.right = Pass(request.slo)
+        """To begin; until it passed the gate, one that nobody keeps."""
         self.trips: list[Trip] = []
         self.tasks: list[asyncio.Task[None]] = []
         """One per trip."""

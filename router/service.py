@@ -17,7 +17,9 @@ import msgspec
 from router.answer import Delta, Final, Ticket, Timeline, Usage
 from router.asked import asked
 from router.fleet_watch import Answer, FleetWatch
+from router.gate import Gate, Pass
 from router.journey import Stages, Trip, journey
+from router.knowledge import PromptKeys
 from router.metrics import RouterMetrics
 from router.running import Place, Running
 from router.text import ChoiceText, Spelling
@@ -52,12 +54,12 @@ class RequestService:
     """Runs requests. One per router; used by both doors on one event loop."""
 
     def __init__(self, config: Config, card: ModelCard, prompts: Prompts, stages: Stages,
-                 admission: Admission, secret: bytes) -> None:  # fmt: skip
+                 admitting: tuple[Admission, Gate | None], secret: bytes) -> None:  # fmt: skip
         self.model = config.model.name or card.name
         self.prompts = prompts
         self.words: Words = partial(ChoiceText, prompts.tokenizer)
         self._stages = stages
-        self._admission = admission
+        self._admission, self._gate = admitting
         self._secret = secret
         self._metrics = RouterMetrics()
         self._running: dict[RequestId, Running] = {}
@@ -88,17 +90,19 @@ class RequestService:
         running = Running(request, ticket)
         try:
             prompt = await self._expand(running)
+            running.right = await self._enter(running, prompt)
             async with aclosing(self._accepted(running, prompt)) as answer:
                 async for part in answer:
                     yield part
         finally:
+            running.right.ended(sum(len(trip.tokens) for trip in running.trips))
             ticket.release()
 
     async def cancel(self, request: RequestId, tenant: TenantId) -> bool:
         """End a running request of the same tenant; whether there was one."""
         running = self._running.get(request)
         if running is None or running.request.tenant != tenant:
-            return False
+            return self._gate is not None and self._gate.cancel(request, tenant, Cancelled())
         await self._end(running, Cancelled())
         await self._stages.dispatcher.settle()
         return True
@@ -120,8 +124,11 @@ class RequestService:
             role_name(frozenset(view.description.role))
             for view in self._stages.dispatcher.view().instances
         )
-        num_failovers = self._stages.knowledge.latencies.num_failovers
-        return self._metrics.exposition(self._stages.ledger.num_open, roles, num_failovers)
+        knowledge = self._stages.knowledge
+        self._metrics.predicted(knowledge.forecast.errors())
+        self._metrics.waiting(0 if self._gate is None else self._gate.num_waiting)
+        num_open, num_failovers = self._stages.ledger.num_open, knowledge.latencies.num_failovers
+        return self._metrics.exposition(num_open, roles, num_failovers)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until every admitted request is answered; end what is left. Whether nothing had to
@@ -133,6 +140,8 @@ class RequestService:
                     await self._released.wait()
         except TimeoutError:
             stopping = Cancelled(public="the server is stopping")
+            if self._gate is not None:
+                self._gate.close()
             left = list(self._running.values())
             await asyncio.gather(*(self._end(running, stopping) for running in left))
             return False
@@ -151,6 +160,8 @@ class RequestService:
         salt = tenant_salt(self._secret, request.tenant)
         loop = asyncio.get_running_loop()
         try:
+            if self._gate is not None:
+                self._gate.check(request, running.arrival_s)
             async with asyncio.timeout_at(request.deadline_s):
                 prompt = await loop.run_in_executor(
                     self._threads, self.prompts.expand, request.messages, request.pictures, salt
@@ -164,6 +175,21 @@ class RequestService:
             raise
         running.expanded_s = self._stages.clock.now()
         return prompt
+
+    async def _enter(self, running: Running, prompt: Prompt) -> Pass:
+        """Wait for the request's turn, where there are turns."""
+        request, gate = running.request, self._gate
+        if gate is None:
+            return running.right
+        knowledge, view = self._stages.knowledge, self._stages.dispatcher.view()
+        keys = PromptKeys(prompt, tenant_salt(self._secret, request.tenant))
+        known = knowledge.coverage(prompt, keys, view)
+        try:
+            work = knowledge.work(request, prompt, known)
+            return await gate.enter(request, running.arrival_s, work)
+        except TriptychError as error:
+            self._reject(error)
+            raise
 
     def _check_length(self, prompt: Prompt) -> None:
         limit = self._longest()
@@ -188,7 +214,7 @@ class RequestService:
         request = running.request
         if request.id in self._running:
             raise RequestError("a request of this id is running", field="id")
-        trips = running.trips = self._trips(request, prompt, running.arrival_s)
+        trips = running.trips = self._trips(running, prompt)
         ledger = self._stages.ledger
         shape = asked(trips[0], running.arrival_s) if ledger.path else None
         ledger.accept(request.id, request.tenant, shape)
@@ -238,14 +264,19 @@ class RequestService:
         if self.watch is not None and trips and state is not RequestState.COMPLETED:
             self.watch.answered(Answer(running.request.slo.name, False, _route(trips[0])))
 
-    def _trips(self, request: Request, prompt: Prompt, arrival_s: float) -> list[Trip]:
+    def _trips(self, running: Running, prompt: Prompt) -> list[Trip]:
         """One trip per choice; output cut to what fits behind the prompt."""
-        room = self._longest() - len(prompt)
+        request, room = running.request, self._longest() - len(prompt)
         stop = msgspec.structs.replace(request.stop, max_tokens=min(request.stop.max_tokens, room))
-        request = msgspec.structs.replace(request, stop=stop)
+        request = msgspec.structs.replace(request, stop=stop, slo=running.right.slo)
         salt = tenant_salt(self._secret, request.tenant)
-        choices = range(request.num_choices)
-        return [Trip(request, prompt, choice, salt, arrival_s) for choice in choices]
+        trips = [
+            Trip(request, prompt, choice, salt, running.arrival_s)
+            for choice in range(request.num_choices)
+        ]
+        for trip in trips:
+            trip.expected, trip.on_sent = running.right.expected, running.right.begun
+        return trips
 
     async def _choice(self, running: Running, trip: Trip) -> None:
         """Turn one choice's tokens into deltas."""
@@ -297,6 +328,7 @@ class RequestService:
             total_s=now_s - running.arrival_s,
             attempts=trip.attempts,
             route=_route(trip),
+            is_degraded=running.right.is_degraded,
         )
         self._observe(running.request, seen, usage, timeline)
         if self.watch is not None:

@@ -7,6 +7,8 @@ priors where nothing was seen. Linear in tokens and bytes, no more. Knows no que
 
 from collections.abc import Iterable
 
+from scheduler.predict import Speeds
+from scheduler.predict import place_of as _place
 from triptych.core.catalog import LinkReport, Tier
 from triptych.core.ids import InstanceId
 from triptych.core.lifecycle import Stage
@@ -20,6 +22,8 @@ PRIOR_S = {Stage.ENCODE: 1e-4, Stage.PREFILL: 1e-4, Stage.DECODE: 1e-2}
 PRIOR_LATENCY_S = 1e-3
 PRIOR_BYTES_PER_S = 1e9
 """A link that nobody measured: 10 GbE, about."""
+NEAR_LATENCY_S, NEAR_BYTES_PER_S = 1e-4, 5e9
+"""The same within one machine: shared memory, about."""
 TIER_BYTES_PER_S = {Tier.HOST: 5e9, Tier.DISK: 5e8}
 """Reading back what an instance itself keeps on a lower tier."""
 
@@ -27,7 +31,9 @@ TIER_BYTES_PER_S = {Tier.HOST: 5e9, Tier.DISK: 5e8}
 class Latencies:
     """What was seen so far. Changed by ``learn`` and ``report``; everything else is pure."""
 
-    def __init__(self) -> None:
+    def __init__(self, speeds: Speeds | None = None) -> None:
+        self.speeds = Speeds() if speeds is None else speeds
+        """What steps take, for policies that predict."""
         self._token_s: dict[tuple[Stage, str], float] = {}
         self._links: dict[str, dict[str, LinkReport]] = {}
         """By the places of taker and giver: the way in use."""
@@ -65,12 +71,17 @@ class Latencies:
         """An incarnation is gone: its count of failovers ends. Speeds stay for the next one."""
         self._failovers.pop(taker, None)
 
-    def transfer_s(self, giver: InstanceId, taker: InstanceId, num_bytes: float) -> float:
-        """Seconds to move ``num_bytes``; none within one instance."""
+    def transfer_s(
+        self, giver: InstanceId, taker: InstanceId, num_bytes: float, *, is_near: bool = False
+    ) -> float:
+        """Seconds to move ``num_bytes``; none within one instance. ``is_near``: both are on one
+        machine, for a link that nobody measured."""
         if giver == taker or num_bytes <= 0:
             return 0.0
         link = self._links.get(_place(taker), {}).get(_place(giver))
         if link is None or link.bytes_per_s <= 0.0:
+            if is_near:
+                return NEAR_LATENCY_S + num_bytes / NEAR_BYTES_PER_S
             return PRIOR_LATENCY_S + num_bytes / PRIOR_BYTES_PER_S
         return link.latency_s + num_bytes / link.bytes_per_s
 
@@ -120,8 +131,3 @@ def _speed(report: LinkReport | None) -> tuple[float, float] | None:
 def _incarnation(instance: InstanceId) -> int:
     """``3`` of ``prefill-0@3``."""
     return int(instance.partition("@")[2] or 0)
-
-
-def _place(instance: InstanceId) -> str:
-    """``prefill-0`` of ``prefill-0@3``."""
-    return instance.partition("@")[0]

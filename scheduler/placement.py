@@ -4,15 +4,17 @@ Pure functions of a view of the cluster. Knows loads, layouts and content keys; 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, product
 from typing import Protocol
+
+import msgspec
 
 from triptych.core.errors import Unavailable
 from triptych.core.ids import InstanceId
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import Stage
-from triptych.core.request import Item, Prompt
+from triptych.core.request import Item, Prompt, Slo
 from triptych.core.view import ClusterView, Coverage, InstanceView, Route
 
 ENCODE_SLACK = 512
@@ -25,6 +27,20 @@ NOTHING = Coverage()
 Pair = tuple[InstanceView, InstanceView]
 
 
+class Ask(msgspec.Struct, frozen=True):
+    """What a request was promised, and what of it is left, when it is placed."""
+
+    slo: Slo = Slo()
+    elapsed_s: float = 0.0
+    """Since it arrived, where it has no token yet: the first one is due so much sooner."""
+    num_output: int = 64
+    """Tokens that it is expected to draw from here on."""
+
+
+ANYTHING = Ask()
+"""No bound is known."""
+
+
 class Placement(Protocol):
     """Chooses instances for one attempt of a request."""
 
@@ -34,10 +50,11 @@ class Placement(Protocol):
         prompt: Prompt,
         avoid: frozenset[InstanceId] = frozenset(),
         coverage: Coverage = NOTHING,
+        ask: Ask = ANYTHING,
     ) -> Route:
         """A route of ready instances whose layouts match. Those in ``avoid`` are taken only where
-        there is no other. ``coverage`` may save work. Raises Unavailable, naming the stage, if
-        there is no route."""
+        there is no other. ``coverage`` may save work; ``ask`` is what the client hopes for. Raises
+        Unavailable, naming the stage, if there is no route."""
         ...
 
 
@@ -52,16 +69,14 @@ class LeastLoaded:
         prompt: Prompt,
         avoid: frozenset[InstanceId] = frozenset(),
         coverage: Coverage = NOTHING,  # noqa: ARG002
+        ask: Ask = ANYTHING,  # noqa: ARG002
     ) -> Route:
         """See ``Placement``."""
 
-        def cost(pair: Pair) -> int:
-            prefill, decode = pair
-            if prefill is decode:
-                return load(prefill)
-            return load(prefill) + load(decode) + len(prompt)
-
-        prefill, decode = min(pairs_of(view, prompt, avoid), key=cost)
+        prefill, decode = min(
+            (pair for block in pairs_of(view, prompt, avoid) for pair in block.least(load)),
+            key=lambda pair: _pending(pair, len(prompt)),
+        )
         encoders = encoders_for(view, prefill, prompt, avoid)
         encode = _spread(prompt.items, encoders) if prompt.items else ()
         return Route(encode, prefill.description.id, decode.description.id)
@@ -81,11 +96,21 @@ class RoundRobin:
         prompt: Prompt,
         avoid: frozenset[InstanceId] = frozenset(),
         coverage: Coverage = NOTHING,  # noqa: ARG002
+        ask: Ask = ANYTHING,  # noqa: ARG002
     ) -> Route:
         """See ``Placement``."""
-        pairs = pairs_of(view, prompt, avoid)
-        alone = [pair for pair in pairs if pair[0] is pair[1]]
-        prefill, decode = (alone or pairs)[next(self._turn) % len(alone or pairs)]
+        blocks = pairs_of(view, prompt, avoid)
+        alone = [each for block in blocks for each in block.both]
+        turn = next(self._turn)
+        if alone:
+            prefill = decode = alone[turn % len(alone)]
+        else:
+            turn %= sum(map(len, blocks))
+            for block in blocks:
+                if turn < len(block):
+                    break
+                turn -= len(block)
+            prefill, decode = block[turn]
         encoders = encoders_for(view, prefill, prompt, avoid)
         encode = tuple(
             encoders[next(self._encode_turn) % len(encoders)].description.id for _ in prompt.items
@@ -93,28 +118,106 @@ class RoundRobin:
         return Route(encode, prefill.description.id, decode.description.id)
 
 
-def pairs_of(view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId]) -> list[Pair]:
+class Block(msgspec.Struct, frozen=True):
+    """Pairs of any of ``prefills`` with any of ``decodes``: that many, and never written out."""
+
+    prefills: tuple[InstanceView, ...]
+    decodes: tuple[InstanceView, ...]
+
+    def __len__(self) -> int:
+        return len(self.prefills) * len(self.decodes)
+
+    def __getitem__(self, index: int) -> Pair:
+        prefill, decode = divmod(index, len(self.decodes))
+        return self.prefills[prefill], self.decodes[decode]
+
+    @property
+    def both(self) -> list[InstanceView]:
+        """Instances that would be both."""
+        decodes = {each.description.id for each in self.decodes}
+        return [each for each in self.prefills if each.description.id in decodes]
+
+    def least(self, cost: Callable[[InstanceView], float]) -> Iterator[Pair]:
+        """The pairs among which is the best one of the block, if what a pair costs is the sum of
+        what its two cost, or less where they are one."""
+        yield min(self.prefills, key=cost), min(self.decodes, key=cost)
+        if both := self.both:
+            best = min(both, key=cost)
+            yield best, best
+
+
+def pairs_of(view: ClusterView, prompt: Prompt, avoid: frozenset[InstanceId]) -> list[Block]:
     """Prefill and decode instances that can hand KV over, and some encoder embeddings to the
-    first; of these pairs, those with the fewest instances to avoid."""
+    first; of these pairs, those with the fewest instances to avoid. At least one."""
     stages = (Stage.PREFILL, Stage.DECODE, *((Stage.ENCODE,) if prompt.items else ()))
     for stage in stages:
         if not view.serving(stage):
             raise Unavailable(f"{stage.value}: no instance is ready")
-    pairs = [
-        pair
-        for pair in product(view.serving(Stage.PREFILL), view.serving(Stage.DECODE))
-        if pair[0] is pair[1] or match(*pair)
-    ]
-    if not pairs:
+    blocks = _by_kind(view.serving(Stage.PREFILL), view.serving(Stage.DECODE))
+    if not blocks:
         raise Unavailable("decode: no ready instance takes the KV of a ready prefill instance")
     if prompt.items:
-        encoders = view.serving(Stage.ENCODE)
-        pairs = [pair for pair in pairs if any(_feeds(encoder, pair[0]) for encoder in encoders)]
-        if not pairs:
+        encoders = _kinds(view.serving(Stage.ENCODE))
+        fed = [tuple(p for p in block.prefills if _is_fed(p, encoders)) for block in blocks]
+        blocks = [
+            Block(prefills, block.decodes)
+            for prefills, block in zip(fed, blocks, strict=True)
+            if prefills
+        ]
+        if not blocks:
             raise Unavailable("encode: no ready instance feeds a ready prefill instance")
-    num_avoided = [len({each.description.id for each in pair} & avoid) for pair in pairs]
-    fewest = min(num_avoided)
-    return [pair for pair, number in zip(pairs, num_avoided, strict=True) if number == fewest]
+    return _least_avoided(blocks, avoid) if avoid else blocks
+
+
+def _by_kind(
+    prefills: Sequence[InstanceView], decodes: Sequence[InstanceView]
+) -> list[Block]:  # fmt: skip
+    """One block for each kind of KV that both sides know."""
+    found: list[tuple[InstanceView, list[InstanceView]]] = []
+    for each in prefills:
+        for first, same in found:
+            if match(first, each):
+                same.append(each)
+                break
+        else:
+            found.append((each, [each]))
+    takers = [
+        tuple(each for each in decodes if each is first or match(first, each)) for first, _ in found
+    ]
+    return [Block(tuple(p), d) for (_, p), d in zip(found, takers, strict=True) if d]
+
+
+def _kinds(encoders: Sequence[InstanceView]) -> list[InstanceView]:
+    """One of each kind of embedding."""
+    found: list[InstanceView] = []
+    for each in encoders:
+        if not any(_feeds(each, other) and _feeds(other, each) for other in found):
+            found.append(each)
+    return found
+
+
+def _is_fed(prefill: InstanceView, encoders: Sequence[InstanceView]) -> bool:
+    return any(_feeds(encoder, prefill) for encoder in encoders)
+
+
+def _least_avoided(blocks: Sequence[Block], avoid: frozenset[InstanceId]) -> list[Block]:
+    """The pairs with the fewest to avoid; one that is both counts once."""
+    found: dict[int, list[Block]] = {}
+    for block in blocks:
+        sides = [
+            [
+                tuple(each for each in side if (each.description.id in avoid) is is_bad)
+                for is_bad in (False, True)
+            ]
+            for side in (block.prefills, block.decodes)
+        ]
+        for one, other in product((0, 1), repeat=2):
+            if sides[0][one] and sides[1][other]:
+                found.setdefault(one + other, []).append(Block(sides[0][one], sides[1][other]))
+        found.setdefault(1, []).extend(
+            Block((each,), (each,)) for each in block.both if each.description.id in avoid
+        )
+    return next(found[number] for number in range(3) if found.get(number))
 
 
 def encoders_for(
@@ -174,4 +277,9 @@ def _feeds(encoder: InstanceView, prefill: InstanceView) -> bool:
 
 
 def _interchangeable(one: Layout | None, other: Layout | None) -> bool:
-    return one is not None and other is not None and one.can_become(other)
+    return one is not None and other is not None and (one == other or one.can_become(other))
+
+
+def _pending(pair: Pair, prompt_len: int) -> int:
+    prefill, decode = pair
+    return load(prefill) if prefill is decode else load(prefill) + load(decode) + prompt_len

@@ -7,18 +7,35 @@ covers; hand the KV over that the decode instance lacks. Pure; knows no address.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from heapq import nsmallest
+from itertools import product
 
 import msgspec
 
 from scheduler.latency import TIER_BYTES_PER_S, Latencies
-from scheduler.placement import ENCODE_SLACK, NOTHING, affinity, encoders_for, load, match, pairs_of
+from scheduler.placement import (
+    ANYTHING,
+    ENCODE_SLACK,
+    NOTHING,
+    Ask,
+    Block,
+    Pair,
+    affinity,
+    encoders_for,
+    load,
+    match,
+    pairs_of,
+)
 from triptych.core.catalog import Tier
 from triptych.core.ids import ContentHash, InstanceId
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import InstanceState, Stage
 from triptych.core.request import Item, Prompt
 from triptych.core.view import ClusterView, Coverage, InstanceView, Prefix, Route
+
+WIDTH = 8
+"""Instances of each stage that are looked at in pairs, where there are more."""
 
 
 class _Plan(msgspec.Struct, frozen=True):
@@ -27,6 +44,8 @@ class _Plan(msgspec.Struct, frozen=True):
     seconds: float
     encode: tuple[InstanceId | None, ...]
     prefix: Prefix | None
+    cached: int
+    """Leading tokens that are not computed."""
 
 
 class PrefixAware:
@@ -41,17 +60,18 @@ class PrefixAware:
         prompt: Prompt,
         avoid: frozenset[InstanceId] = frozenset(),
         coverage: Coverage = NOTHING,
+        ask: Ask = ANYTHING,  # noqa: ARG002
     ) -> Route:
         """See ``Placement``."""
         look = _Look(self._latencies, view, prompt, avoid, coverage)
         plans: dict[InstanceId, _Plan] = {}
         best: tuple[float, Route] | None = None
-        for prefill, decode in pairs_of(view, prompt, avoid):
+        for prefill, decode in look.candidates(pairs_of(view, prompt, avoid)):
             name = prefill.description.id
             plan = plans.get(name) or plans.setdefault(name, look.plan(prefill))
             seconds = plan.seconds + look.hand_over_s(prefill, decode)
             if best is None or seconds < best[0]:
-                route = Route(plan.encode, name, decode.description.id, plan.prefix)
+                route = Route(plan.encode, name, decode.description.id, plan.prefix, plan.cached)
                 best = seconds, route
         assert best is not None, "pairs_of raises when there is no pair"
         return best[1]
@@ -78,8 +98,31 @@ class _Look:
             for each in view.instances
             if each.state is InstanceState.READY
             and each.description.id not in avoid
+            and each.description.kv is not None
             and coverage.of(each.description.id).kv_tokens[0]  # what lies lower is not lent
         ]
+
+    def candidates(self, blocks: Sequence[Block]) -> Iterator[Pair]:
+        """All pairs of few instances; of many, those of the best of each stage by themselves."""
+        for block in blocks:
+            prefills: Sequence[InstanceView] = block.prefills
+            decodes: Sequence[InstanceView] = block.decodes
+            if len(prefills) > WIDTH:
+                prefills = nsmallest(WIDTH, prefills, key=self._rank_prefill)
+            if len(decodes) > WIDTH:
+                decodes = nsmallest(WIDTH, decodes, key=self._rank_decode)
+            yield from product(prefills, decodes)
+            if len(block.decodes) > WIDTH:
+                yield from ((each, each) for each in block.both if each in prefills)
+
+    def _rank_prefill(self, prefill: InstanceView) -> float:
+        name = prefill.description.id
+        lacking = len(self._prompt) - self._coverage.of(name).kv_tokens[-1]
+        return (load(prefill) + lacking) * self._latencies.token_s(Stage.PREFILL, name)
+
+    def _rank_decode(self, decode: InstanceView) -> tuple[int, int]:
+        held = self._coverage.of(decode.description.id).kv_tokens[0]
+        return decode.pending.context_tokens - held, load(decode)
 
     def plan(self, prefill: InstanceView) -> _Plan:
         """The soonest way to the prompt's KV at ``prefill``."""
@@ -99,13 +142,18 @@ class _Look:
         return min(plans, key=lambda plan: plan.seconds)
 
     def hand_over_s(self, prefill: InstanceView, decode: InstanceView) -> float:
-        """Seconds from KV at ``prefill`` to the same at ``decode``, behind what waits there."""
+        """Seconds from KV at ``prefill`` to the same at ``decode``, and to the next token there:
+        one step beside the sequences that decode, not the computing of their prompts."""
         if prefill is decode:
             return 0.0
         one, other = prefill.description.id, decode.description.id
         cached = min(self._coverage.of(other).kv_tokens[0], len(self._prompt))
         num_bytes = (len(self._prompt) - cached) * _token_bytes(prefill)
-        return self._queue_s(decode) + self._latencies.transfer_s(one, other, num_bytes)
+        pending = decode.pending
+        step_s = self._latencies.speeds.of(other).language_s(
+            (), pending.decodes + 1, pending.context_tokens + len(self._prompt)
+        )
+        return step_s + self._latencies.transfer_s(one, other, num_bytes)
 
     def _with(
         self, prefill: InstanceView, covered: int, begin_s: float, prefix: Prefix | None
@@ -123,7 +171,7 @@ class _Look:
             chosen[item.key] if item.key in keys and item.end > covered else None
             for item in self._prompt.items
         )
-        return _Plan(begin_s + encode_s + compute_s, encode, prefix)
+        return _Plan(begin_s + encode_s + compute_s, encode, prefix, covered)
 
     def _encode(
         self, prefill: InstanceView, items: Sequence[Item]
@@ -135,7 +183,7 @@ class _Look:
         """
         if not items:
             return {}, 0.0
-        encoders = encoders_for(self._view, prefill, self._prompt, self._avoid)
+        encoders = self._usable(encoders_for(self._view, prefill, self._prompt, self._avoid))
         busy_s = {each.description.id: self._queue_s(each, Stage.ENCODE) for each in encoders}
         given = dict.fromkeys(busy_s, 0)
         chosen: dict[ContentHash, InstanceId] = {}
@@ -157,6 +205,15 @@ class _Look:
             chosen[item.key], busy_s[best] = best, cost_s[best]
             given[best] += 1
         return chosen, max(busy_s[name] for name in chosen.values())
+
+    def _usable(self, encoders: Sequence[InstanceView]) -> Sequence[InstanceView]:
+        """Of many encoders the idlest, and those that hold a picture of the prompt."""
+        if len(encoders) <= 2 * WIDTH:
+            return encoders
+        held = [each for each in encoders if self._coverage.of(each.description.id).items]
+        names = {each.description.id for each in held}
+        idle = nsmallest(2 * WIDTH, encoders, key=load)
+        return [*held, *(each for each in idle if each.description.id not in names)]
 
     def _rank(
         self, encoder: InstanceView, item: Item, given: dict[InstanceId, int]

@@ -11,13 +11,16 @@ from scheduler.budgets import settled
 from scheduler.costs import Costs
 from scheduler.encoding import twsrf
 from scheduler.fitted import Fitted
+from scheduler.forecast import Forecast, Terms
 from scheduler.latency import Latencies
 from scheduler.mlfq import Mlfq
+from scheduler.modality import Modality
 from scheduler.placement import LeastLoaded, Placement, RoundRobin
 from scheduler.preemption import youngest_first
 from scheduler.prefix_aware import PrefixAware
 from scheduler.prior import PRIOR
 from scheduler.slack import Slack
+from scheduler.slo import SloAware
 from triptych.core.config import Config, EngineConfig
 from triptych.core.errors import ConfigError
 from triptych.core.lifecycle import Role
@@ -26,10 +29,12 @@ from triptych.engine.policies import Batching, EncodeOrder, Order, Policies, in_
 
 MadeT = TypeVar("MadeT")
 
-PLACEMENTS: dict[str, Callable[[Latencies], Placement]] = {
-    "prefix_aware": PrefixAware,
-    "least_loaded": lambda _: LeastLoaded(),
-    "round_robin": lambda _: RoundRobin(),
+PLACEMENTS: dict[str, Callable[[Forecast, float], Placement]] = {
+    "prefix_aware": lambda forecast, _: PrefixAware(forecast.latencies),
+    "slo": lambda forecast, _: SloAware(forecast),
+    "least_loaded": lambda _, __: LeastLoaded(),
+    "modality": lambda _, share: Modality(share),
+    "round_robin": lambda _, __: RoundRobin(),
 }
 """Values of ``router.placement``."""
 
@@ -86,12 +91,12 @@ class _Card(msgspec.Struct):
     costs: Fitted
 
 
-def costs_of(data: bytes) -> Costs:
-    """What the file ``engine.costs`` says. Raises ConfigError."""
+def costs_of(data: bytes, key: str = "engine.costs") -> Costs:
+    """What the file that ``key`` of the configuration names says. Raises ConfigError."""
     try:
         return msgspec.json.decode(data, type=_Card).costs
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"engine.costs: {error}") from error
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def settle(config: Config, role: Role, costs: Costs | None) -> Config:
@@ -101,9 +106,28 @@ def settle(config: Config, role: Role, costs: Costs | None) -> Config:
     return msgspec.structs.replace(config, engine=engine)
 
 
-def placement(name: str, latencies: Latencies) -> Placement:
-    """The placement policy of that name, with a state of its own. Raises ConfigError."""
-    return _find(PLACEMENTS, "router.placement", name)(latencies)
+def placement(
+    name: str,
+    latencies: Latencies,
+    forecast: Forecast | None = None,
+    picture_share: float = 0.5,
+) -> Placement:
+    """The placement policy of that name, with a state of its own. ``forecast`` predicts by
+    ``latencies``; one of its own is made without it. Raises ConfigError."""
+    make = _find(PLACEMENTS, "router.placement", name)
+    return make(Forecast(latencies) if forecast is None else forecast, picture_share)
+
+
+def terms(config: EngineConfig) -> Terms:
+    """What of an engine's settings predictions need; of a budget that each instance finds for
+    itself, the usual one."""
+    usual = Terms()
+    return Terms(
+        token_budget=config.token_budget or usual.token_budget,
+        image_budget_tokens=config.image_budget_tokens or usual.image_budget_tokens,
+        max_sequences=config.max_sequences,
+        overlap=config.overlap,
+    )
 
 
 def _find(table: Mapping[str, MadeT], key: str, name: str) -> MadeT:

@@ -18,6 +18,7 @@ from cluster.roles import places_of
 from router.answer import Final, Timeline
 from router.build import Core, Surroundings, start_core
 from router.role_advice import RoleAdviser
+from scheduler.predict import Speeds
 from simulator.happenings import Census, Happening, Happenings
 from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
@@ -128,12 +129,14 @@ class _Drive:
         if self._on_host is not None:
             self._on_host(host)
         first, _ = topology.parse(plan.config.cluster.topology)[0]
+        costs = plan.hardware.card(topology.name(first)).costs
         around = Surroundings(
             card=host.card,
             prompts=self._prompts,
             clock=self._world,
             words=Unspoken,
-            costs=plan.hardware.card(topology.name(first)).costs,
+            speeds=Speeds(costs, costs),
+            costs=costs,
         )
         async with AsyncExitStack() as closing:
             cluster = await start_cluster(plan.config, host=host)

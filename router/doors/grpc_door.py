@@ -300,6 +300,7 @@ def _options(message: pb.GenerateRequest, timeout_s: float | None) -> Options:
     values["stop_token_ids"] = list(message.stop_token_ids)
     values["ignore_eos"] = message.ignore_eos
     values["timeout_s"] = timeout_s
+    values["priority"] = message.priority
     return convert_options(values)
 
 

@@ -46,6 +46,8 @@ class SloOptions(msgspec.Struct, frozen=True):
     name: str | None = msgspec.field(default=None, name="class")
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
+    degrade: bool = False
+    """To be served without the bounds rather than refused."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     n: Positive | None = None
     slo: SloOptions | None = None
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     timeout_s: Annotated[float, Meta(gt=0)] | None = None
 
 
@@ -118,6 +121,7 @@ class Intake:
             slo=_slo(options.slo, len(pictures)),
             deadline_s=self._clock.now() + self._timeout_s(options.timeout_s),
             num_choices=choices,
+            priority=options.priority,
         )
 
     def _sampling(self, options: Options, logprobs: int) -> Sampling:
@@ -191,6 +195,7 @@ def _slo(options: SloOptions | None, num_pictures: int) -> Slo:
         base.name,
         base.ttft_s if options.ttft_ms is None else options.ttft_ms / 1000,
         base.tpot_s if options.tpot_ms is None else options.tpot_ms / 1000,
+        may_degrade=options.degrade,
     )
 
 

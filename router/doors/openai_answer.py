@@ -257,4 +257,5 @@ def _timeline(timeline: Timeline) -> dict[str, object]:
         "timeline_ms": parts,
         "attempts": timeline.attempts,
         "route": list(timeline.route),
+        **({"degraded": True} if timeline.is_degraded else {}),
     }

@@ -14,7 +14,7 @@ from scheduler.registry import placement
 from tests.patience import PATIENCE_S
 from tests.router.members import SESSION, ScriptedInstance, ScriptedMembers
 from triptych.core.clock import MonotonicClock
-from triptych.core.config import RouterConfig
+from triptych.core.config_router import RouterConfig
 from triptych.core.errors import DeadlineExceeded, InstanceLost, TriptychError, Unavailable
 from triptych.core.ids import RequestId, TenantId
 from triptych.core.request import Message, Prompt, Request, Sampling, Slo, StopRule, TextPart

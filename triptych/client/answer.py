@@ -38,6 +38,8 @@ class Timeline(msgspec.Struct, frozen=True):
     total_s: float
     attempts: int
     route: tuple[str, ...]
+    is_degraded: bool = False
+    """Served without the bounds that it named."""
 
 
 class Final(msgspec.Struct, frozen=True):

@@ -48,6 +48,10 @@ class GenerateOptions(TypedDict, total=False):
     """Name of an SLO class, e.g. ``interactive``."""
     ttft_ms: float
     tpot_ms: float
+    degrade: bool
+    """To be served without these bounds rather than refused."""
+    priority: int
+    """Higher goes first among the requests of the same tenant."""
     timeout_s: float
     """Deadline of the call; the server gives up the request with it."""
 
@@ -76,8 +80,9 @@ def make_request(
         name=options.get("slo", ""),
         ttft_ms=options.get("ttft_ms"),
         tpot_ms=options.get("tpot_ms"),
+        degrade=options.get("degrade", False),
     )
-    has_slo = not options.keys().isdisjoint({"slo", "ttft_ms", "tpot_ms"})
+    has_slo = not options.keys().isdisjoint({"slo", "ttft_ms", "tpot_ms", "degrade"})
     sampling = {name: values[name] for name in _SAMPLING if name in values}
     try:
         return pb.GenerateRequest(
@@ -90,6 +95,7 @@ def make_request(
             ignore_eos=options.get("ignore_eos", False),
             num_choices=options.get("num_choices"),
             slo=slo if has_slo else None,
+            priority=options.get("priority", 0),
         )
     except (TypeError, ValueError) as error:
         raise RequestError(str(error)) from error

@@ -16,12 +16,9 @@ from msgspec import Meta
 
 from triptych.core import topology
 from triptych.core.addresses import is_directory, is_loopback
+from triptych.core.config_kinds import Amount, Count, MessageBytes, Seconds
+from triptych.core.config_router import AdmissionConfig, RouterConfig
 from triptych.core.errors import ConfigError
-
-Count = Annotated[int, Meta(ge=1)]
-Amount = Annotated[int, Meta(ge=0)]
-MessageBytes = Annotated[int, Meta(ge=1, le=2**40)]
-Seconds = Annotated[float, Meta(gt=0)]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -224,39 +221,6 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A client that reads nothing for so long is cut off; a request must have arrived in it."""
 
 
-class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The doors and the path of a request."""
-
-    http: str = "127.0.0.1:8000"
-    """Address of the HTTP door."""
-    grpc: str = "127.0.0.1:50051"
-    """Address of the gRPC door."""
-    admin: str = "127.0.0.1:8001"
-    """Operators' door (census, ledger, instances); empty: none. Beyond loopback it needs a key."""
-    admin_key: str = ""
-    """Key of that door; empty asks for none."""
-    max_attempts: Count = 3
-    """Attempts of one request when instances are lost."""
-    patience_s: Seconds = 30.0
-    """How long a request waits for the replacement of a lost instance."""
-    default_max_tokens: Count = 256
-    """Output tokens when the client does not say."""
-    api_keys: dict[str, str] = {}
-    """Key to tenant; empty: no key is asked for and everybody is ``public``."""
-    allow_remote_pictures: bool = False
-    """Remote picture URLs. There is no fetcher yet: ``true`` is refused at start."""
-    ledger: str = ""
-    """File that every ledger event is appended to as a JSON line; empty keeps it in memory."""
-    placement: str = "prefix_aware"
-    """Policy that picks instances: ``prefix_aware`` (soonest first token, by what is cached where),
-    ``least_loaded`` or ``round_robin``."""
-    roles: str = "static"
-    """Policy of roles over time whose advice ``triptych advise`` shows (a simulator carries it
-    out): ``static`` (none), ``epdserve``, ``modserve``, ``elasticmm`` or ``plan_ahead``."""
-    roles_period_s: Seconds = 1.0
-    """That policy is asked this often; some of them answer less often."""
-
-
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Logging of every process."""
 
@@ -276,6 +240,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster: ClusterConfig = ClusterConfig()
     limits: LimitsConfig = LimitsConfig()
     router: RouterConfig = RouterConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     log: LogConfig = LogConfig()
 
 
@@ -387,7 +352,8 @@ _CHOICES = {
     "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),
     "transfer.wire": ("raw", "int8", "fp8"),
     "cluster.backend": ("ray", "process", "local"),
-    "router.placement": ("prefix_aware", "least_loaded", "round_robin"),
+    "router.placement": ("prefix_aware", "slo", "least_loaded", "modality", "round_robin"),
+    "admission.policy": ("count", "slo"),
     "router.roles": ("static", "epdserve", "modserve", "elasticmm", "plan_ahead"),
     "log.level": ("debug", "info", "warning", "error"),
 }

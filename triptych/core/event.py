@@ -18,6 +18,33 @@ class Token(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Steps(msgspec.Struct, frozen=True):
+    """Steps of an engine in a row, summed, whoever's work was in them. Where a step's seconds are
+    linear in what it contains, so are the sums': a cost model is fitted to these."""
+
+    count: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    """Of chunks; visual tokens of pictures."""
+    pairs: int = 0
+    """Of chunks: tokens times the tokens that each attends to. Of pictures: squares of tokens."""
+    decodes: int = 0
+    """Sequences that drew their next token, a count for each step."""
+    context: int = 0
+    """Cached tokens of those."""
+
+    def since(self, earlier: "Steps") -> "Steps":
+        """What came behind ``earlier``, where both count from the same beginning."""
+        return Steps(
+            self.count - earlier.count,
+            self.seconds - earlier.seconds,
+            self.tokens - earlier.tokens,
+            self.pairs - earlier.pairs,
+            self.decodes - earlier.decodes,
+            self.context - earlier.context,
+        )
+
+
 class Timing(msgspec.Struct, frozen=True):
     """Where a job's time went at one stage."""
 
@@ -31,6 +58,10 @@ class Timing(msgspec.Struct, frozen=True):
     """The part of ``compute_s`` up to the job's first drawn token."""
     cached_tokens: int = 0
     """Tokens (or visual tokens) found in a cache of the stage."""
+    first_steps: Steps = Steps()
+    """From the first step that computed for it to its first drawn token, or to its embedding."""
+    later_steps: Steps = Steps()
+    """Those behind, to its end."""
 
 
 class Encoded(msgspec.Struct, frozen=True, tag="encoded"):

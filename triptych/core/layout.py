@@ -51,11 +51,11 @@ class Layout(msgspec.Struct, frozen=True):
     def can_become(self, other: "Layout") -> bool:
         """Whether blocks of this layout hold the same numbers as blocks of ``other``, though their
         size, their shards or their floating-point type may differ."""
-        return self._content == other._content
+        return self.content == other.content
 
     @property
-    def _content(self) -> tuple[object, ...]:
-        """What stays the same whatever the arrangement; equal layouts have equal content."""
+    def content(self) -> tuple[object, ...]:
+        """What stays the same whatever the arrangement: equal where one can become the other."""
         numbers = "float" if self.dtype in FLOATS else self.dtype
         inner = self.shape[1:]
         if self.kind == "kv":

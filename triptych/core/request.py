@@ -84,6 +84,13 @@ class Slo(msgspec.Struct, frozen=True):
     name: str = "batch"
     ttft_s: float | None = None
     tpot_s: float | None = None
+    may_degrade: bool = False
+    """Whether to be served without bounds is better than to be refused."""
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is any bound."""
+        return self.ttft_s is not None or self.tpot_s is not None
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -126,4 +133,4 @@ class Request(msgspec.Struct, frozen=True):
     """Point in the door's monotonic time after which nothing is of use."""
     num_choices: int = 1
     priority: int = 0
-    """Larger goes first, where a policy asks."""
+    """Higher goes first among the requests of its tenant."""

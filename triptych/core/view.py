@@ -1,5 +1,7 @@
 """Frozen snapshots that policies decide on. Values in; nothing here can change anything."""
 
+from functools import cached_property
+
 import msgspec
 
 from triptych.core.handoff import Endpoint
@@ -27,6 +29,26 @@ class Description(msgspec.Struct, frozen=True):
     """Resident bytes by part: ``weights``, ``kv``, ``embedding``."""
 
 
+class Pending(msgspec.Struct, frozen=True):
+    """What a router put on an instance and has not heard the end of. Every count >= 0."""
+
+    pictures: int = 0
+    image_tokens: int = 0
+    """Of those pictures."""
+    prompts: int = 0
+    """Without a first token yet."""
+    prompt_tokens: int = 0
+    """Of those prompts, without what was believed to be cached."""
+    prompt_pairs: int = 0
+    """Tokens of those prompts times the tokens that each attends to."""
+    decodes: int = 0
+    """Sequences that draw, or will as soon as their KV is here."""
+    context_tokens: int = 0
+    """KV of those sequences."""
+    output_tokens: int = 0
+    """Most that those sequences may still draw."""
+
+
 class InstanceView(msgspec.Struct, frozen=True):
     """An instance and its load as the router counts it."""
 
@@ -36,20 +58,26 @@ class InstanceView(msgspec.Struct, frozen=True):
     """Jobs in flight by stage name."""
     num_tokens: dict[str, int]
     """Tokens (visual ones for ``encode``) of those jobs by stage name."""
+    pending: Pending = Pending()
 
 
-class ClusterView(msgspec.Struct, frozen=True):
+class ClusterView(msgspec.Struct, frozen=True, dict=True):
     """All instances at one moment."""
 
     instances: tuple[InstanceView, ...]
 
     def serving(self, stage: Stage) -> tuple[InstanceView, ...]:
         """Ready instances whose role includes ``stage``, in a stable order."""
-        return tuple(
-            view
-            for view in self.instances
-            if view.state is InstanceState.READY and stage in view.description.role
-        )
+        return self._by_stage[stage]
+
+    @cached_property
+    def _by_stage(self) -> dict[Stage, tuple[InstanceView, ...]]:
+        found: dict[Stage, list[InstanceView]] = {stage: [] for stage in Stage}
+        for view in self.instances:
+            if view.state is InstanceState.READY:
+                for stage in view.description.role:
+                    found[stage].append(view)
+        return {stage: tuple(views) for stage, views in found.items()}
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -81,6 +109,15 @@ class Prefix(msgspec.Struct, frozen=True):
     num_tokens: int
 
 
+class Expected(msgspec.Struct, frozen=True):
+    """What a policy expects of a request, in seconds from now."""
+
+    ttft_s: float
+    """To its first token."""
+    tpot_s: float
+    """Mean gap between the tokens behind it."""
+
+
 class Route(msgspec.Struct, frozen=True):
     """Where one attempt of a request goes."""
 
@@ -90,6 +127,10 @@ class Route(msgspec.Struct, frozen=True):
     decode: InstanceId
     """May equal ``prefill``: then one job does both."""
     prefix: Prefix | None = None
+    cached_tokens: int = 0
+    """Leading tokens that are not computed at ``prefill``, as far as the policy looked."""
+    expected: Expected | None = None
+    """Of a policy that predicts."""
 
     @property
     def instances(self) -> frozenset[InstanceId]:

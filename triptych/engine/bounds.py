@@ -7,7 +7,8 @@ from triptych.core.handoff import LanguageJob
 
 
 def check_job(job: LanguageJob, max_tokens: int, *, computes_items: bool) -> None:
-    """Raise RequestError if no instance of this kind could ever serve ``job``."""
+    """Raise RequestError if no instance of this kind could ever serve ``job``. One that computes no
+    pictures may still continue a prompt whose pictures are all believed to be in its cache."""
     prompt, stop = job.prompt, job.stop
     if not prompt.token_ids:
         raise RequestError("must not be empty", field="prompt")
@@ -21,7 +22,8 @@ def check_job(job: LanguageJob, max_tokens: int, *, computes_items: bool) -> Non
         )
     if job.kv is not None and job.publish is not None:
         raise RequestError("a job cannot both receive and publish KV", field="publish")
-    if prompt.items and job.kv is None and not computes_items:
+    needs_items = not job.items or any(one.ref is not None for one in job.items)
+    if prompt.items and job.kv is None and not computes_items and needs_items:
         raise RequestError("this instance computes no prompts with pictures", field="items")
     if any(item.num_tokens < 1 or item.offset < 0 for item in prompt.items) or any(
         before.end > after.offset for before, after in pairwise(prompt.items)

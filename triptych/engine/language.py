@@ -27,6 +27,7 @@ from triptych.engine.roster import Roster
 from triptych.engine.runs import extend, most_steps
 from triptych.engine.sequence import Phase, Sequence
 from triptych.engine.step import Step
+from triptych.engine.tally import Tally
 from triptych.engine.turns import Turns
 
 
@@ -86,6 +87,7 @@ class LanguageEngine:
         )
         self._patience = Patience(patience_s)
         self._step: Step[LanguagePlan] | None = None
+        self._tally = Tally()
         self._num_submitted = 0
         self._turns = Turns(self._roster.known)
 
@@ -248,13 +250,13 @@ class LanguageEngine:
         asked = [segment.draw is not None for segment in segments]
         if step is not self._step or asked != [drawn is not None for drawn in result.drawn]:
             raise InvariantBroken("apply: the result is not one of the step being executed")
+        later = result.later or ((),) * len(segments)
+        before = self._tally.now
+        self._tally.add_language(step.plan, result.seconds, 1 + len(later[0]))
         for sequence in self._close(step):
-            sequence.compute_s += result.seconds
-            if not sequence.has_drawn:
-                sequence.prefill_s = sequence.compute_s
+            sequence.note_computed(result.seconds, before, self._tally.now)
             if sequence.ending is not None:
                 self._roster.drop(sequence, *sequence.ending)
-        later = result.later or ((),) * len(segments)
         self._turns.number += len(later[0])
         for segment, first, rest in zip(segments, result.drawn, later, strict=True):
             if alive := self._roster.get_alive(segment.job):

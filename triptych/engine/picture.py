@@ -7,6 +7,7 @@ import math
 from enum import Enum
 
 from triptych.cache.embeddings import Entry
+from triptych.core.event import Steps
 from triptych.core.handoff import EncodeJob
 from triptych.core.ids import ContentHash, JobId, attempt_of
 from triptych.engine.policies import Visual, claim_of
@@ -41,6 +42,7 @@ class Picture:
         "phase",
         "pixels",
         "started_s",
+        "steps",
         "submitted_s",
     )
 
@@ -60,6 +62,8 @@ class Picture:
         self.due_s = math.inf if slo_ttft_s is None else now + slo_ttft_s
         self.started_s: float | None = None
         self.compute_s = 0.0
+        self.steps = Steps()
+        """The step that encoded it."""
 
     @property
     def id(self) -> JobId:

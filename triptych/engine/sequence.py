@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import Enum
 
 from triptych.cache.kv import KvTable
-from triptych.core.event import Timing
+from triptych.core.event import Steps, Timing
 from triptych.core.handoff import LanguageJob
 from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import Draw, PlacedItem, Segment
@@ -47,6 +47,7 @@ class Sequence:
         "deadline_s",
         "due_s",
         "ending",
+        "first_steps",
         "has_places",
         "hit",
         "is_abandoned",
@@ -54,6 +55,7 @@ class Sequence:
         "item_blocks",
         "items_end",
         "job",
+        "last_steps",
         "matched",
         "num_overtaken",
         "num_passed_over",
@@ -64,6 +66,7 @@ class Sequence:
         "prompt_len",
         "queue_s",
         "receives",
+        "started_steps",
         "submitted_s",
         "table",
         "tail_items",
@@ -117,6 +120,10 @@ class Sequence:
         self.blocked_since: float | None = None
         self.transfer_s = self.compute_s = self.prefill_s = 0.0
         self.cached_tokens: int | None = None
+        self.started_steps: Steps | None = None
+        """The engine's steps before the first one that computed for it."""
+        self.first_steps = self.last_steps = Steps()
+        """The same up to its first token, and up to its last."""
 
     @property
     def id(self) -> JobId:
@@ -261,14 +268,27 @@ class Sequence:
         if self.queue_s is None:
             self.queue_s = now - self.submitted_s
 
+    def note_computed(self, seconds: float, before: Steps, steps: Steps) -> None:
+        """Account a step that computed for it, before what it drew is known; the engine's steps
+        without it and with it."""
+        if self.started_steps is None:
+            self.started_steps = self.first_steps = before
+        self.compute_s += seconds
+        self.last_steps = steps
+        if not self.has_drawn:
+            self.prefill_s, self.first_steps = self.compute_s, steps
+
     def timing(self) -> Timing:
         """Where the time went."""
+        started = self.started_steps or self.first_steps
         return Timing(
             queue_s=self.queue_s or 0.0,
             transfer_s=self.transfer_s,
             compute_s=self.compute_s,
             prefill_s=self.prefill_s,
             cached_tokens=self.cached_tokens or 0,
+            first_steps=self.first_steps.since(started),
+            later_steps=self.last_steps.since(self.first_steps),
         )
 
     def _lacks_item(self, start: int, end: int) -> bool:

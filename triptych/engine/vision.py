@@ -21,6 +21,7 @@ from triptych.engine.patience import Patience
 from triptych.engine.picture import Phase, Picture
 from triptych.engine.policies import EncodeOrder, Moment, in_order_of_arrival
 from triptych.engine.step import Step
+from triptych.engine.tally import Tally
 
 
 class VisionEngine:
@@ -54,6 +55,7 @@ class VisionEngine:
         self._num_submitted = self._turn = 0
         self._outcomes: list[Outcome] = []
         self._step: Step[VisionPlan] | None = None
+        self._tally = Tally()
         self._writing: list[tuple[Picture, Entry]] = []
         """Pictures of the step in flight, and the entries that it writes."""
 
@@ -147,8 +149,10 @@ class VisionEngine:
 
     def apply(self, step: Step[VisionPlan], result: VisionResult, now: float) -> list[Outcome]:
         """Take in the pictures of an executed step. See ``engine.step.Engine``."""
+        before = self._tally.now
+        self._tally.add_vision(step.plan, result.seconds)
         for picture, entry in self._close(step):
-            picture.compute_s = result.seconds
+            picture.compute_s, picture.steps = result.seconds, self._tally.now.since(before)
             self._cache.commit(entry)
             if picture.is_cancelled:
                 self._drop(picture, "cancelled", "")
@@ -294,6 +298,7 @@ class VisionEngine:
             queue_s=began - picture.submitted_s,
             compute_s=picture.compute_s,
             cached_tokens=cached_tokens,
+            first_steps=picture.steps,
         )
         return Embedded(picture.id, entry.blocks, is_cached, timing)
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/inference.proto\x12\x0btriptych.v1\"8\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07picture\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"D\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x05parts\x18\x02 \x03(\x0b\x32\x18.triptych.v1.ContentPart\"\xf7\x02\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x15\n\x08logprobs\x18\t \x01(\rH\x08\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"^\n\nSloOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07ttft_ms\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_ttft_msB\n\n\x08_tpot_ms\"\xae\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.triptych.v1.ChatMessage\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.triptych.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x18\n\x0bnum_choices\x18\x08 \x01(\rH\x01\x88\x01\x01\x12$\n\x03slo\x18\t \x01(\x0b\x32\x17.triptych.v1.SloOptionsB\r\n\x0b_max_tokensB\x0e\n\x0c_num_choices\"\x1d\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"o\n\x0bOutputToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0b\n\x03raw\x18\x02 \x01(\x0c\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12%\n\x03top\x18\x04 \x03(\x0b\x32\x18.triptych.v1.OutputTokenB\n\n\x08_logprob\"j\n\tTextDelta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x03(\x0b\x32\x18.triptych.v1.OutputToken\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xc4\x01\n\x08Timeline\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x02 \x01(\x01\x12\x19\n\x11\x65ncode_transfer_s\x18\x03 \x01(\x01\x12\x11\n\tprefill_s\x18\x04 \x01(\x01\x12\x15\n\rkv_transfer_s\x18\x05 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x0f\n\x07total_s\x18\x08 \x01(\x01\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\r\n\x05route\x18\n \x03(\t\"t\n\x0eGenerateResult\x12\x16\n\x0e\x66inish_reasons\x18\x01 \x03(\t\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Usage\x12\'\n\x08timeline\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Timeline\"\x9b\x01\n\x10GenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.triptych.v1.StartedH\x00\x12\'\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x16.triptych.v1.TextDeltaH\x00\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GenerateResultH\x00\x42\x06\n\x04kind\"+\n\x15\x43\x61ncelGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"-\n\x16\x43\x61ncelGenerateResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"\x13\n\x11ListModelsRequest\")\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.triptych.v1.Model2\xf8\x01\n\tInference\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Q\n\x06\x43\x61ncel\x12\".triptych.v1.CancelGenerateRequest\x1a#.triptych.v1.CancelGenerateResponse\x12M\n\nListModels\x12\x1e.triptych.v1.ListModelsRequest\x1a\x1f.triptych.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/inference.proto\x12\x0btriptych.v1\"8\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07picture\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"D\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x05parts\x18\x02 \x03(\x0b\x32\x18.triptych.v1.ContentPart\"\xf7\x02\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x15\n\x08logprobs\x18\t \x01(\rH\x08\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"o\n\nSloOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07ttft_ms\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x64\x65grade\x18\x04 \x01(\x08\x42\n\n\x08_ttft_msB\n\n\x08_tpot_ms\"\xc0\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.triptych.v1.ChatMessage\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.triptych.v1.SamplingOptions\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x18\n\x0bnum_choices\x18\x08 \x01(\rH\x01\x88\x01\x01\x12$\n\x03slo\x18\t \x01(\x0b\x32\x17.triptych.v1.SloOptions\x12\x10\n\x08priority\x18\n \x01(\x11\x42\r\n\x0b_max_tokensB\x0e\n\x0c_num_choices\"\x1d\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"o\n\x0bOutputToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0b\n\x03raw\x18\x02 \x01(\x0c\x12\x14\n\x07logprob\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12%\n\x03top\x18\x04 \x03(\x0b\x32\x18.triptych.v1.OutputTokenB\n\n\x08_logprob\"j\n\tTextDelta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x03(\x0b\x32\x18.triptych.v1.OutputToken\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\xd9\x01\n\x08Timeline\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x02 \x01(\x01\x12\x19\n\x11\x65ncode_transfer_s\x18\x03 \x01(\x01\x12\x11\n\tprefill_s\x18\x04 \x01(\x01\x12\x15\n\rkv_transfer_s\x18\x05 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x06 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x07 \x01(\x01\x12\x0f\n\x07total_s\x18\x08 \x01(\x01\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\r\n\x05route\x18\n \x03(\t\x12\x13\n\x0bis_degraded\x18\x0b \x01(\x08\"t\n\x0eGenerateResult\x12\x16\n\x0e\x66inish_reasons\x18\x01 \x03(\t\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.triptych.v1.Usage\x12\'\n\x08timeline\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Timeline\"\x9b\x01\n\x10GenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.triptych.v1.StartedH\x00\x12\'\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x16.triptych.v1.TextDeltaH\x00\x12-\n\x06result\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GenerateResultH\x00\x42\x06\n\x04kind\"+\n\x15\x43\x61ncelGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"-\n\x16\x43\x61ncelGenerateResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"\x13\n\x11ListModelsRequest\")\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.triptych.v1.Model2\xf8\x01\n\tInference\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Q\n\x06\x43\x61ncel\x12\".triptych.v1.CancelGenerateRequest\x1a#.triptych.v1.CancelGenerateResponse\x12M\n\nListModels\x12\x1e.triptych.v1.ListModelsRequest\x1a\x1f.triptych.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,33 +38,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGOPTIONS']._serialized_start=173
   _globals['_SAMPLINGOPTIONS']._serialized_end=548
   _globals['_SLOOPTIONS']._serialized_start=550
-  _globals['_SLOOPTIONS']._serialized_end=644
-  _globals['_GENERATEREQUEST']._serialized_start=647
-  _globals['_GENERATEREQUEST']._serialized_end=949
-  _globals['_STARTED']._serialized_start=951
-  _globals['_STARTED']._serialized_end=980
-  _globals['_OUTPUTTOKEN']._serialized_start=982
-  _globals['_OUTPUTTOKEN']._serialized_end=1093
-  _globals['_TEXTDELTA']._serialized_start=1095
-  _globals['_TEXTDELTA']._serialized_end=1201
-  _globals['_USAGE']._serialized_start=1203
-  _globals['_USAGE']._serialized_end=1305
-  _globals['_TIMELINE']._serialized_start=1308
-  _globals['_TIMELINE']._serialized_end=1504
-  _globals['_GENERATERESULT']._serialized_start=1506
-  _globals['_GENERATERESULT']._serialized_end=1622
-  _globals['_GENERATERESPONSE']._serialized_start=1625
-  _globals['_GENERATERESPONSE']._serialized_end=1780
-  _globals['_CANCELGENERATEREQUEST']._serialized_start=1782
-  _globals['_CANCELGENERATEREQUEST']._serialized_end=1825
-  _globals['_CANCELGENERATERESPONSE']._serialized_start=1827
-  _globals['_CANCELGENERATERESPONSE']._serialized_end=1872
-  _globals['_LISTMODELSREQUEST']._serialized_start=1874
-  _globals['_LISTMODELSREQUEST']._serialized_end=1893
-  _globals['_MODEL']._serialized_start=1895
-  _globals['_MODEL']._serialized_end=1936
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1938
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1994
-  _globals['_INFERENCE']._serialized_start=1997
-  _globals['_INFERENCE']._serialized_end=2245
+  _globals['_SLOOPTIONS']._serialized_end=661
+  _globals['_GENERATEREQUEST']._serialized_start=664
+  _globals['_GENERATEREQUEST']._serialized_end=984
+  _globals['_STARTED']._serialized_start=986
+  _globals['_STARTED']._serialized_end=1015
+  _globals['_OUTPUTTOKEN']._serialized_start=1017
+  _globals['_OUTPUTTOKEN']._serialized_end=1128
+  _globals['_TEXTDELTA']._serialized_start=1130
+  _globals['_TEXTDELTA']._serialized_end=1236
+  _globals['_USAGE']._serialized_start=1238
+  _globals['_USAGE']._serialized_end=1340
+  _globals['_TIMELINE']._serialized_start=1343
+  _globals['_TIMELINE']._serialized_end=1560
+  _globals['_GENERATERESULT']._serialized_start=1562
+  _globals['_GENERATERESULT']._serialized_end=1678
+  _globals['_GENERATERESPONSE']._serialized_start=1681
+  _globals['_GENERATERESPONSE']._serialized_end=1836
+  _globals['_CANCELGENERATEREQUEST']._serialized_start=1838
+  _globals['_CANCELGENERATEREQUEST']._serialized_end=1881
+  _globals['_CANCELGENERATERESPONSE']._serialized_start=1883
+  _globals['_CANCELGENERATERESPONSE']._serialized_end=1928
+  _globals['_LISTMODELSREQUEST']._serialized_start=1930
+  _globals['_LISTMODELSREQUEST']._serialized_end=1949
+  _globals['_MODEL']._serialized_start=1951
+  _globals['_MODEL']._serialized_end=1992
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1994
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2050
+  _globals['_INFERENCE']._serialized_start=2053
+  _globals['_INFERENCE']._serialized_end=2301
 # @@protoc_insertion_point(module_scope)

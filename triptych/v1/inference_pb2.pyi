@@ -46,17 +46,19 @@ class SamplingOptions(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class SloOptions(_message.Message):
-    __slots__ = ("name", "ttft_ms", "tpot_ms")
+    __slots__ = ("name", "ttft_ms", "tpot_ms", "degrade")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     TPOT_MS_FIELD_NUMBER: _ClassVar[int]
+    DEGRADE_FIELD_NUMBER: _ClassVar[int]
     name: str
     ttft_ms: float
     tpot_ms: float
-    def __init__(self, name: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ...) -> None: ...
+    degrade: bool
+    def __init__(self, name: _Optional[str] = ..., ttft_ms: _Optional[float] = ..., tpot_ms: _Optional[float] = ..., degrade: _Optional[bool] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "messages", "max_tokens", "sampling", "stop", "stop_token_ids", "ignore_eos", "num_choices", "slo")
+    __slots__ = ("model", "messages", "max_tokens", "sampling", "stop", "stop_token_ids", "ignore_eos", "num_choices", "slo", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +68,7 @@ class GenerateRequest(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     NUM_CHOICES_FIELD_NUMBER: _ClassVar[int]
     SLO_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     max_tokens: int
@@ -75,7 +78,8 @@ class GenerateRequest(_message.Message):
     ignore_eos: bool
     num_choices: int
     slo: SloOptions
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., num_choices: _Optional[int] = ..., slo: _Optional[_Union[SloOptions, _Mapping]] = ...) -> None: ...
+    priority: int
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingOptions, _Mapping]] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., num_choices: _Optional[int] = ..., slo: _Optional[_Union[SloOptions, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("request_id",)
@@ -120,7 +124,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., image_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Timeline(_message.Message):
-    __slots__ = ("queue_s", "encode_s", "encode_transfer_s", "prefill_s", "kv_transfer_s", "ttft_s", "tpot_s", "total_s", "attempts", "route")
+    __slots__ = ("queue_s", "encode_s", "encode_transfer_s", "prefill_s", "kv_transfer_s", "ttft_s", "tpot_s", "total_s", "attempts", "route", "is_degraded")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     ENCODE_S_FIELD_NUMBER: _ClassVar[int]
     ENCODE_TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +135,7 @@ class Timeline(_message.Message):
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     ROUTE_FIELD_NUMBER: _ClassVar[int]
+    IS_DEGRADED_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     encode_s: float
     encode_transfer_s: float
@@ -141,7 +146,8 @@ class Timeline(_message.Message):
     total_s: float
     attempts: int
     route: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., encode_transfer_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., kv_transfer_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., total_s: _Optional[float] = ..., attempts: _Optional[int] = ..., route: _Optional[_Iterable[str]] = ...) -> None: ...
+    is_degraded: bool
+    def __init__(self, queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., encode_transfer_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., kv_transfer_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., total_s: _Optional[float] = ..., attempts: _Optional[int] = ..., route: _Optional[_Iterable[str]] = ..., is_degraded: _Optional[bool] = ...) -> None: ...
 
 class GenerateResult(_message.Message):
     __slots__ = ("finish_reasons", "usage", "timeline")

@@ -207,19 +207,39 @@ class Token(_message.Message):
     top: _containers.RepeatedCompositeFieldContainer[Alternative]
     def __init__(self, index: _Optional[int] = ..., id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
 
+class Steps(_message.Message):
+    __slots__ = ("count", "seconds", "tokens", "pairs", "decodes", "context")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    DECODES_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    seconds: float
+    tokens: int
+    pairs: int
+    decodes: int
+    context: int
+    def __init__(self, count: _Optional[int] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., pairs: _Optional[int] = ..., decodes: _Optional[int] = ..., context: _Optional[int] = ...) -> None: ...
+
 class Timing(_message.Message):
-    __slots__ = ("queue_s", "transfer_s", "compute_s", "cached_tokens", "prefill_s")
+    __slots__ = ("queue_s", "transfer_s", "compute_s", "cached_tokens", "prefill_s", "first_steps", "later_steps")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_STEPS_FIELD_NUMBER: _ClassVar[int]
+    LATER_STEPS_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     transfer_s: float
     compute_s: float
     cached_tokens: int
     prefill_s: float
-    def __init__(self, queue_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., prefill_s: _Optional[float] = ...) -> None: ...
+    first_steps: Steps
+    later_steps: Steps
+    def __init__(self, queue_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., prefill_s: _Optional[float] = ..., first_steps: _Optional[_Union[Steps, _Mapping]] = ..., later_steps: _Optional[_Union[Steps, _Mapping]] = ...) -> None: ...
 
 class Encoded(_message.Message):
     __slots__ = ("job", "timing")

@@ -15,6 +15,7 @@ from triptych.core.lifecycle import Stage
 from triptych.v1 import stage_pb2 as pb
 from triptych.wire import convert_catalog
 from triptych.wire import convert_parts as parts
+from triptych.wire.convert_timing import decode_timing, encode_timing
 
 _TO_STAGE = {
     Stage.ENCODE: pb.STAGE_ENCODE,
@@ -170,12 +171,12 @@ def decode_batch(message: pb.EventBatch) -> event.EventBatch:
 def _encode_event(one: event.Event) -> pb.Event:
     match one:
         case event.Encoded():
-            return pb.Event(encoded=pb.Encoded(job=one.job, timing=_encode_timing(one.timing)))
+            return pb.Event(encoded=pb.Encoded(job=one.job, timing=encode_timing(one.timing)))
         case event.Tokens():
             tokens = [_encode_token(token) for token in one.tokens]
             return pb.Event(tokens=pb.Tokens(job=one.job, tokens=tokens))
         case event.Finished():
-            timing = _encode_timing(one.timing)
+            timing = encode_timing(one.timing)
             return pb.Event(finished=pb.Finished(job=one.job, reason=one.reason, timing=timing))
         case event.Failed():
             return pb.Event(
@@ -187,13 +188,13 @@ def _decode_event(message: pb.Event) -> event.Event:
     match message.WhichOneof("kind"):
         case "encoded":
             one = message.encoded
-            return event.Encoded(JobId(one.job), _decode_timing(one.timing))
+            return event.Encoded(JobId(one.job), decode_timing(one.timing))
         case "tokens":
             tokens = tuple(_decode_token(token) for token in message.tokens.tokens)
             return event.Tokens(JobId(message.tokens.job), tokens)
         case "finished":
             done = message.finished
-            return event.Finished(JobId(done.job), done.reason, _decode_timing(done.timing))
+            return event.Finished(JobId(done.job), done.reason, decode_timing(done.timing))
         case "failed":
             failed = message.failed
             return event.Failed(JobId(failed.job), failed.code, failed.detail, failed.blame)
@@ -216,26 +217,6 @@ def _decode_token(message: pb.Token) -> event.Token:
         id=message.id,
         logprob=message.logprob if message.HasField("logprob") else None,
         top=tuple((one.id, one.logprob) for one in message.top),
-    )
-
-
-def _encode_timing(timing: event.Timing) -> pb.Timing:
-    return pb.Timing(
-        queue_s=timing.queue_s,
-        transfer_s=timing.transfer_s,
-        compute_s=timing.compute_s,
-        prefill_s=timing.prefill_s,
-        cached_tokens=timing.cached_tokens,
-    )
-
-
-def _decode_timing(message: pb.Timing) -> event.Timing:
-    return event.Timing(
-        queue_s=message.queue_s,
-        transfer_s=message.transfer_s,
-        compute_s=message.compute_s,
-        prefill_s=message.prefill_s,
-        cached_tokens=message.cached_tokens,
     )
 
 
