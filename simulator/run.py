@@ -31,6 +31,7 @@ from triptych.core import topology
 from triptych.core.config import Config
 from triptych.core.errors import Cancelled, DeadlineExceeded, Overloaded, TriptychError
 from triptych.core.metrics import slo_class
+from triptych.core.request import Request
 
 Progress = Callable[[float, int], None]
 """Hears now and then of the virtual time and the requests that are over."""
@@ -196,6 +197,35 @@ class _Drive:
         began_s = self._world.time()
         deadline_s = began_s + self._plan.config.limits.default_deadline_s
         request = self._prompts.request(number, arrival, slo, deadline_s)
+        status, code, final, times = await self._ask(core, arrival, request)
+        timeline = None if final is None else final.timeline
+        self._recorder.ended(
+            Row(
+                id=request.id,
+                arrival_s=began_s - self._begin_s,
+                slo=slo.name,
+                ttft_slo_s=slo.ttft_s,
+                tpot_slo_s=slo.tpot_s,
+                num_images=len(arrival.images),
+                image_tokens=sum(image.num_tokens for image in arrival.images),
+                prompt_tokens=arrival.num_prompt,
+                status=status,
+                end_s=self._world.time() - self._begin_s,
+                code=code,
+                token_times_s=tuple(time_s - self._begin_s for time_s in times),
+                cached_tokens=0 if final is None else final.usage.cached_tokens,
+                tenant=arrival.tenant,
+                session=arrival.session,
+                attempts=1 if timeline is None else timeline.attempts,
+                route=() if timeline is None else timeline.route,
+                phases={} if timeline is None else _phases(timeline),
+            )
+        )
+
+    async def _ask(
+        self, core: Core, arrival: Arrival, request: Request
+    ) -> tuple[str, str, Final | None, Sequence[float]]:
+        """How a request ended, with which code; the last word, and when each token was there."""
         num_tokens = 0
         status, code = "ok", ""
         final: Final | None = None
@@ -224,29 +254,7 @@ class _Drive:
         times: Sequence[float] = self._recorder.times(request.id, num_tokens)
         if reader is not None:
             times = reader.times_s[:num_tokens]
-        timeline = None if final is None else final.timeline
-        self._recorder.ended(
-            Row(
-                id=request.id,
-                arrival_s=began_s - self._begin_s,
-                slo=slo.name,
-                ttft_slo_s=slo.ttft_s,
-                tpot_slo_s=slo.tpot_s,
-                num_images=len(arrival.images),
-                image_tokens=sum(image.num_tokens for image in arrival.images),
-                prompt_tokens=arrival.num_prompt,
-                status=status,
-                end_s=self._world.time() - self._begin_s,
-                code=code,
-                token_times_s=tuple(time_s - self._begin_s for time_s in times),
-                cached_tokens=0 if final is None else final.usage.cached_tokens,
-                tenant=arrival.tenant,
-                session=arrival.session,
-                attempts=1 if timeline is None else timeline.attempts,
-                route=() if timeline is None else timeline.route,
-                phases={} if timeline is None else _phases(timeline),
-            )
-        )
+        return status, code, final, times
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

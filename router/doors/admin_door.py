@@ -17,6 +17,7 @@ from router.advising import Advising
 from router.dispatch import Dispatcher
 from router.ledger import Ledger
 from triptych.core.census import Census
+from triptych.core.view import InstanceView
 
 Take = Callable[[], Awaitable[list[Census]]]
 
@@ -54,19 +55,7 @@ def create_app(
     async def instances(request: Request) -> Response:
         if not is_allowed(request):
             return Response(status_code=401)
-        rows = [
-            {
-                "id": view.description.id,
-                "role": [stage.value for stage in view.description.role],
-                "state": view.state.value,
-                "pid": view.description.pid,
-                "jobs": view.num_jobs,
-                "tokens": view.num_tokens,
-                "memory_bytes": view.description.memory_bytes,
-            }
-            for view in dispatcher.view().instances
-        ]
-        return answer(rows)
+        return answer([_row(view) for view in dispatcher.view().instances])
 
     async def advice(request: Request) -> Response:
         if not is_allowed(request):
@@ -82,6 +71,18 @@ def create_app(
             Route("/advice", advice),
         ]
     )
+
+
+def _row(view: InstanceView) -> dict[str, object]:
+    return {
+        "id": view.description.id,
+        "role": [stage.value for stage in view.description.role],
+        "state": view.state.value,
+        "pid": view.description.pid,
+        "jobs": view.num_jobs,
+        "tokens": view.num_tokens,
+        "memory_bytes": view.description.memory_bytes,
+    }
 
 
 def _lines(path: Path) -> Iterator[bytes]:
