@@ -19,7 +19,8 @@ def most_steps(
 ) -> int:
     """Steps in a row of the decodes ``chosen``, at most ``limit``; 1 where anything but them could
     run, or could change by itself."""
-    if limit <= 1 or len(chosen) != len(running) or not all(work.is_decode for work in chosen):
+    is_all = bool(chosen) and len(chosen) == len(running)
+    if limit <= 1 or not is_all or not all(work.is_decode for work in chosen):
         return 1
     if any(one.job.stop.token_ids or one.job.publish is not None for one in running):
         return 1  # each token may be the last, or is
