@@ -7,16 +7,14 @@ Knows how to run both and how far apart they are; prints and draws nothing.
 import asyncio
 import math
 from collections.abc import Callable, Iterable
-from statistics import mode
 from typing import NamedTuple
 
 import msgspec
 
-from bench.figures import Samples, counted, joined, samples
+from bench.figures import Samples, joined, samples
 from bench.live.measure import Bench, Contender, Load
 from bench.run import Run
 from bench.sources.registry import workload
-from bench.workload import Arrival, Text
 from simulator.costs.card import Card
 from simulator.costs.overheads import Overheads
 from simulator.profile.probes import serving
@@ -168,12 +166,8 @@ def _simulated(config: Config, card: Card, overheads: Overheads, extent: Extent,
     """The same arrivals, with as many tokens as the server counted."""
     source = workload(extent.workloads[live.workload])
     arrivals = list(source.arrivals(live.rate, live.duration_s, live.seed))
-    rows = {row.id: row for row in live.rows}
-    shared = mode(row.cached_tokens for row in counted(live)) if counted(live) else 0
-    asked = [
-        _same(arrival, rows[f"r{number}"].prompt_tokens, shared)
-        for number, arrival in enumerate(arrivals)
-    ]
+    counted = {row.id: row.prompt_tokens for row in live.rows}
+    asked = [as_counted(arrival, counted[f"r{number}"]) for number, arrival in enumerate(arrivals)]
     plan = plan_of(config, card, live.system, overheads)
     plan = msgspec.structs.replace(
         plan,
@@ -184,14 +178,3 @@ def _simulated(config: Config, card: Card, overheads: Overheads, extent: Extent,
         warmup_s=live.warmup_s,
     )
     return simulate(plan, asked)
-
-
-def _same(arrival: Arrival, num_prompt: int, shared: int) -> Arrival:
-    """With the beginning that all prompts share, which the prefix cache finds again."""
-    arrival = as_counted(arrival, num_prompt)
-    *pictures, text = arrival.parts
-    assert isinstance(text, Text), "as_counted ends with it"
-    if not 0 < shared < text.num_tokens:
-        return arrival
-    rest = Text(text.seed, text.num_tokens - shared)
-    return msgspec.structs.replace(arrival, parts=(Text(0, shared), *pictures, rest))
