@@ -83,7 +83,8 @@ def test_what_surrounds_the_steps_is_found_again():
     # How eight answers at once share steps is known only as well as everything else is.
     assert errors["instances"].mean < 0.05
     # Rehearsals with what was found take as long as the server took.
-    assert errors["ttft"].max < 0.05
+    assert errors["ttft"].max < 0.1
+    assert errors["ttft"].mean < 0.02
     assert errors["tpot"].max < 0.02
     assert found.router.picture_s == pytest.approx(TRUE.router.picture_s, rel=0.1)
     assert found.router.request_s == pytest.approx(TRUE.router.request_s, rel=0.3)
