@@ -4,7 +4,18 @@ import argparse
 import sys
 from typing import Protocol
 
-from cli import advise, ask, batch, census, doctor, plan, profile, serve, simulate
+from cli import (
+    advise,
+    ask,
+    batch,
+    census,
+    doctor,
+    plan,
+    profile,
+    serve,
+    simulate,
+    validate,
+)
 from cli.bench import command as bench
 from triptych import __version__
 from triptych.core.errors import TriptychError
@@ -30,6 +41,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "simulate": (simulate, "run a scenario under a virtual clock: table, report, trace"),
     "plan": (plan, "which instances to build of N GPUs, for a workload and its SLOs"),
     "profile": (profile, "measure this machine: a card of costs for the simulator"),
+    "validate": (validate, "servers and simulations under the same requests, side by side"),
     "doctor": (doctor, "what of this machine is usable, and what the server will do"),
     "advise": (advise, "which instances of a running server should change their role, and why"),
     "census": (census, "who holds which block, lease and task of a running server"),

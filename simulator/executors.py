@@ -104,8 +104,8 @@ class SimulatedLanguage:
     """Implements ``core.ports.LanguageExecutor``; ``execute`` gives ``Takes``.
 
     Runs of equal decode steps pass in one go: where the ``n``-th of them ends is known from the
-    cost model, so a run can be cut at any step. On cores that others use nobody knows it: there
-    steps pass one by one.
+    cost model, so a run can be cut at any step. Where every token is work for others too, and
+    cores may be shared with them, steps pass one by one.
     """
 
     max_steps = MAX_STEPS

@@ -45,10 +45,8 @@ class _Pace:
         self._place = place
         self._recorder = host.recorder
         self._interference = host.interference
-        threads = host.threads
-        has_shared = threads is not None and threads.cores.is_shared
-        self.cores = threads.cores if threads is not None and has_shared else None
-        self.wait_s = 0.0 if threads is None else threads.costs.step_wait_s
+        self.cores = None if host.threads is None else host.threads.cores
+        self.wait_s = 0.0 if host.threads is None else host.threads.costs.step_wait_s
 
     def begin(self, what: str) -> float:
         """See ``Pace``."""

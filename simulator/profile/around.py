@@ -20,6 +20,8 @@ from triptych.core.config import Config
 
 STRENGTH = 1e-6
 """Of what is taken for granted where no probe tells: nothing around a step, and no slowdown."""
+ROUNDS = 3
+"""Of counting and solving: how requests share steps depends on how long everything takes."""
 LEAST_S = 1e-4
 """Errors of smaller figures than this count as if they were as large."""
 
@@ -31,24 +33,14 @@ def around(
 ) -> tuple[Overheads, dict[str, FitError]]:
     """Everything around the steps, and how well it explains the probes: ``client``, ``router``,
     ``instances`` in seconds of the processor, ``ttft`` and ``tpot`` of requests asked alone."""
-    none = Overheads(speeds=tuple(speeds))
-    needs = [rehearse(config, card, probe, none) for probe in probes]
-    client, client_pairs = _handling(probes, needs, lambda probe: probe.client_s, ())
-    router, router_pairs = _handling(
-        probes, needs, lambda probe: probe.router_s, ("jobs", "batches")
-    )
-    found, pairs = _instances(probes, needs)
     picture_s, megapixel_s = _decoding(probes)
-    found = msgspec.structs.replace(
-        found, client=client, router=router, picture_s=picture_s, megapixel_s=megapixel_s,
-        speeds=tuple(speeds),
-    )  # fmt: skip
-    found = _waits(config, card, probes, found)
-    errors = {
-        "client": fit_error(client_pairs),
-        "router": fit_error(router_pairs),
-        "instances": fit_error(pairs),
-    }
+    found = Overheads(speeds=tuple(speeds), picture_s=picture_s, megapixel_s=megapixel_s)
+    pairs: dict[str, Pairs] = {}
+    for _ in range(ROUNDS):
+        needs = [rehearse(config, card, probe, found) for probe in probes]
+        found, pairs = _work(probes, needs, found)
+        found = _waits(config, card, probes, found)
+    errors = {part: fit_error(each) for part, each in pairs.items()}
     alone = [probe for probe in probes if probe.kind.at_once == 1]
     again = [rehearse(config, card, probe, found) for probe in alone]
     ttft = [(need.ttft_s, probe.ttft_s) for probe, need in zip(alone, again, strict=True)]
@@ -58,6 +50,24 @@ def around(
         if probe.kind.num_output > 1
     ]
     return found, errors | {"ttft": fit_error(ttft), "tpot": fit_error(tpot)}
+
+
+def _work(
+    probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads
+) -> tuple[Overheads, dict[str, Pairs]]:
+    """What is work, once it is known how many steps and messages each probe needs."""
+    client, of_client = _handling(probes, needs, lambda probe: probe.client_s, ())
+    router, of_router = _handling(probes, needs, lambda probe: probe.router_s, ("jobs", "batches"))
+    instances, of_instances = _instances(probes, needs)
+    found = msgspec.structs.replace(
+        instances,
+        client=client,
+        router=router,
+        picture_s=known.picture_s,
+        megapixel_s=known.megapixel_s,
+        speeds=known.speeds,
+    )
+    return found, {"client": of_client, "router": of_router, "instances": of_instances}
 
 
 def _handling(

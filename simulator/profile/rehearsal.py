@@ -28,6 +28,9 @@ QUIET = (
 )
 """What only a real server needs, and virtual time does not."""
 
+TURN_END = 8
+"""Tokens that a template writes behind a user's turn, about."""
+
 
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """Of one request of a probe, in the mean."""
@@ -64,12 +67,14 @@ def plan_of(config: Config, card: Card, topology: str, overheads: Overheads) -> 
 
 
 def as_counted(arrival: Arrival, num_prompt: int) -> Arrival:
-    """The same request with as many text tokens as the server found in its prompt: its template's
-    and those around pictures included."""
+    """The same request with as many text tokens as the server found in its prompt. What its
+    template adds stands before the pictures, the same in all prompts, but for the end of a turn."""
     pictures = arrival.images
     num_text = max(1, num_prompt - sum(each.num_tokens for each in pictures))
+    head = Text(0, min(num_text - 1, max(0, num_text - arrival.num_text - TURN_END)))
     seed = next(part.seed for part in arrival.parts if isinstance(part, Text))
-    parts = (*pictures, Text(seed, num_text))
+    rest = Text(seed, num_text - head.num_tokens)
+    parts = (head, *pictures, rest) if head.num_tokens else (*pictures, rest)
     return msgspec.structs.replace(arrival, parts=parts)
 
 

@@ -1,0 +1,166 @@
+"""The profile: what it finds again of costs that are known, and the command on a real server."""
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from simulator.costs.card import Card, from_file
+from simulator.costs.overheads import Handling, Overheads
+from simulator.profile.around import around
+from simulator.profile.grid import Limits, Plans, shapes
+from simulator.profile.probes import KINDS, Probe, settings_of
+from simulator.profile.profile import TOPOLOGIES
+from simulator.profile.rehearsal import rehearse
+from tests.flow.served import ROOT
+from tests.simulator.test_threads import AROUND, SIZES, STEPS
+from triptych.core.config import load
+from triptych.inputs.model_card import load_card
+
+CONFIG = load(None, ["model.path=oracle", "cluster.topology=EPD1"], environment={})
+CARD = Card(source="by hand", sizes=SIZES, costs=STEPS.fitted())
+TRUE = msgspec.structs.replace(
+    AROUND,
+    slowdown=1.25,
+    instance=Handling(job_s=0.0006, token_s=0.0001),
+    transfer_byte_s=1e-8,
+    picture_wait_s=0.0007,
+    transfer_wait_s=0.0009,
+)
+
+
+def probe_of(kind, topology):
+    """What a server would show whose overheads are ``TRUE``."""
+    blank = Probe(
+        kind=kind, topology=topology, num_prompt=kind.num_text + 20 + sum(map(_tokens, kind.sides)),
+        client_s=0, router_s=0, decoders_s=0, instances_s={}, ttft_s=0, tpot_s=0, whole_s=0,
+    )  # fmt: skip
+    needs = rehearse(CONFIG, CARD, blank, TRUE)
+    count = needs.counts.get
+    megapixels = sum(side * side for side in kind.sides) / 1e6
+    transfers = TRUE.transfer_s * count("transfers", 0) + TRUE.transfer_byte_s * count("bytes", 0)
+    return msgspec.structs.replace(
+        blank,
+        client_s=handled(TRUE.client, count),
+        router_s=handled(TRUE.router, count),
+        decoders_s=TRUE.picture_s * len(kind.sides) + TRUE.megapixel_s * megapixels,
+        instances_s={
+            "whole": TRUE.slowdown * (needs.language_s + needs.vision_s)
+            + TRUE.step_s * needs.num_steps
+            + TRUE.vision_step_s * needs.num_vision_steps
+            + TRUE.instance.job_s * count("jobs", 0)
+            + TRUE.instance.token_s * count("tokens", 0)
+            + transfers
+        },
+        ttft_s=needs.ttft_s,
+        tpot_s=needs.tpot_s,
+        whole_s=needs.ttft_s,
+    )
+
+
+def _tokens(side):
+    return (side // 28) ** 2
+
+
+def handled(costs, count):
+    return (
+        costs.request_s * count("requests", 0)
+        + costs.picture_s * count("pictures", 0)
+        + costs.text_s * count("text", 0)
+        + costs.job_s * count("jobs", 0)
+        + costs.batch_s * count("batches", 0)
+        + costs.token_s * count("tokens", 0)
+    )
+
+
+def test_what_surrounds_the_steps_is_found_again():
+    probes = [probe_of(kind, topology) for topology in TOPOLOGIES for kind in KINDS]
+    found, errors = around(CONFIG, CARD, probes, TRUE.speeds)
+    assert errors["client"].max < 0.01
+    assert errors["router"].max < 0.02
+    # How eight answers at once share steps is known only as well as everything else is.
+    assert errors["instances"].mean < 0.05
+    # Rehearsals with what was found take as long as the server took.
+    assert errors["ttft"].max < 0.1
+    assert errors["ttft"].mean < 0.02
+    assert errors["tpot"].max < 0.02
+    assert found.router.picture_s == pytest.approx(TRUE.router.picture_s, rel=0.1)
+    assert found.router.request_s == pytest.approx(TRUE.router.request_s, rel=0.3)
+    assert found.picture_s == pytest.approx(TRUE.picture_s, rel=0.01)
+    assert found.megapixel_s == pytest.approx(TRUE.megapixel_s, rel=0.01)
+    assert found.speeds == TRUE.speeds
+
+
+def test_nothing_around_is_found_where_there_is_nothing():
+    probes = [
+        msgspec.structs.replace(probe_of(kind, "EPD1"), client_s=0.0, router_s=0.0)
+        for kind in KINDS
+    ]
+    found, _ = around(CONFIG, CARD, probes, ())
+    assert found.client == Handling()
+    assert found.router == Handling()
+    assert found.transfer_wait_s == 0.0
+
+
+@pytest.mark.parametrize("path", ["oracle", "examples/demo_model"])
+def test_every_step_of_the_grid_is_one_that_an_engine_could_make(path):
+    config = load(None, [f"model.path={path}"], environment={})
+    card = load_card(path)
+    limits, plans = Limits.of(config, card), Plans(config, card)
+    some = shapes(limits, 4)
+    assert len(some) == len(set(some)) > 40
+    for shape in some:
+        if shape.pictures:
+            plan = plans.vision(shape, shape.pictures)
+            for task in plan.tasks:
+                _, rows, columns = task.item.grid
+                assert rows * columns // card.image.merge_size**2 == task.item.num_tokens
+            assert sum(shape.pictures) <= max(limits.image_budget, max(shape.pictures))
+            continue
+        segments = plans.language(shape).segments
+        assert sum(len(each.tokens) for each in segments) <= config.engine.token_budget
+        assert len(segments) <= config.engine.max_sequences
+        for segment in segments:
+            assert segment.end <= card.max_positions
+            assert len(segment.blocks) * config.cache.block_size >= segment.end
+
+
+def test_servers_that_are_asked_are_like_the_configuration():
+    config = load(None, ["engine.chunk_tokens=64", "cache.prefix=false"], environment={})
+    again = load(None, settings_of(config), environment={})
+    for section in ("model", "engine", "cache", "transfer", "limits"):
+        assert getattr(again, section) == getattr(config, section)
+
+
+def run(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "cli", "profile", *words],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
+        timeout=280, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_writes_a_card_of_steps(tmp_path):
+    out = tmp_path / "steps.json"
+    done = run("--model", "oracle", "--quick", "--steps-only", "--out", str(out), "--date", "today")
+    assert done.returncode == 0, done.stderr
+    card = from_file(out)
+    assert card.overheads is None
+    assert {"encode", "prefill", "decode"} <= set(card.errors)
+    assert "model oracle, today" in card.source
+    assert card.costs.language_s([(0, 64)], 0, 0) > 0
+    assert "decode" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_command_asks_a_server(tmp_path):
+    out = tmp_path / "card.json"
+    done = run("--model", "oracle", "--quick", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    around = from_file(out).overheads
+    assert isinstance(around, Overheads)
+    assert around.router.request_s + around.router.job_s > 0
+    assert around.picture_s + around.megapixel_s > 0
+    assert len(around.speeds) == len(os.sched_getaffinity(0))

@@ -1,0 +1,126 @@
+"""What surrounds the steps: a scenario that reads it from a profile's card, times known by hand."""
+
+import msgspec
+import pytest
+
+from bench.workload import Arrival, Image, Text
+from scheduler.fit import Coefficients
+from simulator.costs.card import Card, from_file, to_json
+from simulator.costs.overheads import Handling, Overheads
+from simulator.costs.sizes import Sizes
+from simulator.run import simulate
+from simulator.scenario import made
+from triptych.core.errors import ConfigError
+
+STEPS = Coefficients(
+    step_s=0.010, sequence_s=0.0, pair_s=0.0, context_s=0.0, vision_step_s=0.020,
+    visual_token_s=0.0, square_s=0.0, token_s=(0.0,),
+)  # fmt: skip
+"""Any language step takes 10 ms, any vision step 20 ms."""
+AROUND = Overheads(
+    client=Handling(request_s=0.001, token_s=0.0005),
+    router=Handling(request_s=0.002, picture_s=0.003, job_s=0.0004, batch_s=0.0002, token_s=0.0001),
+    instance=Handling(job_s=0.0006),
+    step_s=0.0007,
+    vision_step_s=0.0008,
+    step_wait_s=0.0003,
+    hop_s=0.0001,
+    picture_s=0.004,
+    megapixel_s=1.0,
+    transfer_s=0.002,
+    speeds=(1.0, 2.0),
+)
+SIZES = Sizes(
+    num_devices=1, device_bytes=1 << 33, language_bytes=1 << 20, vision_bytes=1 << 20,
+    kv_token_bytes=2048, visual_token_bytes=768,
+)  # fmt: skip
+
+
+@pytest.fixture
+def card(tmp_path):
+    """A profile's file, written as `triptych profile` does."""
+
+    def write(overheads):
+        path = tmp_path / "card.json"
+        whole = Card(source="by hand", sizes=SIZES, costs=STEPS.fitted(), overheads=overheads)
+        path.write_bytes(to_json(whole))
+        assert from_file(path) == whole
+        return path
+
+    return write
+
+
+def rows_of(path, arrivals, topology="EPD1", **machines):
+    scenario = made(
+        {
+            "name": "test",
+            "costs": f"file:{path}",
+            "workload": "synthetic:servegen",
+            "rates": [1.0],
+            "duration_s": 1.0,
+            "systems": [{"name": topology, "topology": topology}],
+            "set": ["engine.stream_interval=1", "cache.kv_blocks=4096"],
+            "machines": {"start_s": 0.0, **machines},
+        },
+        "test",
+    )
+    ((_, plan),) = scenario.plans()
+    return simulate(plan, arrivals).rows
+
+
+def text(at_s=0.0, seed=1, num_output=3):
+    return Arrival(at_s, (Text(seed, 20),), num_output)
+
+
+FIRST_S = (
+    0.001 + 0.0001 + 0.002  # the client's, its way, the router's
+    + 0.0004 + 0.0001 + 0.0006  # a job sent, its way, taken
+    + 0.010 + 0.0007 + 0.0003  # the step, what is around it, a thread wakes
+    + 0.0001 + 0.0002 + 0.0001 + 0.0001 + 0.0005  # a message, its way, the token's, the client's
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cores", [None, 0, 2, 64])
+def test_a_request_alone_takes_the_sum_of_all_on_any_number_of_cores(card, cores):
+    machines = {} if cores is None else {"cores": cores}
+    (row,) = rows_of(card(AROUND), [text()], **machines)
+    first, second, third = row.token_times_s
+    assert first == pytest.approx(FIRST_S)
+    assert second - first == pytest.approx(0.011)
+    assert third - second == pytest.approx(0.011)
+
+
+def test_a_picture_is_read_decoded_and_encoded(card):
+    picture = Image(7, 280, 280)
+    arrival = Arrival(0.0, (Text(1, 20), picture, Text(2, 20)), 1)
+    (row,) = rows_of(card(msgspec.structs.replace(AROUND, speeds=())), [arrival], cores=0)
+    chain = (
+        0.001 + 0.0001 + 0.002 + 0.003  # the door
+        + 0.0004 + 0.0001 + 0.0006  # the picture's job
+        + 0.004 + 0.0784  # decoded
+        + 0.020 + 0.0008 + 0.0003  # encoded
+        + 0.002  # the embedding's offer is taken, even within one instance
+        + 0.010 + 0.0007 + 0.0003  # the rest of the prompt
+        + 0.0001 + 0.0002 + 0.0001 + 0.0001 + 0.0005
+    )  # fmt: skip
+    assert row.token_times_s[0] == pytest.approx(chain)
+
+
+def test_one_core_is_slower_than_two_and_two_than_many(card):
+    arrivals = [text(0.001 * number, 10 + number, 8) for number in range(12)]
+    path = card(AROUND)
+    ends = [
+        [row.token_times_s[-1] for row in rows_of(path, arrivals, "E1,P1,D1", cores=cores)]
+        for cores in (1, 2, 0)
+    ]
+    assert max(ends[0]) > max(ends[1]) > max(ends[2])
+    assert ends[1] == [
+        row.token_times_s[-1] for row in rows_of(path, arrivals, "E1,P1,D1", cores=2)
+    ]
+
+
+def test_cores_need_a_profile(card):
+    with pytest.raises(ConfigError, match=r"machines\.cores"):
+        rows_of(card(None), [text()], cores=2)
+    (row,) = rows_of(card(None), [text()], cores=0, hop_s=0.0)
+    assert row.token_times_s == pytest.approx((0.010, 0.020, 0.030))
