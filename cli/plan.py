@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=0.0, help="wanted; 0: as many as possible")
     parser.add_argument("--planner", default="closed_form", choices=sorted(PLANNERS))
     parser.add_argument("--keep", type=int, default=4, help="candidates that are simulated")
+    parser.add_argument("--trials", type=int, default=0, help="of Bayesian search besides")
     parser.add_argument("--level", type=float, default=0.9, help="attainment to keep")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals in each run")
@@ -43,6 +44,7 @@ def run(words: argparse.Namespace) -> int:
         planner=words.planner,
         level=words.level,
         keep=words.keep,
+        trials=words.trials,
         duration_s=words.seconds,
         warmup_s=words.seconds / 8,
         seeds=tuple(int(each) for each in words.seeds.split(",")),

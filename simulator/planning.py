@@ -6,6 +6,7 @@ how the two meet; neither how a queue is estimated nor how a server runs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -17,6 +18,7 @@ from scheduler.planner import PLANNERS
 from scheduler.planner.candidate import Candidate
 from scheduler.planner.demand import Shape
 from scheduler.planner.problem import Footprint, Kind, Link, Problem
+from simulator.bayes import Space
 from simulator.costs import registry
 from simulator.costs.devices import DEVICES, LINKS, LinkRate
 from simulator.goodput import search
@@ -27,6 +29,8 @@ from triptych.core.errors import ConfigError
 SAMPLE = 200
 """Requests that the closed form looks at."""
 SAMPLE_S = 600.0
+COARSE = 0.1
+"""Tolerance of a goodput that only ranks."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -48,6 +52,8 @@ class Wish(msgspec.Struct, frozen=True):
     warmup_s: float = 5.0
     seeds: tuple[int, ...] = (1, 2, 3)
     tolerance: float = 0.05
+    trials: int = 0
+    """Of Bayesian search, beside the closed form's candidates; 0: none."""
     settings: tuple[str, ...] = ()
     """``section.key=value`` of every candidate: policies, limits."""
     machines: Machines = Machines()
@@ -77,14 +83,49 @@ def plan(
     found = candidates(wish)
     if not found:
         raise ConfigError(f"plan: no layout of {wish.num_gpus} GPUs holds {wish.costs}")
+    start = max(0.1, 0.9 * found[0].goodput)
+    chosen = [
+        (as_system(one, wish.settings), max(0.1, 0.9 * one.goodput), one.why) for one in found
+    ]
+    if wish.trials:
+        chosen += [(system, start, "Bayesian search") for system in _tried(wish, found, start)]
+    predicted = {as_system(one, wish.settings).topology: one.goodput for one in found}
     planned = []
-    for candidate in found:
-        system = as_system(candidate, wish.settings)
-        scenario = _scenario(wish, system, candidate)
-        progress = on_progress(system)
-        goodput = search(scenario, system, wish.tolerance, on_run, progress)
-        planned.append(Planned(system, candidate.goodput, goodput, candidate.why))
+    for system, first, why in chosen:
+        scenario = _scenario(wish, system, first, wish.seeds)
+        goodput = search(scenario, system, wish.tolerance, on_run, on_progress(system))
+        planned.append(Planned(system, predicted.get(system.topology, 0.0), goodput, why))
     return sorted(planned, key=lambda one: -one.rate)
+
+
+def _tried(wish: Wish, found: Sequence[Candidate], start: float) -> list[System]:
+    """The best systems of a Bayesian search by one seed's goodput, as many as are kept. Raises
+    ConfigError without its library."""
+    try:
+        import optuna  # optional: the extra ``sim``
+    except ImportError:
+        raise ConfigError("plan: trials need optuna (pip install 'triptych[sim]')") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = Space(wish.num_gpus, wish.degrees)
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=wish.seeds[0])
+    )
+    for candidate in found:
+        study.enqueue_trial(space.point(candidate))
+    systems: dict[bytes, tuple[System, float]] = {}
+
+    def worth(trial: Any) -> float:
+        own = space.suggest(trial)
+        system = msgspec.structs.replace(own, set=(*own.set, *wish.settings))
+        key = msgspec.json.encode(system)
+        if key not in systems:
+            scenario = _scenario(wish, system, start, wish.seeds[:1])
+            systems[key] = system, search(scenario, system, COARSE).crossing.rate
+        return systems[key][1]
+
+    study.optimize(worth, n_trials=wish.trials, catch=(ConfigError,))
+    best = sorted(systems.values(), key=lambda each: -each[1])
+    return [system for system, _ in best[: wish.keep]]
 
 
 def candidates(wish: Wish) -> list[Candidate]:
@@ -191,16 +232,16 @@ def _is_plain(value: str) -> bool:
     return value in ("true", "false") or value.replace(".", "", 1).lstrip("-").isdigit()
 
 
-def _scenario(wish: Wish, system: System, candidate: Candidate) -> Scenario:
+def _scenario(wish: Wish, system: System, start: float, seeds: tuple[int, ...]) -> Scenario:
     """Searched from the closed form's word on."""
     return Scenario(
         name=f"plan for {wish.num_gpus} GPUs",
         costs=wish.costs,
         workload=wish.workload,
-        rates=(max(0.1, candidate.goodput * 0.9),),
+        rates=(start,),
         duration_s=wish.duration_s,
         warmup_s=wish.warmup_s,
-        seeds=wish.seeds,
+        seeds=seeds,
         systems=(system,),
         machines=wish.machines,
         attainment=wish.level,

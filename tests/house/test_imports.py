@@ -24,6 +24,7 @@ ROOMS = {
     "transformers": r"bench/peer_transformers\.py|examples/.*",
     "numpy": r"triptych/(codec|executor|inputs|offload)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
+    "optuna": r"simulator/planning\.py",
     "pyarrow": r"simulator/costs/tables\.py",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",
