@@ -10,7 +10,7 @@ from typing import Any
 from triptych.core.errors import Unavailable
 
 SHOWN = 5
-"""Latest advices in the table."""
+"""Latest pieces of advice in the table."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -90,6 +90,6 @@ def _problem(config: Config, costs: Costs, shapes: tuple[Shape, ...]) -> Problem
         kinds=(Kind(name="instance", costs=costs, memory_bytes=float(room)),),
         num_gpus=sum(count for _, count in topology.parse(config.cluster.topology)),
         footprint=Footprint(kv_share=1.0),
-        chunks=(config.engine.token_budget,),
+        chunks=(config.engine.token_budget or config.engine.chunk_tokens,),
         max_decodes=config.engine.max_sequences,
     )

@@ -28,6 +28,7 @@ from router.service import RequestService, Words
 from scheduler.admission import Admission
 from scheduler.costs import Costs
 from scheduler.forecast import Forecast
+from scheduler.grouped import Grouped
 from scheduler.latency import Latencies
 from scheduler.predict import Speeds
 from scheduler.registry import costs_of, placement, terms
@@ -77,7 +78,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     speeds: Speeds | None = None
     """What steps take, as far as it is known; by ``router.profile`` if None."""
     costs: Costs | None = None
-    """The same of one instance, for policies of roles; None: not known."""
+    """The same of one instance, for policies of roles; by ``router.profile`` if None."""
 
     @classmethod
     def real(cls, path: str) -> Self:
@@ -94,7 +95,8 @@ async def start_core(
     clock = around.clock
     secret = cluster.secret
     align = config.engine.chunk_tokens if config.engine.deterministic else 1
-    speeds = around.speeds or _speeds(config.router.profile)
+    profile = _profile(config.router.profile)
+    speeds = around.speeds or (Speeds() if profile is None else Speeds(profile, profile))
     forecast = Forecast(Latencies(speeds), terms(config.engine))
     knowledge = Knowledge(Catalog(), forecast.latencies, align, forecast)
     dispatcher = Dispatcher(cluster, SessionId(f"router-{secrets.token_hex(4)}"), knowledge)
@@ -104,28 +106,31 @@ async def start_core(
     policy = placement(
         config.router.placement, knowledge.latencies, forecast, config.router.picture_share
     )
-    stages = Stages(dispatcher, (policy, knowledge), ledger, config.router, clock)
+    groups: dict[str, str] = {}
+    placing = Grouped(policy, groups), knowledge
+    stages = Stages(dispatcher, placing, ledger, config.router, clock)
     await _until_ready(dispatcher, config.cluster.start_timeout_s)
     admission = Admission(config.limits.max_requests, config.limits.max_requests_per_tenant)
     admitting = admission, _gate(config, dispatcher, forecast, clock)
     service = RequestService(config, around.card, around.prompts, stages, admitting, secret)
     if around.words is not None:
         service.words = around.words
-    watch = FleetWatch(clock, dispatcher.view, config.engine, around.costs)
+    costs = around.costs or profile
+    watch = FleetWatch(clock, dispatcher.view, config.engine, costs)
+    watch.groups = groups
     dispatcher.witness, service.watch = watch.occupancy, watch
     follower = follow(config, secret, knowledge.catalog, lambda: dispatcher.live)
-    return Core(stages, service, secret, follower, watch, around.costs)
+    return Core(stages, service, secret, follower, watch, costs)
 
 
-def _speeds(profile: str) -> Speeds:
-    """What a profile says of steps; a guess without one. Raises ConfigError."""
-    if not profile:
-        return Speeds()
+def _profile(path: str) -> Costs | None:
+    """What a profile says of steps, if there is one. Raises ConfigError."""
+    if not path:
+        return None
     try:
-        costs = costs_of(Path(profile).read_bytes(), "router.profile")
+        return costs_of(Path(path).read_bytes(), "router.profile")
     except OSError as error:
-        raise ConfigError(f"router.profile: {profile}: {error.strerror}") from error
-    return Speeds(costs, costs)
+        raise ConfigError(f"router.profile: {path}: {error.strerror}") from error
 
 
 def _gate(config: Config, dispatcher: Dispatcher, forecast: Forecast, clock: Clock) -> Gate | None:

@@ -13,6 +13,7 @@ from router.occupancy import Occupancy
 from scheduler.costs import Costs
 from scheduler.planner.demand import Shape
 from scheduler.roles.capacity import Typical, capacities
+from scheduler.roles.elasticmm import MULTIMODAL, TEXT
 from scheduler.roles.fleet import Fleet, Load, Member, Standing
 from triptych.core.clock import Clock
 from triptych.core.config import EngineConfig
@@ -29,7 +30,6 @@ MAX_SAMPLE = 200
 """Requests that are remembered as a sample of all."""
 TPOT_S = 0.05
 """Bound on the gap between tokens where no request names one: that of the class ``interactive``."""
-TEXT, MULTIMODAL = "text", "multimodal"
 
 
 class _Arrival(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ from triptych.core.lifecycle import Role, Stage
 LEAST_SAMPLE = 20
 """Requests that must have been answered before anything is predicted."""
 MAX_SAID = 20
-"""Advices that are remembered."""
+"""Pieces of advice that are remembered."""
 ProblemOf = Callable[[tuple[Shape, ...]], Problem]
 """What the instances are, for requests like these."""
 _PREDICTS = ("plan_ahead",)

@@ -4,7 +4,7 @@ tokens that the workload says.
 Implements ``core.ports``' executors and stores. Engines, caches and leases above are the real ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from triptych.core.plan import (
     Drawn,
     LanguagePlan,
     LanguageResult,
+    Segment,
     VisionPlan,
     VisionResult,
 )
@@ -68,6 +69,10 @@ class Pace(Protocol):
     def begin(self, what: str) -> float:
         """A step of ``what`` (see ``bench.run.Busy``), or a run, begins: so many times longer than
         its costs say it takes."""
+        ...
+
+    def decodes(self, jobs: Iterable[JobId]) -> None:
+        """Sequences of these jobs decode in the step that begins."""
         ...
 
     def worked(self, what: str, begin_s: float, num_jobs: int, num_tokens: int) -> None:
@@ -126,6 +131,8 @@ class SimulatedLanguage:
         """The step, or the steps, and the tokens that they draw."""
         work = _work_of(plan)
         factor = self._pace.begin(work.what)
+        if work.num_decodes:
+            self._pace.decodes(each.job for each in plan.segments if _is_decode(each))
         if plan.steps > 1:
             seconds = factor * self._costs.decode_run_s(work.num_decodes, work.context, plan.steps)
         else:
@@ -242,10 +249,14 @@ def ends_of_run(costs: Costs, num_decodes: int, context: int, steps: int) -> lis
     return ends + [ends[-1] + each for each in rest]
 
 
+def _is_decode(segment: Segment) -> bool:
+    return segment.draw is not None and segment.end > segment.draw.prompt_len
+
+
 def _work_of(plan: LanguagePlan) -> _Work:
     chunks, num_decodes, context = [], 0, 0
     for segment in plan.segments:
-        if segment.draw is not None and segment.end > segment.draw.prompt_len:
+        if _is_decode(segment):
             num_decodes += 1
             context += segment.start
         else:

@@ -4,7 +4,7 @@ Implements ``cluster.host.Host`` and ``cluster.machine.Machine``. Knows hardware
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cluster.host import Hosted, InstanceSpec
 from cluster.instance import HostedInstance
@@ -42,6 +42,8 @@ class _Pace:
 
     def __init__(self, place: str, host: "SimulatedHost") -> None:
         self.world = host.world
+        self._host = host
+        self._decoding: set[JobId] = set()
         self._place = place
         self._recorder = host.recorder
         self._interference = host.interference
@@ -51,6 +53,14 @@ class _Pace:
     def begin(self, what: str) -> float:
         """See ``Pace``."""
         return self._interference.begin(self._place, what)
+
+    def decodes(self, jobs: Iterable[JobId]) -> None:
+        """See ``Pace``."""
+        if self._host.on_decoding is not None:
+            present = set(jobs)
+            for job in sorted(present - self._decoding):
+                self._host.on_decoding(job)
+            self._decoding = present
 
     def worked(self, what: str, begin_s: float, num_jobs: int, num_tokens: int) -> None:
         """See ``Pace``."""
@@ -202,6 +212,9 @@ class SimulatedHost:
         self.fabric.on_carried = recorder.carried
         if self.threads is not None:
             self.fabric.moved = self.threads.moved
+        self.on_decoding: Callable[[JobId], None] | None = None
+        """Hears of every sequence that begins to decode. A router hears of it by a token, as soon
+        as a step is over; but a run of steps tells of its tokens when it ends."""
         self.is_started = False
         """Whether the cluster served once: what starts from then on starts cold."""
 

@@ -96,6 +96,6 @@ def problem_of(config: Config, hardware: Hardware, shapes: tuple[Shape, ...]) ->
         ),
         embedding_link=Link(far.latency_s, far.bytes_per_s),
         kv_link=Link(far.latency_s, far.bytes_per_s, 1 / LAYERS),
-        chunks=(config.engine.token_budget,),
+        chunks=(config.engine.token_budget or config.engine.chunk_tokens,),
         max_decodes=config.engine.max_sequences,
     )

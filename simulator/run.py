@@ -30,6 +30,7 @@ from simulator.world import World
 from triptych.core import topology
 from triptych.core.config import Config
 from triptych.core.errors import Cancelled, DeadlineExceeded, Overloaded, TriptychError
+from triptych.core.event import Tokens
 from triptych.core.metrics import slo_class
 from triptych.core.request import Request
 
@@ -146,6 +147,8 @@ class _Drive:
             closing.push_async_callback(core.close)
             host.is_started = True
             self._begin_s = self._recorder.begin_s = self._world.time()
+            seen = core.watch.occupancy.told
+            host.on_decoding = lambda job: seen(Tokens(job, ()))
             happenings = Happenings(host, cluster)
             happenings.begin(plan.happenings)
             closing.push_async_callback(happenings.close)

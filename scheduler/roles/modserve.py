@@ -25,8 +25,9 @@ class Knobs(msgspec.Struct, frozen=True):
     urgent_s: float = 30.0
     """Between two decisions at low attainment; ours, so that a switch can show its effect."""
     image: Role = frozenset({E})
-    text: tuple[Role, ...] = (frozenset({P, D}),)
-    """Roles of text instances: one for all, or prefill and decode apart."""
+    text: tuple[Role, ...] = ()
+    """Roles of text instances: one for all (the source's), or prefill and decode apart; as the
+    fleet has them if empty."""
     max_switches: int = 8
     """A decision, ours: the source's machines are started all at once."""
 
@@ -48,7 +49,7 @@ class ModServe:
         if waited_s < (self._knobs.urgent_s if is_urgent else self._knobs.period_s):
             return ()
         self._decided_s = now_s
-        roles = (self._knobs.image, *self._knobs.text)
+        roles = (self._knobs.image, *(self._knobs.text or _text_roles(fleet)))
         have = [fleet.counts()[role] for role in roles]
         wanted = wanted_of([replicas(fleet.load, role) for role in roles], sum(have))
         spare = [count - want for count, want in zip(have, wanted, strict=True)]
@@ -65,6 +66,12 @@ class ModServe:
                     break
             spare[giver] -= 1
         return switches
+
+
+def _text_roles(fleet: Fleet) -> tuple[Role, ...]:
+    """One for prefill and decode, unless there are only instances of each."""
+    has_both = fleet.counts()[frozenset({P, D})] > 0
+    return (frozenset({P, D}),) if has_both else (frozenset({P}), frozenset({D}))
 
 
 def replicas(load: Load, role: Role) -> int:

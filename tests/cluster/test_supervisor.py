@@ -10,6 +10,7 @@ from cluster.supervisor import Supervisor
 from tests.patience import PATIENCE_S
 from tests.services.test_topologies import config
 from triptych.core.errors import ConfigError, Unavailable
+from triptych.core.lifecycle import Stage
 
 
 class Faulty(LocalHost):
@@ -116,4 +117,24 @@ async def test_one_stop_that_fails_skips_no_other(caplog):
     for hosted in host.hosted:
         with pytest.raises(Unavailable):
             hosted.instance.open("s")
+    assert supervisor.pids() == {}
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_closing_ends_who_waits_for_another_role():
+    host = Faulty()
+    supervisor = supervisor_of(host, "E1,P1,D2")
+    await supervisor.start()
+
+    async def never(drain_s):
+        await asyncio.Event().wait()
+
+    stop, host.hosted[2].stop = host.hosted[2].stop, never
+    assigning = asyncio.create_task(supervisor.assign("decode-0", frozenset({Stage.PREFILL})))
+    await asyncio.sleep(0.05)
+    assert not assigning.done()
+    host.hosted[2].stop = stop
+    await supervisor.close(0.0)
+    with pytest.raises(Unavailable, match="the cluster is closing"):
+        await assigning
     assert supervisor.pids() == {}

@@ -142,21 +142,3 @@ async def test_a_role_that_does_not_start_is_taken_back():
             while roles(running).get("decode-0@2") != "D":
                 await asyncio.sleep(0.02)
         assert running.cluster.is_whole
-
-
-async def test_closing_in_the_middle_ends_who_waits():
-    async with flow(config("E1,P1,D2")) as running:
-        cluster = running.cluster
-        request = running.request(["never mind"], max_tokens=300)
-        asking = asyncio.create_task(asked(running, request))
-        while not any(view.num_jobs["decode"] for view in running.core.dispatcher.view().instances):
-            await asyncio.sleep(0.01)
-        busy = next(v for v in running.core.dispatcher.view().instances if v.num_jobs["decode"])
-        place = busy.description.id.partition("@")[0]
-        switching = asyncio.create_task(cluster.assign(place, PREFILL))
-        await asyncio.sleep(0)
-        await cluster.close(0.0)
-        with pytest.raises(Unavailable, match="closing"):
-            await switching
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
