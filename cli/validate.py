@@ -64,10 +64,10 @@ def told(found: list[Figure], pairs: list[Pair]) -> str:
     """The table and what it comes to."""
     met = sum(each.is_met for each in found)
     bounds = ", ".join(f"{name} {bound:.0%}" for name, bound in BOUNDS.items())
-    lates = max(pair.live.late_p99_s for pair in pairs)
+    late_s = max(pair.live.late_p99_s for pair in pairs)
     return (
         f"{aligned(rows(found))}\n{met} of {len(found)} figures are within their bounds ({bounds});"
-        f" `!` marks the others\nthe client was late by at most {lates * 1e3:.1f} ms (p99)"
+        f" `!` marks the others\nthe client was late by at most {late_s * 1e3:.1f} ms (p99)"
     )
 
 

@@ -5,7 +5,7 @@ message or a token costs them is done there, in the order of asking. Knows no po
 """
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from bench.workload import Arrival
@@ -24,16 +24,17 @@ class Threads:
         self.world = world
         self.cores = Cores(world, speeds)
         self.costs = overheads
-        self.counts: Counter[str] = Counter()
-        """What was charged so far: ``requests``, ``pictures``, ``text`` and ``tokens`` of clients,
-        ``jobs``, ``batches``, ``transfers`` and their ``bytes``."""
+        self.counts: defaultdict[str, float] = defaultdict(float)
+        """What was done so far: ``requests``, ``pictures``, ``text`` and ``tokens`` of clients,
+        ``jobs``, ``batches``, ``transfers`` and their ``bytes``, ``steps`` and ``vision_steps`` and
+        their ``seconds`` by the costs alone."""
         self._client = Thread(self.cores)
         self._router = Thread(self.cores)
         self._instances: dict[str, Thread] = {}
 
     def around(self, costs: Costs) -> Costs:
         """Costs of steps with the work around them."""
-        return InServer(costs, self.costs)
+        return InServer(costs, self)
 
     async def asked(self, arrival: Arrival) -> None:
         """A client sends a request and the router takes it in."""
@@ -126,32 +127,37 @@ class Reader:
 
 
 class InServer:
-    """Costs of steps with the work around each. Implements ``Costs``."""
+    """Costs of steps with the work around each, which are counted: executors alone ask, and once
+    for each step. Implements ``Costs``."""
 
-    def __init__(self, costs: Costs, around: Overheads) -> None:
+    def __init__(self, costs: Costs, threads: Threads) -> None:
         self._costs = costs
-        self._around = around
+        self._around = threads.costs
+        self._counts = threads.counts
 
     def vision_s(self, pictures: Sequence[int]) -> float:
         """See ``Costs``."""
-        around = self._around
-        return around.vision_step_s + around.slowdown * self._costs.vision_s(pictures)
+        seconds = self._costs.vision_s(pictures)
+        self._counts["vision_steps"] += 1
+        return self._around.vision_step_s + self._with(seconds)
 
     def language_s(
         self, chunks: Sequence[tuple[int, int]], num_decodes: int, context: int
     ) -> float:
         """See ``Costs``."""
-        around = self._around
-        return around.step_s + around.slowdown * self._costs.language_s(
-            chunks, num_decodes, context
-        )
+        seconds = self._costs.language_s(chunks, num_decodes, context)
+        self._counts["steps"] += 1
+        return self._around.step_s + self._with(seconds)
 
     def decode_run_s(self, num_decodes: int, context: int, steps: int) -> float:
         """See ``Costs``."""
-        around = self._around
-        return steps * around.step_s + around.slowdown * self._costs.decode_run_s(
-            num_decodes, context, steps
-        )
+        seconds = self._costs.decode_run_s(num_decodes, context, steps)
+        self._counts["steps"] += steps
+        return steps * self._around.step_s + self._with(seconds)
+
+    def _with(self, seconds: float) -> float:
+        self._counts["seconds"] += seconds
+        return self._around.slowdown * seconds
 
 
 def _request_s(costs: Handling, arrival: Arrival) -> float:

@@ -96,15 +96,8 @@ def _handling(
 
 def _instances(probes: Sequence[Probe], needs: Sequence[Needs]) -> tuple[Overheads, Pairs]:
     """What steps, jobs, tokens and transfers cost the instances of a request, all together."""
-    rows = [
-        [
-            need.language_s + need.vision_s,
-            need.num_steps,
-            need.num_vision_steps,
-            *(need.counts.get(name, 0.0) for name in ("jobs", "tokens", "transfers", "bytes")),
-        ]
-        for need in needs
-    ]
+    names = ("seconds", "steps", "vision_steps", "jobs", "tokens", "transfers", "bytes")
+    rows = [[need.counts.get(name, 0.0) for name in names] for need in needs]
     values = [sum(probe.instances_s.values()) for probe in probes]
     found, pairs = _solved(rows, values, [1.0, *[0.0] * 6])
     slowdown, step_s, vision_step_s, job_s, token_s, transfer_s, byte_s = found

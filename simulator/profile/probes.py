@@ -151,6 +151,8 @@ async def probe(
 async def _measured(
     server: Server, composer: Composer, kind: Kind, numbers: range, idle: dict[str, float]
 ) -> Probe:
+    for number in numbers:  # as a client under load does, ahead of time
+        composer.draw(kind.arrival(number))
     before, began_s = server.accounts(), time.monotonic()
     answers = await _ask(server, composer, kind, numbers)
     passed_s, after = time.monotonic() - began_s, server.accounts()

@@ -4,6 +4,7 @@ Knows the order of the measurements and how thorough they are; each is a module 
 """
 
 import asyncio
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -91,17 +92,18 @@ async def _measured(config: Config, effort: Effort, say: Say) -> _Measured:
 
 
 async def sizes(config: Config) -> Sizes:
-    """Bytes of the model as an instance of all stages has them. Caches are sized by the
-    configuration, so a device is given no more than it holds."""
+    """Bytes of the model as an instance of all stages has them; of the device, this machine's
+    memory, or on a GPU what the configuration takes of it."""
     machine = ThisMachine()
     both = await _bytes(machine, config, tuple(Stage))
     encode = await _bytes(machine, config, (Stage.ENCODE,))
     vision = encode["weights"]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tokens = config.cache.kv_blocks * config.cache.block_size
     places = config.cache.embedding_blocks * config.cache.embedding_block_size
     return Sizes(
         num_devices=1,
-        device_bytes=sum(both.values()),
+        device_bytes=sum(both.values()) if has_gpu(config) else memory,
         language_bytes=max(0, both["weights"] - vision),
         vision_bytes=vision,
         kv_token_bytes=both["kv"] // tokens,

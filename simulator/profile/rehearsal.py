@@ -5,12 +5,10 @@ own, and how long it takes with what is known so far.
 """
 
 from statistics import median
-from typing import Any
 
 import msgspec
 
 from bench.workload import Arrival, Text
-from scheduler.costs import Costs
 from simulator.costs.card import Card
 from simulator.costs.overheads import Overheads
 from simulator.hardware import Hardware
@@ -35,11 +33,6 @@ TURN_END = 8
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """Of one request of a probe, in the mean."""
 
-    language_s: float
-    """Seconds of all steps of the language model by the costs, without anything around them."""
-    vision_s: float
-    num_steps: float
-    num_vision_steps: float
     counts: dict[str, float]
     """As ``Threads.counts``."""
     ttft_s: float
@@ -80,8 +73,6 @@ def as_counted(arrival: Arrival, num_prompt: int) -> Arrival:
 
 def rehearse(config: Config, card: Card, probe: Probe, overheads: Overheads) -> Needs:
     """Run a probe's requests of one time."""
-    spy = _Spy(card.costs)
-    card = msgspec.structs.replace(card, costs=spy)
     plan = plan_of(config, card, probe.topology, overheads)
     count = probe.kind.at_once
     arrivals = [as_counted(probe.kind.arrival(n), probe.num_prompt) for n in range(count)]
@@ -91,41 +82,7 @@ def rehearse(config: Config, card: Card, probe: Probe, overheads: Overheads) -> 
     assert threads is not None, "there are overheads"
     times = [row.token_times_s for row in run.rows]
     return Needs(
-        language_s=spy.language / count,
-        vision_s=spy.vision / count,
-        num_steps=spy.num_steps / count,
-        num_vision_steps=spy.num_vision_steps / count,
         counts={name: value / count for name, value in threads.counts.items()},
         ttft_s=median(row.token_times_s[0] - row.arrival_s for row in run.rows),
         tpot_s=median((each[-1] - each[0]) / max(1, len(each) - 1) for each in times),
     )
-
-
-class _Spy:
-    """Adds up what is asked of costs. Implements ``Costs``."""
-
-    def __init__(self, costs: Costs) -> None:
-        self._costs = costs
-        self.language = self.vision = 0.0
-        self.num_steps = self.num_vision_steps = 0
-
-    def vision_s(self, pictures: Any) -> float:
-        """See ``Costs``."""
-        seconds = self._costs.vision_s(pictures)
-        self.vision += seconds
-        self.num_vision_steps += 1
-        return seconds
-
-    def language_s(self, chunks: Any, num_decodes: int, context: int) -> float:
-        """See ``Costs``."""
-        seconds = self._costs.language_s(chunks, num_decodes, context)
-        self.language += seconds
-        self.num_steps += 1
-        return seconds
-
-    def decode_run_s(self, num_decodes: int, context: int, steps: int) -> float:
-        """See ``Costs``."""
-        seconds = self._costs.decode_run_s(num_decodes, context, steps)
-        self.language += seconds
-        self.num_steps += steps
-        return seconds

@@ -47,9 +47,9 @@ def probe_of(kind, topology):
         router_s=handled(TRUE.router, count),
         decoders_s=TRUE.picture_s * len(kind.sides) + TRUE.megapixel_s * megapixels,
         instances_s={
-            "whole": TRUE.slowdown * (needs.language_s + needs.vision_s)
-            + TRUE.step_s * needs.num_steps
-            + TRUE.vision_step_s * needs.num_vision_steps
+            "whole": TRUE.slowdown * count("seconds", 0)
+            + TRUE.step_s * count("steps", 0)
+            + TRUE.vision_step_s * count("vision_steps", 0)
             + TRUE.instance.job_s * count("jobs", 0)
             + TRUE.instance.token_s * count("tokens", 0)
             + transfers
@@ -164,3 +164,14 @@ def test_the_command_asks_a_server(tmp_path):
     assert around.router.request_s + around.router.job_s > 0
     assert around.picture_s + around.megapixel_s > 0
     assert len(around.speeds) == len(os.sched_getaffinity(0))
+
+
+def test_a_rehearsal_counts_what_is_computed_and_nothing_that_is_only_predicted():
+    (kind,) = (each for each in KINDS if each.name == "answer")
+    config = load(None, ["model.path=oracle", "engine.order=slack"], environment={})
+    for topology in TOPOLOGIES:
+        counts = rehearse(config, CARD, probe_of(kind, topology), TRUE).counts
+        assert counts["steps"] == 65
+        assert counts["seconds"] == pytest.approx(65 * STEPS.step_s)
+        assert counts["tokens"] == 65
+        assert counts["requests"] == 1
