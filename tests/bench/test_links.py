@@ -3,6 +3,7 @@
 import pytest
 
 from bench.links import Link, Run, main, share, spread, table
+from tests.patience import PATIENCE_S
 
 
 def run(copy, shm, bare, tcp):
@@ -42,6 +43,7 @@ def test_spread():
 @pytest.mark.slow
 def test_real_links_are_measured(tmp_path, capsys):
     words = ["--sizes", "16777216", "--repetitions", "1", "--turns", "1", "--out", str(tmp_path)]
+    words += ["--set", f"transfer.timeout_s={PATIENCE_S}"]
     assert main([*words, "--bytes", str(32 << 20)]) == 0
     out = capsys.readouterr().out
     for way in ("memcpy", "cma", "socket", "inproc", "shm", "tcp"):

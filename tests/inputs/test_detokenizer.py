@@ -24,7 +24,7 @@ def grouped(data, items):
     return groups
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), ids=st.lists(st.integers(0, 691), max_size=60))
 def test_any_tokens_equal_the_library(data, ids):
     """Random ids: most of their bytes are no UTF-8 at all."""
@@ -33,7 +33,7 @@ def test_any_tokens_equal_the_library(data, ids):
     assert text == JUDGE.decode(ids, skip_special_tokens=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), text=st.text(max_size=30))
 def test_split_characters_come_whole(data, text):
     for tokenizer in (BYTES, DEMO_WORDS):
@@ -84,7 +84,7 @@ def naive_stop(text: str, strings: tuple[str, ...]) -> tuple[str, bool]:
     return text, False
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     data=st.data(),
     text=st.text("ab\n", max_size=30),

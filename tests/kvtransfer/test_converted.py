@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from contextlib import contextmanager
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -100,9 +100,26 @@ def mirror(store, content):
         other.close()
 
 
-@pytest.mark.parametrize("way", EVERYWHERE)
-@pytest.mark.parametrize("wire", WIRES)
-@pytest.mark.parametrize("shape", SHAPES)
+def crossed() -> list[object]:
+    """Shapes, wires and ways. Every run has each shape on each wire within the process and by one
+    other way, and by the way that is left over; so each two of them meet."""
+    found, others = [], len(EVERYWHERE) - 1
+    for (i, shape), (j, wire), (k, way) in product(*map(enumerate, (SHAPES, WIRES, EVERYWHERE))):
+        name, marks = (way, []) if isinstance(way, str) else (way.values[0], [*way.marks])
+        turns = {0, 1 + (i + j) % others, *([1 + (i + 3) % others] if j == i % len(WIRES) else [])}
+        marks += [] if k in turns else [pytest.mark.matrix]
+        found.append(pytest.param(shape, wire, name, marks=marks))
+    return found
+
+
+def test_what_every_run_has_meets_in_pairs():
+    always = [one for one in crossed() if pytest.mark.matrix not in one.marks]
+    for a, b in combinations(range(3), 2):
+        every = {(one.values[a], one.values[b]) for one in crossed()}
+        assert {(one.values[a], one.values[b]) for one in always} == every
+
+
+@pytest.mark.parametrize(("shape", "wire", "way"), crossed())
 async def test_numbers_arrive_whatever_the_shapes_and_the_wire(shape, wire, way):
     giver, taker = SHAPES[shape]
     rng = random.Random(f"{shape} {wire} {way}")

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("no_leak")
 @pytest.mark.parametrize("fault", ["corrupt", "truncate", "swap", "replay", "fail"])
 @pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_damaged_chunk_never_counts(way, fault):
-    caught = 0
-    for seed in range(12):
+    caught, seeds = 0, range(12 if way in ("inproc", "shm", "tcp") else 4)  # others start slowly
+    for seed in seeds:
         made = getattr(faults, fault)(seed)
         async with pair(way, wrap=lambda inner, made=made: Faulty(inner, made)) as both:
             offer, seen = both.offer(), []
@@ -38,7 +38,7 @@ async def test_a_damaged_chunk_never_counts(way, fault):
             await both.assert_idle()
             assert both.released == {"h": ["taker_lost"]}
             assert both.receiver._idle == []
-    assert caught == 12
+    assert caught == len(seeds)
 
 
 @pytest.mark.parametrize("way", EVERYWHERE)
