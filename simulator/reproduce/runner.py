@@ -11,10 +11,10 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+from scheduler.planner import PLANNERS
 from simulator.reproduce.lab import Hear, Lab, NoTrace
 from simulator.reproduce.measures import MEASURES, WITH_FIGURE
 from simulator.reproduce.outcome import Outcome, Result
-from simulator.reproduce.planning import PLANNERS
 from simulator.reproduce.statistics import STATISTICS
 from simulator.reproduce.target import Check, Target, read
 from triptych.core.errors import ConfigError
