@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from bench.sources.registry import workload
-from bench.workload import Workload
+from bench.workload import Arrival, Workload
 from cluster.roles import ROLES, places_of
 from simulator.costs import registry
 from simulator.costs.card import Card
@@ -117,7 +117,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``simulator.costs.registry``: ``h200:qwen2.5-vl-7b``."""
     workload: str
     """``bench.sources.registry``: ``synthetic:image_heavy``."""
-    rates: tuple[Positive, ...]
+    rates: tuple[Annotated[float, Meta(ge=0)], ...]
+    """Requests per second; 0: the workload's own, which a closed loop has to have."""
     duration_s: Positive
     systems: tuple[System, ...]
     warmup_s: float = 0.0
@@ -137,6 +138,10 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def source(self) -> Workload:
         """The workload. Raises ConfigError."""
         return workload(self.workload)
+
+    def arrivals(self, rate: float, seed: int) -> Iterator[Arrival]:
+        """What is offered to every system. Raises ConfigError."""
+        return self.source.arrivals(rate or None, self.duration_s, seed)
 
     def plan(self, system: System, rate: float, seed: int) -> Plan:
         """One run. Raises ConfigError."""

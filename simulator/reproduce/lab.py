@@ -91,7 +91,7 @@ class Lab:
         self._hear(f"{scenario.name}, {system.name} at {rate:g}/s")
         plan = scenario.plan(system, rate, seed)
         plan = msgspec.structs.replace(plan, keeps_busy=self._keeps_busy)
-        run = simulate(plan, scenario.source.arrivals(rate, scenario.duration_s, seed))
+        run = simulate(plan, scenario.arrivals(rate, seed))
         self._count(run)
         return run
 

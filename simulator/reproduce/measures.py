@@ -14,6 +14,7 @@ from simulator.reproduce import layouts, planning
 from simulator.reproduce.lab import Lab
 from simulator.reproduce.statistics import STATISTICS
 from simulator.reproduce.target import Check
+from triptych.core import topology
 
 Measure = Callable[[Lab, Check], float]
 
@@ -92,6 +93,20 @@ def grid_winners(lab: Lab, check: Check) -> float:
     return float(len(layouts.winners(layouts.grid(lab, check))))
 
 
+def instances_at_end(lab: Lab, check: Check) -> float:
+    """Instances of the role ``figure`` when the last request is over, the least over all runs."""
+    case = lab.target.case_of(check)
+    counts = []
+    for system in lab.target.systems(case, check.of):
+        before = {topology.name(role): count for role, count in topology.parse(system.topology)}
+        for run in lab.runs(case, system):
+            moves = [one.detail.split(" -> ") for one in run.changes if one.what == "role"]
+            gained = sum(after == check.figure for _, after in moves)
+            lost = sum(was == check.figure for was, _ in moves)
+            counts.append(before.get(check.figure, 0) + gained - lost)
+    return float(min(counts))
+
+
 def hit_ratio(lab: Lab, check: Check) -> float:  # noqa: ARG001
     """Percent of a trace's prefix blocks that are found in the server's own cache, without
     bounds."""
@@ -105,7 +120,7 @@ MEASURES: dict[str, Measure] = {
     each.__name__: each
     for each in (
         value, ratio, goodput, goodput_per_gpu, goodput_ratio, queue_error, recursion_error,
-        planner_share, grid_gain, grid_winners, hit_ratio,
+        planner_share, grid_gain, grid_winners, instances_at_end, hit_ratio,
     )
 }  # fmt: skip
 """By the name that target files use."""

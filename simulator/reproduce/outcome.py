@@ -12,11 +12,13 @@ class Outcome(msgspec.Struct, frozen=True):
     """None: nothing was measured."""
     note: str = ""
     """Why not."""
+    is_failed: bool = False
+    """It is not that something was not at hand."""
 
     def verdict(self, check: Check) -> str:
-        """``pass``, ``miss``, or ``absent`` where something needed is not at hand."""
+        """``pass``, ``miss``, ``failed``, or ``absent`` where something needed is not at hand."""
         if self.value is None:
-            return "absent"
+            return "failed" if self.is_failed else "absent"
         return "pass" if check.is_within(self.value) else "miss"
 
 
@@ -33,16 +35,16 @@ class Result(msgspec.Struct, frozen=True):
     def verdict(self, target: Target) -> str:
         """The worst of its checks."""
         found = {one.verdict(check) for one, check in self.checked(target)}
-        return next(word for word in ("miss", "absent", "pass") if word in found)
+        return next(word for word in ("failed", "miss", "absent", "pass") if word in found)
 
     def checked(self, target: Target) -> list[tuple[Outcome, Check]]:
         """Outcomes beside their checks."""
         return list(zip(self.outcomes, target.checks, strict=True))
 
     def surprises(self, target: Target) -> list[str]:
-        """Checks that miss without a reason that was written down before."""
+        """Checks that fail, or miss without a reason that was written down before."""
         return [
             check.says
             for one, check in self.checked(target)
-            if one.verdict(check) == "miss" and not check.miss
+            if one.is_failed or (one.verdict(check) == "miss" and not check.miss)
         ]

@@ -17,7 +17,7 @@ from simulator.reproduce.measures import MEASURES, WITH_FIGURE
 from simulator.reproduce.outcome import Outcome, Result
 from simulator.reproduce.statistics import STATISTICS
 from simulator.reproduce.target import Check, Target, read
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, TriptychError
 
 Say = Callable[[int, str], None]
 """Hears the number of a target and what it does; an empty text: a check is done."""
@@ -69,6 +69,8 @@ def _outcome(lab: Lab, check: Check) -> Outcome:
         return Outcome(MEASURES[check.measure](lab, check))
     except NoTrace as error:
         return Outcome(None, f"{error}")
+    except TriptychError as error:
+        return Outcome(None, f"{error}", is_failed=True)
 
 
 _words: "list[Queue[tuple[int, str]]]" = []
