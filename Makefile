@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help serve ask setup runtime test test-fast test-matrix test-ray test-gpu check fmt lint \
 	type imports docs proto bench bench-gpu bench-links bench-conversation bench-overlap \
-	eval-demo train-demo doctor size clean
+	reproduce eval-demo train-demo doctor size clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,10 @@ bench-conversation: setup ## Ten turns about three pictures: time and reuse by t
 
 bench-overlap: setup ## What overlap of stages and transfers hides, by switch
 	@exec $(RUN) -m bench overlap $(ARGS)
+
+reproduce: setup ## Published results, simulated: docs/reproduction.md (ARGS="--traces DIR 3 9")
+	@exec $(VENV)/bin/triptych reproduce --page docs/reproduction.md \
+		--plot docs/figures/reproduction.png --json runs/reproduction.json $(ARGS)
 
 eval-demo: setup ## Ask the demo model at least 1,000 held-out questions
 	@exec $(RUN) -m examples.demo_model.evaluate $(ARGS)

@@ -1,6 +1,6 @@
 """A picture of a comparison: bars with their spread. matplotlib comes with the extra ``bench``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,3 +88,58 @@ def draw_lines(panels: Sequence[Panel], path: Path, title: str) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+class Band(NamedTuple):
+    """A number, the band that it should lie in, and what somebody else measured."""
+
+    name: str
+    low: float | None
+    high: float | None
+    value: float | None
+    published: float | None
+
+
+def draw_bands(bands: Sequence[Band], path: Path) -> None:
+    """Write a PNG: a row for each number, stretched so that its band fills the same width."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9.0, 0.3 * len(bands) + 1.2))
+    axis.axvspan(0.0, 1.0, color="C2", alpha=0.15)
+    for row, band in enumerate(bands):
+        place = _stretched(band)
+        if band.published is not None:
+            axis.plot(place(band.published), row, "x", color="grey")
+        if band.value is not None:
+            is_above = band.low is None or band.value >= band.low
+            is_within = is_above and (band.high is None or band.value <= band.high)
+            axis.plot(place(band.value), row, "o", color="C2" if is_within else "C3")
+        told = "not measured" if band.value is None else f"{band.value:.3g}"
+        axis.annotate(told, (1.01, row), xycoords=("axes fraction", "data"), va="center", size=8)
+    axis.set_yticks(range(len(bands)), [band.name for band in bands], size=8)
+    axis.set_ylim(len(bands) - 0.5, -0.5)
+    axis.set_xlim(-1.0, 2.0)
+    axis.set_xticks([0.0, 1.0], ["low end", "high end"])
+    axis.set_title("dot: result, x: published, green: expected band", fontsize="medium")
+    axis.grid(axis="y", alpha=0.2)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _stretched(band: Band) -> Callable[[float], float]:
+    """Where a number is drawn: the band from 0 to 1, what is far off at the edge. A band with one
+    end is as wide as that end is large."""
+    ends = [end for end in (band.low, band.high) if end is not None]
+    if len(ends) == 2 and ends[0] < ends[1]:
+        low, width = ends[0], ends[1] - ends[0]
+    else:
+        width = abs(ends[0]) or 1.0
+        low = ends[0] if band.high is None else ends[0] - width
+        if len(ends) == 2:
+            low = ends[0] - width / 2
+    return lambda value: min(1.95, max(-0.95, (value - low) / width))

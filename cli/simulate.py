@@ -55,8 +55,7 @@ def _swept(scenario: Scenario) -> list[Run]:
     runs, bar, plans = [], Bar(), list(scenario.plans())
     for index, (system, plan) in enumerate(plans):
         share = _Share(bar, scenario, system, plan.rate, (index, len(plans)))
-        arrivals = scenario.source.arrivals(plan.rate, plan.duration_s, plan.seed)
-        runs.append(simulate(plan, arrivals, share))
+        runs.append(simulate(plan, scenario.arrivals(plan.rate, plan.seed), share))
     bar.done()
     return runs
 

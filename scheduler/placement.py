@@ -26,6 +26,9 @@ NOTHING = Coverage()
 
 Pair = tuple[InstanceView, InstanceView]
 
+Spread = Callable[[Sequence[Item], Sequence[InstanceView]], tuple[InstanceId, ...]]
+"""An encoder for each item."""
+
 
 class Ask(msgspec.Struct, frozen=True):
     """What a request was promised, and what of it is left, when it is placed."""
@@ -61,7 +64,11 @@ class Placement(Protocol):
 class LeastLoaded:
     """The pair with the fewest pending tokens, and a transfer counts as computing the prompt; so
     one instance for prefill and decode is preferred. A prefill instance that encodes does so for
-    itself; other encoders are chosen by content, within a load slack."""
+    itself; other encoders are chosen by ``spread``: by content within a load slack, or all on the
+    idlest."""
+
+    def __init__(self, spread: Spread | None = None) -> None:
+        self._spread = spread or _spread
 
     def choose(
         self,
@@ -78,7 +85,7 @@ class LeastLoaded:
             key=lambda pair: _pending(pair, len(prompt)),
         )
         encoders = encoders_for(view, prefill, prompt, avoid)
-        encode = _spread(prompt.items, encoders) if prompt.items else ()
+        encode = self._spread(prompt.items, encoders) if prompt.items else ()
         return Route(encode, prefill.description.id, decode.description.id)
 
 
@@ -251,6 +258,11 @@ def _spread(items: Sequence[Item], encoders: Sequence[InstanceView]) -> tuple[In
         chosen[item.key] = best.description.id
         num_given[best.description.id] += 1
     return tuple(chosen[item.key] for item in items)
+
+
+def together(items: Sequence[Item], encoders: Sequence[InstanceView]) -> tuple[InstanceId, ...]:
+    """The idlest encoder for all items: no parallelism within a request, to compare with."""
+    return (min(encoders, key=load).description.id,) * len(items)
 
 
 def affinity(key: bytes, view: InstanceView) -> bytes:

@@ -15,7 +15,7 @@ from scheduler.forecast import Forecast, Terms
 from scheduler.latency import Latencies
 from scheduler.mlfq import Mlfq
 from scheduler.modality import Modality
-from scheduler.placement import LeastLoaded, Placement, RoundRobin
+from scheduler.placement import LeastLoaded, Placement, RoundRobin, together
 from scheduler.preemption import youngest_first
 from scheduler.prefix_aware import PrefixAware
 from scheduler.prior import PRIOR
@@ -33,6 +33,7 @@ PLACEMENTS: dict[str, Callable[[Forecast, float], Placement]] = {
     "prefix_aware": lambda forecast, _: PrefixAware(forecast.latencies),
     "slo": lambda forecast, _: SloAware(forecast),
     "least_loaded": lambda _, __: LeastLoaded(),
+    "one_encoder": lambda _, __: LeastLoaded(together),
     "modality": lambda _, share: Modality(share),
     "round_robin": lambda _, __: RoundRobin(),
 }

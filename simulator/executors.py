@@ -27,8 +27,6 @@ from triptych.core.plan import (
 
 MAX_STEPS = 4096
 """Of one run."""
-LAYER_GROUPS = 4
-"""Times in a chunk at which its finished layers are told of."""
 
 
 class EmptyMemory:
@@ -116,14 +114,21 @@ class SimulatedLanguage:
     max_steps = MAX_STEPS
 
     def __init__(
-        self, memory: EmptyMemory, embeddings: EmptyMemory | None, costs: Costs, pace: Pace
+        self,
+        memory: EmptyMemory,
+        embeddings: EmptyMemory | None,
+        costs: Costs,
+        pace: Pace,
+        layer_groups: int,
     ) -> None:
+        """``layer_groups``: times in a chunk at which its finished layers are told of."""
         self.memory = memory
         self.embeddings = embeddings
         self._costs = costs
         self._pace = pace
         if pace.cores is not None:
             self.max_steps = 1
+        self._layer_groups = layer_groups
         self._run: tuple[Takes, _Work, float] | None = None
         """The run in flight, and by how much it takes longer."""
 
@@ -206,9 +211,10 @@ class SimulatedLanguage:
     ) -> tuple[tuple[float, Callable[[], None]], ...]:
         """When groups of layers are there, all of them with the end of the step."""
         num_layers = self.memory.layout.num_layers
-        ends = [-(-num_layers * index // LAYER_GROUPS) for index in range(1, LAYER_GROUPS)]
-        groups = tuple((seconds * end / num_layers, partial(on_layers, end)) for end in ends)
-        return (*groups, (seconds, partial(on_layers, num_layers)))
+        groups = min(self._layer_groups, num_layers)
+        ends = [-(-num_layers * index // groups) for index in range(1, groups)]
+        marks = tuple((seconds * end / num_layers, partial(on_layers, end)) for end in ends)
+        return (*marks, (seconds, partial(on_layers, num_layers)))
 
 
 class SimulatedVision:

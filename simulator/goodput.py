@@ -27,7 +27,7 @@ def search(
 
     ``on_run`` hears of every run that was needed.
     """
-    level, source = scenario.attainment, scenario.source
+    level = scenario.attainment
     bisection = Bisection(scenario.rates[0], level, tolerance)
     curves: dict[int, list[Point]] = {seed: [] for seed in scenario.seeds}
     num_gpus = 1.0
@@ -37,8 +37,7 @@ def search(
         shares = []
         for seed in scenario.seeds:
             plan = scenario.plan(system, rate, seed)
-            arrivals = source.arrivals(rate, scenario.duration_s, seed)
-            run = simulate(plan, arrivals, on_progress)
+            run = simulate(plan, scenario.arrivals(rate, seed), on_progress)
             num_gpus = run.num_gpus
             share = figures(run).attainment
             curves[seed].append(Point(rate, share))

@@ -12,9 +12,6 @@ from simulator.interference import Colocated
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import Role, Stage
 
-LAYERS = 16
-"""Parts in which a block of KV becomes ready and may be sent: runs of a model's layers."""
-
 
 class Hardware(msgspec.Struct, frozen=True):
     """The machines of a scenario."""
@@ -29,6 +26,9 @@ class Hardware(msgspec.Struct, frozen=True):
     per_node: int = 8
     decode_s: float = 0.004
     """To decode and resize a picture of a million pixels on one core of a host."""
+    picture_pixels: int = 0
+    """Pixels of every picture before it is resized; 0: as the workload says. For models whose
+    tokens do not follow from the pixels."""
     start_s: float = 30.0
     """Cold start of an instance: weights, graphs."""
     load_s: float = 10.0
@@ -41,6 +41,10 @@ class Hardware(msgspec.Struct, frozen=True):
     contention: float = 1.0
     """By how much a step of pictures takes longer while sequences are computed on the same GPUs,
     and the other way round: 1 if they take turns, less if two streams overlap."""
+    kv_layers: int = 16
+    """Parts of a block of KV that may be sent by themselves: runs of a model's layers."""
+    layer_groups: int = 4
+    """Times in a chunk at which its finished layers are told of; a real executor tells of each."""
     hop_s: float = 0.0
     """Of a message between router and instance, one way, the work at both ends included."""
     overheads: Overheads | None = None
@@ -70,11 +74,11 @@ def _weights(role: Role) -> set[bool]:
     return {stage is Stage.ENCODE for stage in role}
 
 
-def kv_layout(card: Card, model: str, block_size: int) -> Layout:
+def kv_layout(card: Card, model: str, block_size: int, num_layers: int) -> Layout:
     """Blocks of as many bytes as an instance's KV has, all devices together. Which rank holds which
     head is not modelled."""
-    row = card.sizes.kv_token_bytes // LAYERS
-    return Layout("kv", model, "uint8", (LAYERS, 1, block_size, 1, row), block_size)
+    row = card.sizes.kv_token_bytes // num_layers
+    return Layout("kv", model, "uint8", (num_layers, 1, block_size, 1, row), block_size)
 
 
 def embedding_layout(card: Card, model: str, block_size: int) -> Layout:

@@ -74,11 +74,11 @@ class _Pace:
 
 
 class _SimulatedDecoders:
-    """Pictures take ``seconds`` per million pixels on one of ``workers`` cores. Implements
-    ``Decoders``."""
+    """Pictures take their time on one of ``workers`` cores. Implements ``Decoders``."""
 
     def __init__(self, host: "SimulatedHost", workers: int) -> None:
         self._seconds = host.hardware.decode_s
+        self._pixels = host.hardware.picture_pixels
         self._threads = host.threads
         self._free = asyncio.Semaphore(workers)
 
@@ -91,7 +91,7 @@ class _SimulatedDecoders:
             if self._threads is not None:
                 await self._threads.decoded(width, height)
             else:
-                await asyncio.sleep(self._seconds * width * height / 1e6)
+                await asyncio.sleep(self._seconds * (self._pixels or width * height) / 1e6)
         return _NO_PIXELS
 
     async def close(self) -> None:
@@ -132,9 +132,11 @@ class SimulatedMachine:
             layout = embedding_layout(own, model, cache.embedding_block_size)
             embeddings = EmptyMemory(layout, cache.embedding_blocks)
         if Stage.PREFILL in spec.role or Stage.DECODE in spec.role:
-            kv = EmptyMemory(kv_layout(own, model, cache.block_size), cache.kv_blocks)
+            layout = kv_layout(own, model, cache.block_size, host.hardware.kv_layers)
+            kv = EmptyMemory(layout, cache.kv_blocks)
             readable = embeddings if Stage.PREFILL in spec.role else None
-            language = SimulatedLanguage(kv, readable, costs, pace)
+            groups = host.hardware.layer_groups
+            language = SimulatedLanguage(kv, readable, costs, pace, groups)
             host.interference.listen(place, language.interrupt)
         if Stage.ENCODE in spec.role and embeddings is not None:
             vision = SimulatedVision(embeddings, costs, pace)

@@ -11,7 +11,7 @@ from scheduler.planner.demand import Shape
 from scheduler.planner.problem import Footprint, Kind, Link, Problem
 from scheduler.roles.fleet import Switch
 from simulator.happenings import Happenings
-from simulator.hardware import LAYERS, Hardware
+from simulator.hardware import Hardware
 from simulator.recorder import Recorder, place_of
 from simulator.world import World
 from triptych.core import topology
@@ -95,7 +95,7 @@ def problem_of(config: Config, hardware: Hardware, shapes: tuple[Shape, ...]) ->
             embedding_token_bytes=float(sizes.visual_token_bytes),
         ),
         embedding_link=Link(far.latency_s, far.bytes_per_s),
-        kv_link=Link(far.latency_s, far.bytes_per_s, 1 / LAYERS),
+        kv_link=Link(far.latency_s, far.bytes_per_s, 1 / hardware.kv_layers),
         chunks=(config.engine.token_budget or config.engine.chunk_tokens,),
         max_decodes=config.engine.max_sequences,
     )

@@ -32,7 +32,7 @@ from triptych.core.config import Config
 from triptych.core.errors import Cancelled, DeadlineExceeded, Overloaded, TriptychError
 from triptych.core.event import Tokens
 from triptych.core.metrics import slo_class
-from triptych.core.request import Request
+from triptych.core.request import Request, Slo
 
 Progress = Callable[[float, int], None]
 """Hears now and then of the virtual time and the requests that are over."""
@@ -57,6 +57,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Modality group by place at the start, for policies that have groups."""
     sample_s: float = 0.0
     """Queues are recorded this often; 0: never."""
+    slo: Slo | None = None
+    """Of every request, instead of its class's."""
 
 
 def simulate(
@@ -196,7 +198,7 @@ class _Drive:
             await asyncio.wait([before])
         if arrival.after_s is not None:
             await asyncio.sleep(arrival.after_s)
-        slo = slo_class(arrival.slo, len(arrival.images))
+        slo = self._plan.slo or slo_class(arrival.slo, len(arrival.images))
         began_s = self._world.time()
         deadline_s = began_s + self._plan.config.limits.default_deadline_s
         request = self._prompts.request(number, arrival, slo, deadline_s)

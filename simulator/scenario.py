@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from bench.sources.registry import workload
-from bench.workload import Workload
+from bench.workload import Arrival, Workload
 from cluster.roles import ROLES, places_of
 from simulator.costs import registry
 from simulator.costs.card import Card
@@ -27,6 +27,7 @@ from triptych.core import topology
 from triptych.core.config import Config, load
 from triptych.core.errors import ConfigError
 from triptych.core.lifecycle import Role, Stage
+from triptych.core.request import Slo
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -86,16 +87,26 @@ class Machines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     link_share: Positive = 0.9
     """Of the line rate that transfers reach."""
     decode_s: float = 0.004
+    picture_pixels: Annotated[int, Meta(ge=0)] = 0
     start_s: float = 30.0
     load_s: float = 10.0
     switch_s: float = 0.7
     contention: Annotated[float, Meta(ge=0)] = 1.0
+    kv_layers: Annotated[int, Meta(ge=1)] = 16
+    layer_groups: Annotated[int, Meta(ge=1)] = 4
     hop_s: float = 0.0005
     cores: Annotated[int, Meta(ge=0)] | None = None
     """Of the one machine on which everything runs, clients included; 0: every instance has a device
     and each process a core of its own. As profiled (``costs = "file:PATH"``), or else 0."""
     colocated: tuple[Colocated, ...] = ()
     """Applied to the systems that have all of the places."""
+
+
+class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What every request is promised, instead of its class."""
+
+    ttft_s: Positive | None = None
+    tpot_s: Positive | None = None
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,7 +117,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``simulator.costs.registry``: ``h200:qwen2.5-vl-7b``."""
     workload: str
     """``bench.sources.registry``: ``synthetic:image_heavy``."""
-    rates: tuple[Positive, ...]
+    rates: tuple[Annotated[float, Meta(ge=0)], ...]
+    """Requests per second; 0: the workload's own, which a closed loop has to have."""
     duration_s: Positive
     systems: tuple[System, ...]
     warmup_s: float = 0.0
@@ -117,6 +129,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     happenings: tuple[Happening, ...] = ()
     sample_s: Annotated[float, Meta(ge=0)] = 1.0
     """Queues are recorded this often, seconds; 0: never."""
+    slo: Bounds | None = None
+    """Instead of the classes that requests name."""
     attainment: float = 0.9
     """Share of requests within their SLO at which a rate counts as served."""
 
@@ -125,9 +139,14 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The workload. Raises ConfigError."""
         return workload(self.workload)
 
+    def arrivals(self, rate: float, seed: int) -> Iterator[Arrival]:
+        """What is offered to every system. Raises ConfigError."""
+        return self.source.arrivals(rate or None, self.duration_s, seed)
+
     def plan(self, system: System, rate: float, seed: int) -> Plan:
         """One run. Raises ConfigError."""
         hardware = self.hardware(system)
+        slo = None if self.slo is None else Slo("scenario", self.slo.ttft_s, self.slo.tpot_s)
         return Plan(
             system=system.name,
             workload=self.source.name,
@@ -141,6 +160,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             happenings=self.happenings_of(system),
             groups=system.groups,
             sample_s=self.sample_s,
+            slo=slo,
         )
 
     def plans(self) -> Iterator[tuple[System, Plan]]:
@@ -175,10 +195,13 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             far=_link(machines.far, machines.link_share),
             per_node=machines.per_node,
             decode_s=machines.decode_s,
+            picture_pixels=machines.picture_pixels,
             start_s=machines.start_s,
             load_s=machines.load_s,
             switch_s=machines.switch_s,
             contention=machines.contention,
+            kv_layers=machines.kv_layers,
+            layer_groups=machines.layer_groups,
             hop_s=machines.hop_s,
             overheads=overheads,
             has_shared_cores=overheads is not None and bool(overheads.speeds),

@@ -39,11 +39,27 @@ SERVEGEN: dict[str, Draw] = {
 }
 """Pictures of a request, visual tokens of a picture, text and output tokens."""
 
+SHAREGPT: dict[str, Draw] = {
+    "text": quantiles(
+        "0:9 5:31 10:94 15:181 20:279 25:345 30:432 40:575 50:760 60:865 70:1043 75:1153 80:1316 "
+        "85:1421 90:1512 95:1717 97:1763 99:1889 100:2003"
+    ),
+    "output": quantiles(
+        "0:2 5:5 10:9 15:12 20:14 25:18 30:23 40:36 50:68 60:162 70:235 75:277 80:336 85:403 "
+        "90:478 95:593 97:768 99:833 100:1085"
+    ),
+}
+"""Quantiles of the 300 requests that DistServe's artifact replayed for OPT-13B (20a1633,
+opt-13b-sharegpt-workload/distserve-300-3.exp): means 780 and 176; its paper says 755.5 and 200.3 of
+the whole."""
+
+TABLES = {"servegen": SERVEGEN, "sharegpt": SHAREGPT}
+
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 
 
 class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options: what requests contain. Amounts as in ``shapes.amount``, or ``servegen``."""
+    """Options: what requests contain. Amounts as in ``shapes.amount``, or a name of ``TABLES``."""
 
     images: str = "servegen"
     """Pictures of a request."""
@@ -74,7 +90,8 @@ class Contents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def draw(self, field: str, text: str) -> Draw:
         """The distribution that ``text`` means for ``field``. Raises ConfigError."""
-        return SERVEGEN[field] if text == "servegen" else amount(text, field)
+        table = TABLES.get(text, {})
+        return table[field] if field in table else amount(text, field)
 
     def requests(self, source: random.Random) -> Requests:
         """Makes requests of ``source``."""
@@ -172,6 +189,7 @@ KINDS = {
         images="2", size="4032x3024", text="22", output="50", rate=3.0, arrivals="uniform",
         shift_s=10 / 3, shifted_output="500", slo="multi-image",
     ),
+    "sharegpt": Settings(images="0", text="sharegpt", output="sharegpt"),
     "fixed": Settings(images="1", tokens="576", text="64", output="128"),
     "video": Settings(images="32", tokens="196", text="64", output="64", slo="video"),
 }  # fmt: skip

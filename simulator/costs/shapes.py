@@ -134,6 +134,15 @@ SHAPES = {
             extra_patches=1, projector=((12800, 6144), (6144, 6144)),
         ),
     ),
+    # Its resampler's keys and values, 7 % of the encoder's products, are left out.
+    "minicpm-v-2.6": Shape(
+        "openbmb/MiniCPM-V-2_6 (SigLIP-So400M at 448 px a slice, 64 queries each; Qwen2-7B)",
+        Language(layers=28, hidden=3584, heads=28, kv_heads=4, inner=18944, vocabulary=151666),
+        Vision(
+            layers=27, full_layers=27, hidden=1152, heads=16, inner=4304, patches=16, whole=1024,
+            projector=((1152, 3584), (3584, 3584)),
+        ),
+    ),
     "opt-13b": Shape(
         "facebook/opt-13b",
         Language(

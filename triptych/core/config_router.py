@@ -30,7 +30,8 @@ class RouterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """File that every ledger event is appended to as a JSON line; empty keeps it in memory."""
     placement: str = "prefix_aware"
     """Policy that picks instances: ``prefix_aware`` (soonest first token, by what is cached where),
-    ``slo`` (bounds kept at the least cost), ``least_loaded``, ``modality`` or ``round_robin``."""
+    ``slo`` (bounds kept at the least cost), ``least_loaded``, ``modality``, ``one_encoder`` (least
+    loaded, but all pictures of a request to one encoder; for comparison) or ``round_robin``."""
     profile: str = ""
     """File as of ``engine.costs`` that predictions begin with; empty: they begin with a guess.
     Either way they are corrected by what is seen."""
