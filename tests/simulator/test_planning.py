@@ -16,12 +16,12 @@ from triptych.core.topology import name, parse
 WISH = Wish(
     costs="h200:qwen2.5-vl-7b",
     workload="synthetic:image_heavy",
-    num_gpus=4,
+    num_gpus=3,
     keep=2,
-    duration_s=3.0,
-    warmup_s=0.5,
+    duration_s=1.0,
+    warmup_s=0.1,
     seeds=(1,),
-    tolerance=0.5,
+    tolerance=0.9,
 )
 
 
@@ -50,7 +50,7 @@ def test_a_plan_uses_its_gpus_and_is_ranked_by_simulation(tmp_path):
     found = plan(WISH)
     assert len(found) == WISH.keep
     assert [one.rate for one in found] == sorted((one.rate for one in found), reverse=True)
-    assert all(one.rate > 0 and gpus(one.system) <= 4 for one in found)
+    assert all(one.rate > 0 and gpus(one.system) <= 3 for one in found)
     written = tmp_path / "plan.toml"
     written.write_text(serve_config(found[0], "examples/demo_model"))
     config = load(written, environment={})
@@ -60,11 +60,13 @@ def test_a_plan_uses_its_gpus_and_is_ranked_by_simulation(tmp_path):
 
 def test_bayesian_search_begins_with_theory_and_adds_policies():
     pytest.importorskip("optuna", reason="optuna is not installed (the extra sim)")
-    wish = Wish(**{name: getattr(WISH, name) for name in WISH.__struct_fields__} | {"trials": 3})
+    wish = Wish(
+        **{name: getattr(WISH, name) for name in WISH.__struct_fields__} | {"trials": 2, "keep": 1}
+    )
     found = plan(wish)
     tried = [one for one in found if one.why == "Bayesian search"]
     assert 1 <= len(tried) <= wish.keep
-    assert all(gpus(one.system) == 4 for one in tried)
+    assert all(gpus(one.system) == 3 for one in tried)
     assert all(
         any(each.startswith("router.placement=") for each in one.system.set) for one in tried
     )
@@ -83,7 +85,7 @@ def test_candidates_are_points_of_the_space():
             assert low <= self.point[name] <= high
             return self.point[name]
 
-    space = Space(4)
+    space = Space(3)
     for candidate in candidates(WISH):
         system = space.suggest(Fixed(space.point(candidate)))
         assert set(system.topology.split(",")) == set(candidate.topology.split(","))
