@@ -70,8 +70,8 @@ class Station:
             for one in asked.services
         ]
         self._servers = float(pool.count)
-        if pool.role == {E} and self._imaged > 0.0:
-            spread = asked.mean(lambda one: float(min(pool.count, len(one.pictures))))
+        spread = asked.mean(lambda one: float(min(pool.count, len(one.pictures))))
+        if pool.role == {E} and spread > 0.0:  # shares that sum to 1 do so but for rounding
             self._servers = pool.count * self._imaged / spread
 
     def take(self, encode: float, prefill: float, decode: float, local: float) -> None:

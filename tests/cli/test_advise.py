@@ -41,12 +41,19 @@ async def test_a_queue_at_one_stage_is_seen_and_advised_about():
         assert "answered 401" in refused.stderr
         assert (await http.get(f"http://{server.admin}/advice")).status_code == 401
         asking = [asyncio.create_task(ask(http, server, f"number {n}", 400)) for n in range(12)]
-        await asyncio.sleep(0.3)
-        said = await advise(server, "--key", "operator", "--json")
-        assert said.returncode == 0, said.stderr
-        page = json.loads(said.stdout)
+        headers = {"authorization": "Bearer operator"}
+        async with asyncio.timeout(30):
+            while True:
+                answer = await http.get(f"http://{server.admin}/advice", headers=headers)
+                page = answer.json()
+                if any("move prefill-" in said["text"] for said in page["advice"]):
+                    break
+                await asyncio.sleep(0.05)
         await asyncio.gather(*asking)
+        said = await advise(server, "--key", "operator", "--json")
         shown = await advise(server, "--key", "operator")
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout).keys() == page.keys()
     assert {one["instance"]: one["role"] for one in page["members"]} == {
         "decode-0@0": "D", "encode-0@0": "E", "prefill-0@0": "P", "prefill-1@0": "P",
     }  # fmt: skip

@@ -12,7 +12,7 @@ PLACES = ("encode-0", "decode-0")
 
 def factors(group, *busy):
     """Of each place's own work while the others do ``busy``."""
-    world = Interference([group])
+    world = Interference([group], share=0.0)
     for place, what in busy:
         world.begin(place, what)
     found = {}
@@ -45,7 +45,7 @@ def test_without_a_model_they_take_turns():
 
 
 def test_slowness_multiplies_and_ends():
-    world = Interference()
+    world = Interference(share=0.0)
     world.slow("decode-0", 2.0)
     world.slow("decode-0", 3.0)
     assert world.begin("decode-0", "decode") == 6.0
@@ -59,10 +59,19 @@ def test_who_computes_hears_that_its_pace_changes():
     world.listen("decode-0", lambda: heard.append("decode-0"))
     world.begin("encode-0", "encode")
     world.end("encode-0", "encode")
-    world.begin("decode-0", "decode")
     assert heard == ["decode-0", "decode-0"]
+    world.begin("encode-1", "encode")
+    assert len(heard) == 2
     world.slow("decode-0", 2.0)
     assert len(heard) == 3
+
+
+def test_pictures_and_sequences_of_one_instance_take_turns():
+    world = Interference()
+    assert world.begin("epd-0", "encode") == 1.0
+    assert world.begin("epd-0", "decode") == 2.0
+    world.end("epd-0", "encode")
+    assert world.begin("epd-1", "decode") == 1.0
 
 
 @pytest.mark.parametrize(

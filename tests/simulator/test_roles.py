@@ -20,7 +20,11 @@ def scenario(roles, topology="E3,P1,D1", **more):
             "workload": "synthetic:image_heavy",
             "rates": [4.0],
             "duration_s": 10.0,
-            "set": ["engine.max_sequences=1", "transfer.lease_s=600"],
+            "set": [
+                "engine.max_sequences=1",
+                "transfer.lease_s=600",
+                "router.placement=least_loaded",
+            ],
             "machines": {"load_s": 0.7, "switch_s": 0.7},
             "systems": [{"name": roles, "topology": topology, "roles": roles, **more}],
         },
