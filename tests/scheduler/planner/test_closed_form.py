@@ -173,3 +173,9 @@ def test_first_tokens_in_time_are_those_of_a_simulation(counts, share, off):
     in_time = sum(seconds <= bound_s for seconds in times) / len(times)
     assert estimate.ttft == pytest.approx(in_time, abs=off)
     assert estimate.ttft_s == pytest.approx(math.fsum(times) / len(times), rel=2.5 * off)
+
+
+def test_requests_without_pictures_leave_encoders_alone():
+    """Ten shares of a tenth are not quite 1: that rest is no picture."""
+    made = prediction("E2,P1,D1", [Shape((), 100 + number, 5) for number in range(10)])
+    assert made.at(1.0).utilisation["encode"] == 0.0
