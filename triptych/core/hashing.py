@@ -17,11 +17,10 @@ SCHEMA = b"triptych-1"
 def digest(domain: str, *fields: bytes) -> ContentHash:
     """SHA-256 of ``domain`` and ``fields``, each with its length in front, so no two inputs collide
     by concatenation."""
-    state = hashlib.sha256(SCHEMA)
+    parts = [SCHEMA]
     for field in (domain.encode(), *fields):
-        state.update(len(field).to_bytes(8, "little"))
-        state.update(field)
-    return ContentHash(state.digest())
+        parts += (len(field).to_bytes(8, "little"), field)
+    return ContentHash(hashlib.sha256(b"".join(parts)).digest())
 
 
 def tenant_salt(cluster_secret: bytes, tenant: TenantId) -> bytes:
