@@ -93,9 +93,11 @@ class _Look:
         self._prompt = prompt
         self._avoid = avoid
         self._coverage = coverage
+        self._steps_s: dict[InstanceId, float] = {}
+        """The next step of each decode instance that was looked at."""
         self._lenders = [
             each
-            for each in view.instances
+            for each in (view.instances if coverage.held else ())
             if each.state is InstanceState.READY
             and each.description.id not in avoid
             and each.description.kv is not None
@@ -149,10 +151,12 @@ class _Look:
         one, other = prefill.description.id, decode.description.id
         cached = min(self._coverage.of(other).kv_tokens[0], len(self._prompt))
         num_bytes = (len(self._prompt) - cached) * _token_bytes(prefill)
-        pending = decode.pending
-        step_s = self._latencies.speeds.of(other).language_s(
-            (), pending.decodes + 1, pending.context_tokens + len(self._prompt)
-        )
+        step_s = self._steps_s.get(other)
+        if step_s is None:
+            pending = decode.pending
+            step_s = self._steps_s[other] = self._latencies.speeds.of(other).language_s(
+                (), pending.decodes + 1, pending.context_tokens + len(self._prompt)
+            )
         return step_s + self._latencies.transfer_s(one, other, num_bytes)
 
     def _with(

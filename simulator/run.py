@@ -20,6 +20,7 @@ from router.build import Core, Surroundings, start_core
 from router.role_advice import RoleAdviser
 from scheduler.predict import Speeds
 from simulator.happenings import Census, Happening, Happenings
+from simulator.garbage import seldom_collected
 from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
 from simulator.recorder import Recorder
@@ -75,7 +76,8 @@ def simulate(
         recorder.on_row = lambda _: on_progress(world.time(), len(recorder.rows))
     try:
         drive = _Drive(plan, world, recorder, on_host)
-        world.run_until_complete(drive.run(iter(arrivals)))
+        with seldom_collected():
+            world.run_until_complete(drive.run(iter(arrivals)))
     finally:
         world.close()
     recorder.close()
