@@ -19,8 +19,8 @@ from router.answer import Final, Timeline
 from router.build import Core, Surroundings, start_core
 from router.role_advice import RoleAdviser
 from scheduler.predict import Speeds
-from simulator.happenings import Census, Happening, Happenings
 from simulator.garbage import seldom_collected
+from simulator.happenings import Census, Happening, Happenings
 from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
 from simulator.recorder import Recorder

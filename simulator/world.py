@@ -146,7 +146,7 @@ class _Timer(asyncio.TimerHandle):
         """Never call."""
         if not self._cancelled:
             self._cancelled = True
-            self._callback = self._args = None
+            self._callback = self._args = None  # type: ignore[assignment]
             self._loop._timer_handle_cancelled(self)
 
 
