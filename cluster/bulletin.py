@@ -6,6 +6,7 @@ does not know who reads the batches, nor what a directory makes of them.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 
 from triptych.cache.watch import TierWatchers, Watchers
@@ -40,7 +41,7 @@ class Bulletin:
     def watch(self, kind: str, tier: Tier, watchers: Watchers) -> None:
         """Tell of everything that ``watchers`` hear: of ``kv`` or ``item``, on that tier."""
         self._there[kind, tier] = {}
-        watchers.add(_Ear(lambda key, is_stored: self._note(kind, tier, key, is_stored)))
+        watchers.add(_Ear(partial(self._note, kind, tier)))
 
     def watch_tiers(
         self, kind: str, watchers: TierWatchers, there: Mapping[Tier, Sequence[ContentHash]]

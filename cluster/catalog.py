@@ -92,6 +92,15 @@ class Catalog:
             number += 1
         return device, near, number
 
+    def is_bare(self, instance: InstanceId, first: bytes | None, items: Sequence[bytes]) -> bool:
+        """Whether ``held`` would say nothing for a prompt whose first block's key is ``first``, and
+        short keys of whose pictures are ``items``: true of most instances, and soon said."""
+        shelf = self._shelves.get(instance)
+        if shelf is None:
+            return True
+        known = shelf.keys["item"]
+        return first not in shelf.keys["kv"] and not (items and any(map(known.__contains__, items)))
+
     def held(
         self,
         instance: InstanceId,

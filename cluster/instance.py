@@ -173,7 +173,7 @@ class HostedInstance:
     def touch(self) -> None:
         """Something was submitted or let go of: tell who drains, look later whether all is well."""
         self._changed.set()
-        if self._checking is None:
+        if self._checking is None and self._parts.checks:
             loop = asyncio.get_running_loop()
             self._checking = loop.call_later(_CHECK_AFTER_S, self._check)
 

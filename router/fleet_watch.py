@@ -4,7 +4,7 @@ Windows of arrivals and of answers, and the jobs in flight. Requests that were r
 prompt was known are not among the arrivals. Decides nothing, changes nothing.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 
 import msgspec
@@ -111,9 +111,11 @@ class FleetWatch:
         """All instances now. ``moving``: places between two roles, with the role to come."""
         self._prune()
         moving = moving or {}
+        attained = self._attainments()
         present: dict[InstanceId, Member] = {}
         for view in self._view().instances:
-            present[view.description.id] = self._member(view, moving)
+            of_one = attained.get(view.description.id, {})
+            present[view.description.id] = self._member(view, moving, of_one)
         self.occupancy.keep(present)
         self._busy = {name: marks for name, marks in self._busy.items() if name in present}
         places = {place_of(instance) for instance in present}
@@ -128,7 +130,9 @@ class FleetWatch:
         members = tuple(present[name] for name in sorted(present))
         return Fleet(members, self._load(self._arrivals), groups)
 
-    def _member(self, view: InstanceView, moving: Mapping[str, Role]) -> Member:
+    def _member(
+        self, view: InstanceView, moving: Mapping[str, Role], attained: Mapping[str, list[int]]
+    ) -> Member:
         about, place = view.description, place_of(view.description.id)
         role, standing = frozenset(about.role), Standing.READY
         if view.state is not InstanceState.READY:
@@ -144,7 +148,7 @@ class FleetWatch:
             waiting=seen.waiting,
             running=seen.running,
             utilisation=self._utilisation(about.id, seen.busy_s),
-            attainment=self._attainment(about.id),
+            attainment={slo: met / total for slo, (met, total) in sorted(attained.items())},
             kv_occupancy=min(1.0, seen.context_tokens / room) if room else 0.0,
             group=self._group(place),
         )
@@ -161,14 +165,15 @@ class FleetWatch:
         passed_s = now_s - begin_s
         return min(1.0, (busy_s - before_s) / passed_s) if passed_s > 0.0 else 0.0
 
-    def _attainment(self, instance: InstanceId) -> dict[str, float]:
-        total: Counter[str] = Counter()
-        met: Counter[str] = Counter()
+    def _attainments(self) -> dict[str, dict[str, list[int]]]:
+        """By instance and class: requests that it worked for and that met their bounds, and all."""
+        found: dict[str, dict[str, list[int]]] = {}
         for _, answer in self._answers:
-            if instance in answer.route:
-                total[answer.slo] += 1
-                met[answer.slo] += answer.is_attained
-        return {slo: met[slo] / count for slo, count in sorted(total.items())}
+            for instance in frozenset(answer.route):
+                counts = found.setdefault(instance, {}).setdefault(answer.slo, [0, 0])
+                counts[0] += answer.is_attained
+                counts[1] += 1
+        return found
 
     def _load(self, arrivals: Collection[_Arrival]) -> Load:
         """Per second. What will be cached is judged by what was, answers by those before."""

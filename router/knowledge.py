@@ -75,11 +75,14 @@ class Knowledge:
     def coverage(self, prompt: Prompt, keys: PromptKeys, view: ClusterView) -> Coverage:
         """What the instances of ``view`` are believed to hold of a prompt."""
         items = list({item.key: None for item in prompt.items})
+        short = [item[:KEY_BYTES] for item in items]
         found: dict[InstanceId, Held] = {}
         for each in view.instances:
             about = each.description
             size = 1 if about.kv is None else about.kv.block_size
             blocks = [] if about.kv is None else keys.of(about.model, size)
+            if self.catalog.is_bare(about.id, blocks[0] if blocks else None, short):
+                continue
             held = self.catalog.held(about.id, blocks, size, items)
             if held.kv_tokens[-1] or held.items:
                 found[about.id] = self._aligned(held, size)

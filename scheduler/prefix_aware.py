@@ -93,9 +93,14 @@ class _Look:
         self._prompt = prompt
         self._avoid = avoid
         self._coverage = coverage
+        self._steps_s: dict[InstanceId, float] = {}
+        """The next step of each decode instance that was looked at."""
+        self._tokens_s: dict[tuple[Stage, InstanceId], float] = {}
+        self._fed_by: dict[tuple[str, Layout | None], Sequence[InstanceView]] = {}
+        self._affinities: dict[tuple[ContentHash, InstanceId], int] = {}
         self._lenders = [
             each
-            for each in view.instances
+            for each in (view.instances if coverage.held else ())
             if each.state is InstanceState.READY
             and each.description.id not in avoid
             and each.description.kv is not None
@@ -118,7 +123,7 @@ class _Look:
     def _rank_prefill(self, prefill: InstanceView) -> float:
         name = prefill.description.id
         lacking = len(self._prompt) - self._coverage.of(name).kv_tokens[-1]
-        return (load(prefill) + lacking) * self._latencies.token_s(Stage.PREFILL, name)
+        return (load(prefill) + lacking) * self._token_s(Stage.PREFILL, name)
 
     def _rank_decode(self, decode: InstanceView) -> tuple[int, int]:
         held = self._coverage.of(decode.description.id).kv_tokens[0]
@@ -149,10 +154,12 @@ class _Look:
         one, other = prefill.description.id, decode.description.id
         cached = min(self._coverage.of(other).kv_tokens[0], len(self._prompt))
         num_bytes = (len(self._prompt) - cached) * _token_bytes(prefill)
-        pending = decode.pending
-        step_s = self._latencies.speeds.of(other).language_s(
-            (), pending.decodes + 1, pending.context_tokens + len(self._prompt)
-        )
+        step_s = self._steps_s.get(other)
+        if step_s is None:
+            pending = decode.pending
+            step_s = self._steps_s[other] = self._latencies.speeds.of(other).language_s(
+                (), pending.decodes + 1, pending.context_tokens + len(self._prompt)
+            )
         return step_s + self._latencies.transfer_s(one, other, num_bytes)
 
     def _with(
@@ -165,7 +172,7 @@ class _Look:
             item for item in self._prompt.items if item.end > covered and item.key not in cached
         ]
         chosen, encode_s = self._encode(prefill, lacking)
-        compute_s = self._latencies.token_s(Stage.PREFILL, name) * (len(self._prompt) - covered)
+        compute_s = self._token_s(Stage.PREFILL, name) * (len(self._prompt) - covered)
         keys = {item.key for item in lacking}
         encode = tuple(
             chosen[item.key] if item.key in keys and item.end > covered else None
@@ -183,7 +190,7 @@ class _Look:
         """
         if not items:
             return {}, 0.0
-        encoders = self._usable(encoders_for(self._view, prefill, self._prompt, self._avoid))
+        encoders = self._encoders(prefill)
         busy_s = {each.description.id: self._queue_s(each, Stage.ENCODE) for each in encoders}
         given = dict.fromkeys(busy_s, 0)
         chosen: dict[ContentHash, InstanceId] = {}
@@ -194,9 +201,7 @@ class _Look:
                 each.description.id: self._item_s(each, prefill, item) + busy_s[each.description.id]
                 for each in encoders
             }
-            slack_s = ENCODE_SLACK * max(
-                self._latencies.token_s(Stage.ENCODE, name) for name in cost_s
-            )
+            slack_s = ENCODE_SLACK * max(self._token_s(Stage.ENCODE, name) for name in cost_s)
             latest_s = min(cost_s.values()) + slack_s
             best = min(
                 (each for each in encoders if cost_s[each.description.id] <= latest_s),
@@ -205,6 +210,24 @@ class _Look:
             chosen[item.key], busy_s[best] = best, cost_s[best]
             given[best] += 1
         return chosen, max(busy_s[name] for name in chosen.values())
+
+    def _encoders(self, prefill: InstanceView) -> Sequence[InstanceView]:
+        """Those that are looked at for ``prefill``: the same for all alike that do not encode."""
+        about = prefill.description
+        kind = about.model, about.embedding
+        if Stage.ENCODE in about.role:
+            return self._usable(encoders_for(self._view, prefill, self._prompt, self._avoid))
+        found = self._fed_by.get(kind)
+        if found is None:
+            usable = encoders_for(self._view, prefill, self._prompt, self._avoid)
+            found = self._fed_by[kind] = self._usable(usable)
+        return found
+
+    def _token_s(self, stage: Stage, name: InstanceId) -> float:
+        seconds = self._tokens_s.get((stage, name))
+        if seconds is None:
+            seconds = self._tokens_s[stage, name] = self._latencies.token_s(stage, name)
+        return seconds
 
     def _usable(self, encoders: Sequence[InstanceView]) -> Sequence[InstanceView]:
         """Of many encoders the idlest, and those that hold a picture of the prompt."""
@@ -220,7 +243,11 @@ class _Look:
     ) -> tuple[bool, int, int]:
         name = encoder.description.id
         lacks = item.key not in self._coverage.of(name).items
-        return lacks, given[name], -int.from_bytes(affinity(item.key, encoder))
+        rank = self._affinities.get((item.key, name))
+        if rank is None:
+            rank = -int.from_bytes(affinity(item.key, encoder))
+            self._affinities[item.key, name] = rank
+        return lacks, given[name], rank
 
     def _item_s(self, encoder: InstanceView, prefill: InstanceView, item: Item) -> float:
         """Seconds to have an item's embedding made by ``encoder`` and brought to ``prefill``."""
@@ -230,12 +257,12 @@ class _Look:
         )
         seconds = self._latencies.transfer_s(name, prefill.description.id, num_bytes)
         if item.key not in self._coverage.of(name).items:
-            seconds += self._latencies.token_s(Stage.ENCODE, name) * item.num_tokens
+            seconds += self._token_s(Stage.ENCODE, name) * item.num_tokens
         return seconds
 
     def _queue_s(self, instance: InstanceView, stage: Stage = Stage.PREFILL) -> float:
         """Seconds of what is pending at an instance, over all its stages, as if of ``stage``."""
-        return load(instance) * self._latencies.token_s(stage, instance.description.id)
+        return load(instance) * self._token_s(stage, instance.description.id)
 
     def _read_s(self, instance: InstanceView, most: int) -> float:
         """Seconds to bring KV back from the instance's own lower tiers."""

@@ -19,6 +19,7 @@ from router.answer import Final, Timeline
 from router.build import Core, Surroundings, start_core
 from router.role_advice import RoleAdviser
 from scheduler.predict import Speeds
+from simulator.garbage import seldom_collected
 from simulator.happenings import Census, Happening, Happenings
 from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
@@ -75,7 +76,8 @@ def simulate(
         recorder.on_row = lambda _: on_progress(world.time(), len(recorder.rows))
     try:
         drive = _Drive(plan, world, recorder, on_host)
-        world.run_until_complete(drive.run(iter(arrivals)))
+        with seldom_collected():
+            world.run_until_complete(drive.run(iter(arrivals)))
     finally:
         world.close()
     recorder.close()

@@ -114,6 +114,8 @@ class EmbeddingCache:
         self._slots: dict[ContentHash, _Slot] = {}
         self._idle: EvictionQueue[_Slot] = EvictionQueue(order)
         self._recompute = recompute or Recompute()
+        self._num_idle = 0
+        """Blocks of the entries in ``_idle``."""
         self._failed: list[_Slot] = []
         self._room_watchers: list[Callable[[], None]] = []
         self.watchers = Watchers()
@@ -155,7 +157,11 @@ class EmbeddingCache:
             raise InvariantBroken("embedding: one key with two lengths")
         wanted = dict(items)
         needed = sum(self.blocks_for(n) for key, n in wanted.items() if key not in self._slots)
-        spare = sum(len(slot.blocks) for slot in self._idle if slot.key not in wanted)
+        spare = self._num_idle - sum(
+            len(slot.blocks)
+            for key in wanted
+            if (slot := self._slots.get(key)) is not None and slot in self._idle
+        )
         if needed > self._pool.num_free + spare:
             return None
         held = [self.acquire(key, owner) for key, _ in items]  # first, so that none is evicted
@@ -200,6 +206,7 @@ class EmbeddingCache:
         if slot.state is EntryState.READY:
             self._idle.use(slot)
             self._idle.put(slot)
+            self._num_idle += len(slot.blocks)
         else:
             self._pool.drop(slot.blocks)
             if slot.state is EntryState.FAILED:
@@ -222,7 +229,7 @@ class EmbeddingCache:
         return {
             "embedding_block.total": self._pool.num_blocks,
             "embedding_block.free": self._pool.num_free,
-            "embedding_block.cached": sum(len(slot.blocks) for slot in self._idle),
+            "embedding_block.cached": self._num_idle,
         }
 
     def check(self) -> None:
@@ -232,6 +239,8 @@ class EmbeddingCache:
         used = [block for slot in self._all() for block in slot.blocks]
         if len(used) != len(set(used)) or len(used) + self._pool.num_free != self._pool.num_blocks:
             raise InvariantBroken("embedding: a block has no entry, or two")
+        if sum(len(slot.blocks) for slot in self._idle) != self._num_idle:
+            raise InvariantBroken("embedding: idle blocks are miscounted")
         if any(self._slots.get(slot.key) is not slot for slot in self._idle):
             raise InvariantBroken("embedding: an entry that is gone could be evicted")
         for slot in self._all():
@@ -246,7 +255,9 @@ class EmbeddingCache:
         yield from self._failed
 
     def _hold(self, slot: _Slot, owner: str) -> Entry:
-        self._idle.discard(slot)
+        if slot in self._idle:
+            self._idle.discard(slot)
+            self._num_idle -= len(slot.blocks)
         entry = Entry(slot, owner)
         slot.holds.append(entry)
         return entry
@@ -257,6 +268,7 @@ class EmbeddingCache:
             old = self._idle.pop()
             if old is None:
                 raise InvariantBroken("embedding: fewer blocks than were counted")
+            self._num_idle -= len(old.blocks)
             del self._slots[old.key]
             self.watchers.evicted(old.key, *old.blocks)
             self._pool.drop(old.blocks)

@@ -197,11 +197,11 @@ class KvCache:
         """A step that writes the KV of tokens ``[start, end)`` is about to be executed: until
         ``table.is_writing`` is unset nothing is freed (N8). Raises InvariantBroken if anybody else
         could see one of the blocks."""
-        written = table.blocks[start // self.block_size : self.blocks_for(end)]
         if not table.is_open or end > table.capacity:
             raise InvariantBroken(f"write: {table.owner} has no such blocks")
-        if any(self._pool.count(block) > 1 for block in written):
-            raise InvariantBroken(f"write: a block of {table.owner} is shared")
+        for block in table.blocks[start // self.block_size : self.blocks_for(end)]:
+            if self._pool.count(block) > 1:
+                raise InvariantBroken(f"write: a block of {table.owner} is shared")
         table.is_writing = True
 
     def commit(self, table: KvTable, num_tokens: int) -> None:
@@ -308,8 +308,11 @@ class KvCache:
         """A prefix is lost from its end on. So the loss of an item begins, and costs its encoding,
         with the block in which the item ends."""
         start, end = index * self.block_size, (index + 1) * self.block_size
-        ending = (item.num_tokens for item in table.items if start < item.end <= end)
-        return self._recompute.of_block(start, end, sum(ending))
+        num_encoded = 0
+        for item in table.items:
+            if start < item.end <= end:
+                num_encoded += item.num_tokens
+        return self._recompute.of_block(start, end, num_encoded)
 
     def _text(self, table: KvTable, index: int) -> BlockText:
         start, end = index * self.block_size, (index + 1) * self.block_size

@@ -39,7 +39,9 @@ class BlockPool:
         """
         if count > len(self._free):
             raise InvariantBroken(f"take: {count} blocks wanted, {len(self._free)} free")
-        taken = [self._free.pop() for _ in range(count)]
+        start = len(self._free) - count
+        taken = self._free[start:][::-1]
+        del self._free[start:]
         for block in taken:
             self._counts[block] = 1
         return taken

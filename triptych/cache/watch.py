@@ -3,7 +3,6 @@
 Knows keys and blocks. Does not know what anybody does with them.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 from triptych.core.catalog import Tier
@@ -34,15 +33,13 @@ class Watchers:
 
     def stored(self, key: ContentHash, *blocks: BlockId) -> None:
         """See ``Watcher``."""
-        self._tell(lambda watcher: watcher.stored(key, blocks))
+        for watcher in self._all:
+            watcher.stored(key, blocks)
 
     def evicted(self, key: ContentHash, *blocks: BlockId) -> None:
         """See ``Watcher``."""
-        self._tell(lambda watcher: watcher.evicted(key, blocks))
-
-    def _tell(self, say: Callable[[Watcher], None]) -> None:
         for watcher in self._all:
-            say(watcher)
+            watcher.evicted(key, blocks)
 
 
 class TierWatcher(Protocol):

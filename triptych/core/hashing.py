@@ -17,11 +17,10 @@ SCHEMA = b"triptych-1"
 def digest(domain: str, *fields: bytes) -> ContentHash:
     """SHA-256 of ``domain`` and ``fields``, each with its length in front, so no two inputs collide
     by concatenation."""
-    state = hashlib.sha256(SCHEMA)
+    parts = [SCHEMA]
     for field in (domain.encode(), *fields):
-        state.update(len(field).to_bytes(8, "little"))
-        state.update(field)
-    return ContentHash(state.digest())
+        parts += (len(field).to_bytes(8, "little"), field)
+    return ContentHash(hashlib.sha256(b"".join(parts)).digest())
 
 
 def tenant_salt(cluster_secret: bytes, tenant: TenantId) -> bytes:
@@ -44,10 +43,11 @@ def block_key(
 ) -> ContentHash:
     """Key of a full KV block: its parent's key, its token ids and, for every visual item that
     overlaps the block, ``(offset in the item, offset in the block, item key)``."""
-    fields = [parent, struct.pack(f"<{len(tokens)}I", *tokens)]
+    text = struct.pack(f"<{len(tokens)}I", *tokens)
+    parts = [_BLOCK, _length(len(parent)), parent, _length(len(text)), text]
     for in_item, in_block, key in items:
-        fields.append(in_item.to_bytes(4, "little") + in_block.to_bytes(4, "little") + key)
-    return digest("block", *fields)
+        parts.append(_sized(in_item.to_bytes(4, "little") + in_block.to_bytes(4, "little") + key))
+    return ContentHash(hashlib.sha256(b"".join(parts)).digest())
 
 
 def block_keys(
@@ -61,7 +61,7 @@ def block_keys(
         size: tokens in a block.
         items: ``(offset, end, key)`` of every visual item, in order.
     """
-    head = SCHEMA + _sized(b"block") + _length(len(parent))
+    head = _BLOCK + _length(len(parent))
     found, width, first = [], 4 * size, 0
     middle = _length(width)
     for start in range(0, len(tokens) // width * size, size):
@@ -91,3 +91,7 @@ def _sized(field: bytes) -> bytes:
 def root_key(salt: bytes, model: str) -> ContentHash:
     """Parent of the first block of every sequence of one tenant on one model."""
     return digest("root", salt, model.encode())
+
+
+_BLOCK = SCHEMA + _sized(b"block")
+"""How the fields of every block's key begin, as ``digest`` writes them."""

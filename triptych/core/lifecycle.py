@@ -54,6 +54,8 @@ class Stage(Enum):
     PREFILL = "prefill"
     DECODE = "decode"
 
+    __hash__ = object.__hash__  # members are single; an enum's own hash is a call in Python
+
     @property
     def letter(self) -> str:
         """``E``, ``P`` or ``D``, as in a topology."""

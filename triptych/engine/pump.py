@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from triptych.core.clock import Clock
 from triptych.core.errors import InvariantBroken
@@ -113,8 +113,10 @@ class Pump(Generic[PlanT, ResultT]):
         self._is_executing, is_cancelled = True, False
         expiry = self._expire()
         while not future.done():
+            waiter = loop.create_future()
+            future.add_done_callback(partial(_release, waiter))
             try:
-                await asyncio.wait((future,))
+                await waiter  # not the future itself: cancelling us would cancel it
             except asyncio.CancelledError:
                 is_cancelled = True  # the thread still writes: nothing may be freed yet
         if expiry is not None:
@@ -148,15 +150,15 @@ class Pump(Generic[PlanT, ResultT]):
 
     async def _nap(self) -> None:
         """Until somebody wakes us or the next deadline."""
-        deadline = self._engine.next_deadline()
-        timeout = None
-        if deadline is not None:
-            timeout = max(deadline - self._clock.now(), SHORTEST_NAP_S)
+        deadline_s, alarm = self._engine.next_deadline(), None
+        if deadline_s is not None and deadline_s != math.inf:
+            nap_s = max(deadline_s - self._clock.now(), SHORTEST_NAP_S)
+            alarm = asyncio.get_running_loop().call_later(nap_s, self._woken.set)
         try:
-            async with asyncio.timeout(timeout):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
+            await self._woken.wait()
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     def _flush(self) -> None:
         self._is_flushing = False
@@ -165,3 +167,9 @@ class Pump(Generic[PlanT, ResultT]):
     def _tell(self, outcomes: Sequence[Outcome]) -> None:
         if outcomes:
             self._sink(outcomes)
+
+
+def _release(waiter: "asyncio.Future[None]", _future: "asyncio.Future[Any]") -> None:
+    """What was waited for is there."""
+    if not waiter.done():
+        waiter.set_result(None)

@@ -6,7 +6,6 @@ them; does not know what a job is doing, nor any transport.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Callable
 
 from triptych.core.catalog import CacheBatch, LinkReport
@@ -39,6 +38,9 @@ class _Session:
         self.pending: list[Event] = []
         self.jobs: set[JobId] = set()
         self.woken = asyncio.Event()
+        self.silent_s = 0.0
+        """When it will have been silent for a heartbeat, if nothing comes."""
+        self.heartbeat: asyncio.TimerHandle | None = None
         self.is_broken = False
         self.caches: list[CacheBatch] = []
         self.needs_snapshot = True
@@ -91,15 +93,32 @@ class Sessions:
         try:
             yield session.take(self.news)
             while not session.is_broken:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._heartbeat_s):
-                        await session.woken.wait()
+                self._await_silence(session)
+                await session.woken.wait()
                 session.woken.clear()
                 yield session.take(self.news)
             raise Unavailable("the session was closed by the instance")
         finally:
+            if session.heartbeat is not None:
+                session.heartbeat.cancel()
             del self._open[name]
             self._end(name, session)
+
+    def _await_silence(self, session: _Session) -> None:
+        """Have the session woken when nothing was told for long enough from now on. One timer a
+        session: most batches come long before it is due, and it is set again only then."""
+        loop = asyncio.get_running_loop()
+        session.silent_s = loop.time() + self._heartbeat_s
+        if session.heartbeat is None:
+            session.heartbeat = loop.call_at(session.silent_s, self._beat, session)
+
+    def _beat(self, session: _Session) -> None:
+        loop = asyncio.get_running_loop()
+        if session.silent_s > loop.time():
+            session.heartbeat = loop.call_at(session.silent_s, self._beat, session)
+        else:
+            session.heartbeat = None
+            session.woken.set()
 
     def join(self, name: SessionId, job: JobId) -> bool:
         """Hang a job on its session. False if it is there already (the same job, sent again).
