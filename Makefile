@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help serve ask setup runtime test test-fast test-matrix test-ray test-gpu check fmt lint \
 	type imports docs proto bench bench-gpu bench-links bench-conversation bench-overlap \
-	compare 	eval-demo train-demo doctor size clean
+	compare overload eval-demo train-demo doctor size clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -74,6 +74,9 @@ bench-gpu: setup ## The same on a CUDA device; says why not where there is none
 
 compare: setup ## Ours against theirs, simulated, at equal GPUs (ARGS="--gpus 64 --quick")
 	@exec $(RUN) -m cli.compare $(ARGS)
+
+overload: setup ## Goodput that is left at ten times the load, simulated (ARGS="--live --minutes 1")
+	@exec $(RUN) -m cli.overload $(ARGS)
 
 bench-links: setup ## Measure every way of blocks between two processes beside a plain copy
 	@exec $(RUN) -m bench links $(ARGS)

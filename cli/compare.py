@@ -99,10 +99,11 @@ def _text(words: argparse.Namespace, contest: Contest, results: list[Result]) ->
     """All tables."""
     seconds = sum(one.cpu_s for one in results)
     requests = sum(one.num_requests for one in results)
+    seeds = ", ".join(map(str, contest.seeds))
     command = " ".join(["python -m cli.compare", str(words.contest), *_options(words)])
     parts = [
         f"{contest.name}, {datetime.date.today().isoformat()}: `{command}`."
-        f" {contest.duration_s:g} s of arrivals unless a load says otherwise, seeds {', '.join(map(str, contest.seeds))},"
+        f" {contest.duration_s:g} s of arrivals unless a load says otherwise, seeds {seeds},"
         f" bisection to {contest.tolerance:.0%}; {requests:,} simulated requests,"
         f" {seconds / 60:.0f} CPU minutes.",
         *(["**Quick settings: no result.**"] if words.quick else []),
