@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help serve ask setup runtime test test-fast test-matrix test-ray test-gpu check fmt lint \
 	type imports docs proto bench bench-gpu bench-links bench-conversation bench-overlap \
-	reproduce eval-demo train-demo doctor size clean
+	reproduce compare overload scaling eval-demo train-demo doctor size clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,15 @@ bench: setup ## Compare topologies and plain Transformers on the demo model (min
 
 bench-gpu: setup ## The same on a CUDA device; says why not where there is none
 	@exec $(RUN) -m bench --device cuda $(ARGS)
+
+compare: setup ## Ours against theirs, simulated, at equal GPUs (ARGS="--gpus 64 --quick")
+	@exec $(RUN) -m cli.compare $(ARGS)
+
+scaling: setup ## Goodput at 8 to 512 GPUs over that of 8, simulated
+	@exec $(RUN) -m cli.compare examples/compare/scaling.toml --scaling --out runs/scaling.jsonl $(ARGS)
+
+overload: setup ## Goodput that is left at ten times the load, simulated (ARGS="--live --minutes 1")
+	@exec $(RUN) -m cli.overload $(ARGS)
 
 bench-links: setup ## Measure every way of blocks between two processes beside a plain copy
 	@exec $(RUN) -m bench links $(ARGS)

@@ -104,14 +104,19 @@ def over_seeds(curves: Sequence[Sequence[Point]], level: float) -> Interval:
 
 
 class Bisection:
-    """Which rate to measure next. Doubles until a rate is bad, halves until one is good, then
-    closes in until the two are within ``tolerance`` (a share of the rate) of each other."""
+    """Which rate to measure next. Grows by ``growth`` (doubles) until a rate is bad, shrinks by it
+    until one is good, then closes in until the two are within ``tolerance`` (a share of the rate)
+    of each other. A small growth saves runs far beyond the goodput where the start is near it."""
 
     def __init__(self, start: float, level: float = 0.9, tolerance: float = 0.05,
-                 limits: tuple[float, float] = (1e-3, 1e6)) -> None:  # fmt: skip
-        if not limits[0] <= start <= limits[1] or tolerance <= 0:
-            raise ValueError("start: must be a rate within the limits, with a positive tolerance")
+                 limits: tuple[float, float] = (1e-3, 1e6),
+                 growth: float = 2.0) -> None:  # fmt: skip
+        if not limits[0] <= start <= limits[1] or tolerance <= 0 or growth <= 1:
+            raise ValueError(
+                "start: must be a rate within the limits, with a positive tolerance, growth above 1"
+            )
         self._start, self._level, self._tolerance, self._limits = start, level, tolerance, limits
+        self._growth = growth
         self.points: list[Point] = []
 
     @property
@@ -133,9 +138,9 @@ class Bisection:
         good, bad = self.good, self.bad
         least, greatest = self._limits
         if bad is None:
-            return None if good is None or good >= greatest else min(2 * good, greatest)
+            return None if good is None or good >= greatest else min(self._growth * good, greatest)
         if good is None:
-            return None if bad <= least else max(bad / 2, least)
+            return None if bad <= least else max(bad / self._growth, least)
         return None if bad - good <= self._tolerance * good else (good + bad) / 2
 
     def tell(self, rate: float, attainment: float) -> None:

@@ -143,3 +143,34 @@ def _stretched(band: Band) -> Callable[[float], float]:
         if len(ends) == 2:
             low = ends[0] - width / 2
     return lambda value: min(1.95, max(-0.95, (value - low) / width))
+
+
+Bars = Mapping[str, tuple[float, float, float]]
+"""Value, least and greatest by name."""
+
+
+def draw_bars(panels: Mapping[str, Bars], path: Path, title: str) -> None:
+    """Write a PNG: panels by title, three in a row, a name's bars in one colour."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(name for heights in panels.values() for name in heights))
+    rows, columns = -(-len(panels) // 3), min(len(panels), 3)
+    size = (4.4 * columns, 3.6 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (heading, heights) in zip(axes.flat, panels.items(), strict=False):
+        for name, (value, low, high) in heights.items():
+            place = names.index(name)
+            spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axis.bar(place, value, 0.85, color=f"C{place}", yerr=spread, capsize=3)
+        axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize="x-small")
+        axis.set_title(heading, fontsize="medium")
+        axis.grid(axis="y", alpha=0.3)
+    figure.suptitle(title, fontsize="medium")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

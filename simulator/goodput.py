@@ -16,6 +16,43 @@ from simulator.scenario import Scenario, System
 Hear = Callable[[Run], None]
 
 
+class Sweep:
+    """Rates of one system, each measured with every seed of the scenario."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        system: System,
+        on_run: Hear = lambda _: None,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self._scenario = scenario
+        self._system = system
+        self._on_run = on_run
+        self._on_progress = on_progress
+        self.curves: dict[int, list[Point]] = {seed: [] for seed in scenario.seeds}
+        self.num_gpus = 1.0
+
+    def measure(self, rate: float) -> float:
+        """Attainment at a rate, the mean over the seeds."""
+        scenario, shares = self._scenario, []
+        for seed in scenario.seeds:
+            plan = scenario.plan(self._system, rate, seed)
+            run = simulate(plan, scenario.arrivals(rate, seed), self._on_progress)
+            self.num_gpus = run.num_gpus
+            share = figures(run).attainment
+            self.curves[seed].append(Point(rate, share))
+            shares.append(share)
+            self._on_run(run)
+        return sum(shares) / len(shares)
+
+    def goodput(self, found: Crossing) -> Goodput:
+        """The result, with its interval over the seeds."""
+        level, curves = self._scenario.attainment, list(self.curves.values())
+        spread = over_seeds(curves, level)
+        return Goodput(self._system.name, level, found, spread, self.num_gpus, len(curves))
+
+
 def search(
     scenario: Scenario,
     system: System,
@@ -27,27 +64,9 @@ def search(
 
     ``on_run`` hears of every run that was needed.
     """
-    level = scenario.attainment
-    bisection = Bisection(scenario.rates[0], level, tolerance)
-    curves: dict[int, list[Point]] = {seed: [] for seed in scenario.seeds}
-    num_gpus = 1.0
-
-    def measure(rate: float) -> float:
-        nonlocal num_gpus
-        shares = []
-        for seed in scenario.seeds:
-            plan = scenario.plan(system, rate, seed)
-            run = simulate(plan, scenario.arrivals(rate, seed), on_progress)
-            num_gpus = run.num_gpus
-            share = figures(run).attainment
-            curves[seed].append(Point(rate, share))
-            shares.append(share)
-            on_run(run)
-        return sum(shares) / len(shares)
-
-    found: Crossing = bisection.run(measure)
-    spread = over_seeds(list(curves.values()), level)
-    return Goodput(system.name, level, found, spread, num_gpus)
+    sweep = Sweep(scenario, system, on_run, on_progress)
+    bisection = Bisection(scenario.rates[0], scenario.attainment, tolerance)
+    return sweep.goodput(bisection.run(sweep.measure))
 
 
 def of_curve(points: list[Point], level: float) -> float:
