@@ -11,6 +11,7 @@ import msgspec
 from bench import plots
 from cli.progress import Bar
 from simulator.reproduce import document
+from simulator.reproduce.kept import Kept
 from simulator.reproduce.outcome import Result
 from simulator.reproduce.runner import check_names, run_all
 from simulator.reproduce.target import Target, read_all
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="copies of public traces (default: $TRIPTYCH_TRACES); without, targets are absent",
     )  # fmt: skip
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument(
+        "--results", type=Path, default=Path("runs/reproduction"), metavar="DIR",
+        help="where every result is kept as soon as it is there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="do not run again what was kept for the same file"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write docs/reproduction.md")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG of all checks")
@@ -48,9 +56,11 @@ def run(words: argparse.Namespace) -> int:
     about = _about()
     if words.json is not None:
         _write(words.json, msgspec.json.format(msgspec.json.encode(document.as_json(pairs, about))))
-    if words.page is not None:
+    if words.page is not None and len(pairs) == len(targets):
         _write(words.page, document.text(pairs, about).encode())
-    if words.plot is not None:
+    elif words.page is not None:
+        print(f"not written, since not all targets were asked for: {words.page}")
+    if words.plot is not None and len(pairs) == len(targets):
         plots.draw_bands(_bands(pairs), words.plot)
         print(f"written: {words.plot}")
     surprises = [says for target, result in pairs for says in result.surprises(target)]
@@ -60,14 +70,19 @@ def run(words: argparse.Namespace) -> int:
 
 
 def _measured(chosen: list[Target], words: argparse.Namespace) -> list[tuple[Target, Result]]:
-    by_number = {target.number: target for target in chosen}
     files = {int(path.name[:2]): path for path in words.targets.glob("*.toml")}
-    show = _Shown(chosen)
-    paths = [files[target.number] for target in sorted(chosen, key=lambda each: -each.minutes)]
-    results = list(run_all(paths, words.traces, words.processes, show))
+    kept = Kept(words.results)
+    found: dict[int, Result | None] = {
+        each.number: kept.of(files[each.number]) if words.resume else None for each in chosen
+    }
+    missing = [target for target in chosen if found[target.number] is None]
+    show = _Shown(missing)
+    paths = [files[target.number] for target in sorted(missing, key=lambda each: -each.minutes)]
+    for result in run_all(paths, words.traces, words.processes, show):
+        found[result.number] = result
+        kept.keep(files[result.number], result)
     show.bar.done()
-    results.sort(key=lambda result: result.number)
-    return [(by_number[result.number], result) for result in results]
+    return [(target, result) for target in chosen if (result := found[target.number]) is not None]
 
 
 class _Shown:

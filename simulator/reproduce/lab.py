@@ -90,7 +90,7 @@ class Lab:
     def _run(self, scenario: Scenario, system: System, rate: float, seed: int) -> Run:
         self._hear(f"{scenario.name}, {system.name} at {rate:g}/s")
         plan = scenario.plan(system, rate, seed)
-        plan = msgspec.structs.replace(plan, keeps_busy=self._keeps_busy)
+        plan = msgspec.structs.replace(plan, keeps_busy=self._keeps_busy, sample_s=0.0)
         run = simulate(plan, scenario.arrivals(rate, seed))
         self._count(run)
         return run

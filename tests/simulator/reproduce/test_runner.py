@@ -38,14 +38,16 @@ def test_the_command(tmp_path, capsys):
     path, _ = target(tmp_path, ratio(1.0))
     page, out = tmp_path / "page.md", tmp_path / "out.json"
     words = ["reproduce", "--targets", str(path.parent), "--processes", "1"]
+    words += ["--results", str(tmp_path / "kept")]
     assert main([*words, "--page", str(page), "--json", str(out)]) == 0
     assert "pass" in capsys.readouterr().out
     assert "## 1. Two instances are faster than one" in page.read_text()
     (one,) = json.loads(out.read_bytes())["targets"]
     assert one["verdict"] == "pass"
     assert 0.0 < one["checks"][0]["value"] <= 1.0
+    assert main([*words, "--resume"]) == 0
     target(tmp_path, ratio(0.01))
-    assert main(words) == 1
+    assert main([*words, "--resume"]) == 1, "the file is another one: it is run again"
     assert "missed: TTFT" in capsys.readouterr().out
 
 
