@@ -82,7 +82,7 @@ def _measured(chosen: list[Target], words: argparse.Namespace) -> list[tuple[Tar
         found[result.number] = result
         kept.keep(files[result.number], result)
     show.bar.done()
-    return [(target, result) for target in chosen if (result := found[target.number]) is not None]
+    return [(target, each) for target in chosen if (each := found[target.number]) is not None]
 
 
 class _Shown:
