@@ -129,11 +129,14 @@ async def test_closing_ends_who_waits_for_another_role():
     async def never(drain_s):
         await asyncio.Event().wait()
 
-    stop, host.hosted[2].stop = host.hosted[2].stop, never
+    stops = [hosted.stop for hosted in host.hosted]  # which of them is which, starts decide
+    for hosted in host.hosted:
+        hosted.stop = never
     assigning = asyncio.create_task(supervisor.assign("decode-0", frozenset({Stage.PREFILL})))
     await asyncio.sleep(0.05)
     assert not assigning.done()
-    host.hosted[2].stop = stop
+    for hosted, stop in zip(host.hosted, stops, strict=True):
+        hosted.stop = stop
     await supervisor.close(0.0)
     with pytest.raises(Unavailable, match="the cluster is closing"):
         await assigning

@@ -116,7 +116,8 @@ def test_bytes_of_weights_are_those_of_the_names():
     }
     published = {
         "qwen2.5-vl-7b": 8.29, "qwen2.5-vl-32b": 33.5, "qwen2.5-vl-72b": 73.4, "llava-1.5-7b": 7.06,
-        "internvl2-8b": 8.1, "internvl2-26b": 25.5, "opt-13b": 12.9, "opt-66b": 65.7,
+        "internvl2-8b": 8.1, "internvl2-26b": 25.5, "minicpm-v-2.6": 8.1,
+        "opt-13b": 12.9, "opt-66b": 65.7,
     }  # fmt: skip
     assert billions == pytest.approx(published, rel=0.01)
 
