@@ -96,6 +96,8 @@ class Sessions:
                         await session.woken.wait()
                 session.woken.clear()
                 yield session.take(self.news)
+            if session.pending:  # it came while the batch before was on its way
+                yield session.take(self.news)
             raise Unavailable("the session was closed by the instance")
         finally:
             del self._open[name]
@@ -135,6 +137,7 @@ class Sessions:
             case Tokens():
                 pass
         if len(session.pending) > MAX_PENDING:
+            session.pending.clear()
             self._end(name, session)
 
     def publish(self, batch: CacheBatch) -> None:
