@@ -218,9 +218,11 @@ async def test_a_start_that_cannot_succeed_leaves_nothing(backend):
 async def test_a_stop_waits_for_work_in_flight():
     patient = f"cluster.drain_s={PATIENCE_S}"
     async with running("EPD1", "process", patient) as cluster, driving(cluster) as driver:
-        question = Question(rng_of("drain"), 1, max_tokens=200)
+        question = Question(rng_of("drain"), 1, max_tokens=900)
         asking = asyncio.create_task(driver.ask(question))
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE_S):
+            while all(census.is_idle for census in await cluster.census()):
+                await asyncio.sleep(0.001)
         states = []
         cluster.on_change(lambda: states.extend(view.state for view in cluster.view().instances))
         await cluster.close()

@@ -42,6 +42,7 @@ async def test_pictures_of_two_requests_that_fill_the_cache(topology: str, place
     settings = config(
         topology,
         "cache.embedding_blocks=8",  # 64 tokens are 4 blocks
+        "transfer.lease_s=1000",
         "transfer.guard_s=60",  # nobody is rescued from a deadlock, nor revoked on a slow machine
         f'router.placement="{placement}"',
     )

@@ -66,6 +66,19 @@ async def test_jobs_need_an_open_session_and_names_are_unique(sessions, broken):
     assert (sessions.num_jobs, len(sessions)) == (0, 0)
 
 
+async def test_what_was_said_before_the_end_is_heard_also_by_who_was_still_reading(sessions):
+    """The instance closes once nothing is at work; the last words came while the batch before them
+    was on its way."""
+    stream = sessions.stream("s")
+    await anext(stream)  # and it is being written
+    sessions.join("s", "a")
+    sessions.emit(Encoded("a", Timing()))
+    sessions.close()
+    assert (await anext(stream)).events == (Encoded("a", Timing()),)
+    with pytest.raises(Unavailable):
+        await anext(stream)
+
+
 async def test_a_reader_that_does_not_read_is_cut_off(sessions, broken, monkeypatch):
     monkeypatch.setattr(module, "MAX_PENDING", 3)
     stream = sessions.stream("s")

@@ -97,6 +97,8 @@ class Sessions:
                 await session.woken.wait()
                 session.woken.clear()
                 yield session.take(self.news)
+            if session.pending:  # it came while the batch before was on its way
+                yield session.take(self.news)
             raise Unavailable("the session was closed by the instance")
         finally:
             if session.heartbeat is not None:
@@ -154,6 +156,7 @@ class Sessions:
             case Tokens():
                 pass
         if len(session.pending) > MAX_PENDING:
+            session.pending.clear()
             self._end(name, session)
 
     def publish(self, batch: CacheBatch) -> None:
