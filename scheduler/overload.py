@@ -80,9 +80,9 @@ def judge(
     more than ``load.expected``. It is asked only where that exceeds a bound.
 
     Where tokens would come too slowly, it may wait until enough sequences have ended, if the bound
-    on its first token allows. Behind a queue that stands nobody is let in, however loose the bounds:
-    so it stays short, and what is served is as mixed as what is asked. Nobody is kept from an idle cluster: that harms nobody, and of a
-    cluster that refused everybody nothing could be learnt.
+    on its first token allows. Behind a queue that stands nobody is let in, however loose the
+    bounds: so it stays short, and what is served is as mixed as what is asked. Nobody is kept from
+    an idle cluster: that harms nobody, and of one that refused everybody nothing could be learnt.
     """
     if load.is_idle:
         return Verdict(is_accepted=True)
