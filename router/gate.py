@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from scheduler.forecast import Forecast, Outlook, Work
-from scheduler.overload import Load, clamp, judge
+from scheduler.overload import Load, Standing, clamp, judge
 from scheduler.turns import INPUT_WEIGHT, OUTPUT_WEIGHT, Turns
 from triptych.core.clock import Clock
 from triptych.core.config_router import AdmissionConfig
@@ -87,6 +87,7 @@ class Gate:
         self._clock = clock
         self._turns: Turns[_Waiter] = Turns(config.weights)
         self._waiting: dict[RequestId, _Waiter] = {}
+        self._standing = Standing()
         self._entering: set[_Waiter] = set()
         """Let on, and not seen in the load yet."""
 
@@ -191,11 +192,13 @@ class Gate:
     def _load(self, outlook: Outlook, ahead_s: float, arrival_s: float) -> Load:
         others = self._entering or self._looked.num_jobs()
         is_idle = not others and (not self._waiting or ahead_s <= self._entering_s())
+        now_s = self._clock.now()
         return Load(
             expected=self._forecast.promise(outlook.expected),
             ahead_s=ahead_s,
             drain_s=outlook.drain_s,
-            elapsed_s=self._clock.now() - arrival_s,
+            elapsed_s=now_s - arrival_s,
+            is_standing=self._standing.seen(now_s, self._turns.waiting_s),
             is_idle=is_idle,
         )
 

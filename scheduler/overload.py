@@ -16,6 +16,8 @@ from triptych.core.view import Expected
 
 RETRY_S = (1.0, 60.0)
 """Least and most seconds after which a refused client is asked to come back."""
+STANDING_S, INTERVAL_S = 0.5, 2.0
+"""A queue that is longer than the one for all of the other stands: it absorbs no burst."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -29,8 +31,33 @@ class Load(msgspec.Struct, frozen=True):
     """Until the sequences that decode now have ended."""
     elapsed_s: float = 0.0
     """Since it arrived."""
+    is_standing: bool = False
+    """Whether what waits has been long for a while; see ``Standing``."""
     is_idle: bool = False
     """Whether no request is being served or waits at all."""
+
+
+class Standing:
+    """Tells a queue that stands from one that a burst has left, after CoDel (Nichols and Jacobson,
+    CACM 2012): it was long throughout an interval; until it was short throughout one.
+
+    As long as a standing queue is, so much of their bounds everybody loses, for nothing: it fills
+    with those whose bounds are the loosest, which are the largest requests.
+    """
+
+    def __init__(self) -> None:
+        self._is_standing = False
+        self._agreed_s: float | None = None
+        """When its length last fitted what is thought of it."""
+
+    def seen(self, now_s: float, waiting_s: float) -> bool:
+        """Whether it stands, now that so many seconds of work wait. Times never decrease."""
+        is_long = waiting_s > STANDING_S
+        if is_long == self._is_standing or self._agreed_s is None:
+            self._agreed_s = now_s
+        elif now_s - self._agreed_s >= INTERVAL_S:
+            self._is_standing, self._agreed_s = is_long, now_s
+        return self._is_standing
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -53,11 +80,14 @@ def judge(
     more than ``load.expected``. It is asked only where that exceeds a bound.
 
     Where tokens would come too slowly, it may wait until enough sequences have ended, if the bound
-    on its first token allows. Nobody is kept from an idle cluster: that harms nobody, and of a
-    cluster that refused everybody nothing could be learnt.
+    on its first token allows. Behind a queue that stands nobody is let in, however loose the
+    bounds: so it stays short, and what is served is as mixed as what is asked. Nobody is kept from
+    an idle cluster: that harms nobody, and of one that refused everybody nothing could be learnt.
     """
     if load.is_idle:
         return Verdict(is_accepted=True)
+    if load.is_standing and load.ahead_s > STANDING_S:
+        return _refused(slo, load.ahead_s - STANDING_S, "more is asked than can be served")
     ttft_s = math.inf if slo.ttft_s is None else share * slo.ttft_s
     tpot_s = math.inf if slo.tpot_s is None else share * slo.tpot_s
     slow = 0.0 if load.expected.tpot_s <= tpot_s else 1.0 - tpot_s / load.expected.tpot_s

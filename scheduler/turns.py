@@ -119,6 +119,11 @@ class Turns(Generic[ItemT]):
                 ahead_s += other.waiting_s * min(1.0, behind / other.waiting_charge)
         return ahead_s
 
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of work that wait, of all tenants."""
+        return sum(self._tenants[name].waiting_s for name in self._waiting)
+
     def longest(self) -> TenantId | None:
         """The tenant of which most waits, for its weight; None if nobody does."""
         return max(

@@ -142,3 +142,14 @@ def test_what_is_removed_never_comes(pushes, data):
     assert {turns.pop()[1] for _ in range(len(turns))} == set(range(len(pushes))) - gone
     assert turns.peek() is None
     assert turns.longest() is None
+
+
+def test_what_waits_is_added_up_over_tenants():
+    turns = Turns({})
+    turns.push("a", "first", (10.0, 0.25), (0, True))
+    turns.push("b", "second", (10.0, 0.5), (0, True))
+    assert turns.waiting_s == 0.75
+    turns.pop()
+    assert turns.waiting_s in (0.25, 0.5)
+    turns.pop()
+    assert turns.waiting_s == 0.0
