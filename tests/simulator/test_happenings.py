@@ -1,6 +1,8 @@
 """What happens during a simulated run has its effect, and only it."""
 
+import functools
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -12,12 +14,12 @@ from simulator.scenario import made
 from triptych.core.errors import ConfigError
 
 
-def scenario(topology, *happenings, rate=4.0, duration_s=10.0, machines=None, **system):
+def scenario(topology, *happenings, rate=4.0, duration_s=6.0, machines=None, **system):
     return made(
         {
             "name": "test",
             "costs": "h200:qwen2.5-vl-7b",
-            "workload": "synthetic:image_heavy",
+            "workload": "synthetic:image_heavy,images=1",
             "rates": [rate],
             "duration_s": duration_s,
             "happenings": list(happenings),
@@ -29,6 +31,13 @@ def scenario(topology, *happenings, rate=4.0, duration_s=10.0, machines=None, **
 
 
 def run_of(*words, **more):
+    """Of the scenario of these words, as often as one likes."""
+    return run_once(json.dumps([words, more]))
+
+
+@functools.cache
+def run_once(text):
+    words, more = json.loads(text)
     asked = scenario(*words, **more)
     ((_, plan),) = asked.plans()
     run = simulate(plan, asked.source.arrivals(plan.rate, plan.duration_s, plan.seed))
