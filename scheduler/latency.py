@@ -26,6 +26,9 @@ NEAR_LATENCY_S, NEAR_BYTES_PER_S = 1e-4, 5e9
 """The same within one machine: shared memory, about."""
 TIER_BYTES_PER_S = {Tier.HOST: 5e9, Tier.DISK: 5e8}
 """Reading back what an instance itself keeps on a lower tier."""
+HALF_LIFE = 64
+"""Reports of other links until half of what made a link seem slow is doubted: it may have been its
+first transfer, or a bad minute, and who is never chosen is never measured again."""
 
 
 class Latencies:
@@ -35,8 +38,13 @@ class Latencies:
         self.speeds = Speeds() if speeds is None else speeds
         """What steps take, for policies that predict."""
         self._token_s: dict[tuple[Stage, str], float] = {}
-        self._links: dict[str, dict[str, LinkReport]] = {}
-        """By the places of taker and giver: the way in use."""
+        self._links: dict[str, dict[str, tuple[LinkReport, int]]] = {}
+        """By the places of taker and giver: the way in use, and since which report it is so."""
+        self._typical = (PRIOR_LATENCY_S, 1.0 / PRIOR_BYTES_PER_S)
+        """Seconds and seconds per byte of links, in the mean of those measured of late."""
+        self._has_typical = False
+        self._heard = 0
+        """Reports so far."""
         self._ways: dict[str, _Ways] = {}
         self._failovers: dict[InstanceId, int] = {}
 
@@ -64,8 +72,18 @@ class Latencies:
         before = self._ways.get(_place(taker))
         if before is not None and _incarnation(before.taker) > _incarnation(taker):
             return
-        ways = self._ways[_place(taker)] = _Ways(taker, told, before)
-        self._links[_place(taker)] = ways.in_use()
+        self._heard += 1
+        ways = self._ways[_place(taker)] = _Ways(taker, told, before, self._heard)
+        links = self._links[_place(taker)] = ways.in_use()
+        for link, since in links.values():
+            if since == self._heard and link.bytes_per_s > 0.0:
+                seen = (link.latency_s, 1.0 / link.bytes_per_s)
+                share = WEIGHT if self._has_typical else 1.0
+                latency_s, byte_s = (
+                    before + share * (now - before)
+                    for before, now in zip(self._typical, seen, strict=True)
+                )
+                self._typical, self._has_typical = (latency_s, byte_s), True
 
     def forget(self, taker: InstanceId) -> None:
         """An incarnation is gone: its count of failovers ends. Speeds stay for the next one."""
@@ -78,12 +96,17 @@ class Latencies:
         machine, for a link that nobody measured."""
         if giver == taker or num_bytes <= 0:
             return 0.0
-        link = self._links.get(_place(taker), {}).get(_place(giver))
+        link, since = self._links.get(_place(taker), {}).get(_place(giver), (None, 0))
         if link is None or link.bytes_per_s <= 0.0:
             if is_near:
                 return NEAR_LATENCY_S + num_bytes / NEAR_BYTES_PER_S
             return PRIOR_LATENCY_S + num_bytes / PRIOR_BYTES_PER_S
-        return link.latency_s + num_bytes / link.bytes_per_s
+        told_s = link.latency_s + num_bytes / link.bytes_per_s
+        typical_s = self._typical[0] + num_bytes * self._typical[1]
+        if told_s <= typical_s:
+            return told_s
+        belief: float = 0.5 ** ((self._heard - since) / HALF_LIFE)
+        return typical_s + belief * (told_s - typical_s)
 
     @property
     def num_failovers(self) -> int:
@@ -100,20 +123,21 @@ class _Ways:
         taker: InstanceId,
         told: dict[tuple[InstanceId, str], LinkReport],
         before: "_Ways | None",
+        number: int,
     ) -> None:
         self.taker = taker
         self._told = told
-        self._number: int = 0 if before is None else before._number + 1
         self._measured: dict[tuple[InstanceId, str], int] = {
-            way: self._number
+            way: number
             if before is None or _speed(before._told.get(way)) != _speed(report)
             else before._measured[way]
             for way, report in told.items()
         }
 
-    def in_use(self) -> dict[str, LinkReport]:
+    def in_use(self) -> dict[str, tuple[LinkReport, int]]:
         """By place of the giver: of its newest incarnation the way measured last; of equals the one
-        that broke least, because a way may be told that broke before it was ever measured."""
+        that broke least, because a way may be told that broke before it was ever measured. With the
+        number of that report."""
         newest: dict[str, tuple[tuple[int, int, int, float], LinkReport]] = {}
         for way, report in self._told.items():
             giver, measured = report.giver, self._measured[way]
@@ -121,7 +145,7 @@ class _Ways:
             place = _place(giver)
             if place not in newest or rank > newest[place][0]:
                 newest[place] = rank, report
-        return {place: report for place, (_, report) in newest.items()}
+        return {place: (report, rank[1]) for place, (rank, report) in newest.items()}
 
 
 def _speed(report: LinkReport | None) -> tuple[float, float] | None:

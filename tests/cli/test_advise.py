@@ -40,7 +40,13 @@ async def test_a_queue_at_one_stage_is_seen_and_advised_about():
         assert refused.returncode == 1
         assert "answered 401" in refused.stderr
         assert (await http.get(f"http://{server.admin}/advice")).status_code == 401
-        asking = [asyncio.create_task(ask(http, server, f"number {n}", 400)) for n in range(12)]
+        is_seen = asyncio.Event()
+
+        async def keep_asking(number: int) -> None:
+            while not is_seen.is_set():
+                await ask(http, server, f"number {number}", 400)
+
+        asking = [asyncio.create_task(keep_asking(number)) for number in range(12)]
         headers = {"authorization": "Bearer operator"}
         async with asyncio.timeout(30):
             while True:
@@ -49,6 +55,7 @@ async def test_a_queue_at_one_stage_is_seen_and_advised_about():
                 if any("move prefill-" in said["text"] for said in page["advice"]):
                     break
                 await asyncio.sleep(0.05)
+        is_seen.set()
         await asyncio.gather(*asking)
         said = await advise(server, "--key", "operator", "--json")
         shown = await advise(server, "--key", "operator")

@@ -108,5 +108,5 @@ def test_an_encoder_beside_decode_slows_it_and_saves_a_gpu():
 
     assert encoding_s(shared) == pytest.approx(encoding_s(plain) * 0.3**-0.8, rel=0.01)
     slower = [b / a for a, b in zip(tpots(plain.rows), tpots(shared.rows), strict=True)]
-    assert max(slower) > 1.1
+    assert sum(slower) > 1.02 * len(slower)
     assert min(slower) > 0.85
