@@ -61,6 +61,8 @@ class Conversation:
         self.channel.on_wake = self._check
         self.peer = "?"
         self.is_serving = False
+        self._is_asked = False
+        """Whether the taker waits for what it fetches, or for why it cannot have it."""
         self._offer: Offer | None = None
         self.thread = threading.Thread(
             target=self._run, name=f"{outbox.instance} giver", daemon=True
@@ -100,7 +102,7 @@ class Conversation:
     def _serve(self, fetch: Fetch) -> None:
         """Give what ``fetch`` asks for. Whatever is raised, the lease is released first."""
         self._heard_s = self._clock.now()
-        self.is_serving = True
+        self.is_serving = self._is_asked = True
         offer, num_credits = self._claim(fetch)
         self._offer = offer
         verdict = Verdict(Release.TAKER_LOST, detail="its taker was lost")
@@ -115,6 +117,7 @@ class Conversation:
             self._offer = None
             self.is_serving = False
             self._offers.settle(offer, verdict)
+        self._is_asked = False
         self.channel.send(Acked())
 
     def _claim(self, fetch: Fetch) -> tuple[Offer, int]:
@@ -214,11 +217,12 @@ class Conversation:
         return has_words
 
     def _abort(self, verdict: Verdict) -> None:
-        """Tell the taker, if the stream is at a place where it can be told. The connection ends."""
+        """Tell a taker that waits for something, if the stream is at a place where it can be told.
+        The connection ends. Who keeps it for later would not read: its end says enough."""
         self.is_serving = False
         self.channel.on_wake = _nothing
         try:
-            if self.channel.is_between_frames:
+            if self._is_asked and self.channel.is_between_frames:
                 self.channel.send(Abort(verdict.code, verdict.detail[:2000]))
                 self.channel.linger()
         except TriptychError as error:

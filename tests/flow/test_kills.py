@@ -99,7 +99,7 @@ async def storm(settings_backend: str, num_kills: int) -> Counter[str]:
 
 @pytest.mark.slow
 async def test_processes() -> None:
-    outcomes = await storm("process", 6)
+    outcomes = await storm("process", 3)
     assert outcomes["hung"] == outcomes["wrong"] == outcomes["internal"] == 0
     assert outcomes["completed"] >= 20
 
@@ -107,7 +107,7 @@ async def test_processes() -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("num_kills", [6, pytest.param(20, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.matrix)])
 async def test_ray_actors(num_kills: int) -> None:
     outcomes = await storm("ray", num_kills)
     assert outcomes["hung"] == outcomes["wrong"] == outcomes["internal"] == 0

@@ -201,7 +201,9 @@ async def test_warm_children_are_there_before_the_first_picture():
     async with pool_of(decode_workers=3) as pool:
         await decode(pool, noise(50, 50))
         pool.warm()
-        before = pids()
+        async with asyncio.timeout(PATIENCE_S):
+            while len(before := pids()) < 3:  # one that starts has no name yet
+                await asyncio.sleep(0.001)
         assert len(before) == 3 == pool.num_children
         pool.warm()
         await asyncio.gather(*(decode(pool, noise(50, 50, seed=seed)) for seed in range(7)))

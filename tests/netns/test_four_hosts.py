@@ -46,8 +46,7 @@ async def test_tokens_are_exact_across_hosts(transport):
 )
 async def test_placement_moves_away_from_a_slow_link():
     said = await four_hosts()
-    shares = re.findall(r"tcp, (.*): decode-0 (\d+)%", said)
-    assert len(shares) >= 2, said
+    assert re.search(r"tcp, decode-0 behind 100 Mbit/s: decode-", said), said
 
 
 def test_what_a_killed_run_left_is_removed():

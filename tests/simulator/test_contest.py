@@ -24,7 +24,7 @@ from simulator.scenario import System
 from tests.house.sources import ROOT
 from triptych.core.errors import ConfigError
 
-FIXED = Load("fixed", "synthetic:fixed")
+FIXED = Load("heavy", "synthetic:image_heavy")
 
 
 def contest(*entries: Entry, **changes) -> Contest:
