@@ -6,6 +6,8 @@ together, so systems are compared on the same draw. Knows how to ask; figures ar
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from bench.figures import figures
 from bench.goodput import Bisection, Crossing, Point, crossing, over_seeds
 from bench.run import Run
@@ -38,6 +40,7 @@ class Sweep:
         scenario, shares = self._scenario, []
         for seed in scenario.seeds:
             plan = scenario.plan(self._system, rate, seed)
+            plan = replace(plan, level=scenario.attainment)
             run = simulate(plan, scenario.arrivals(rate, seed), self._on_progress)
             self.num_gpus = run.num_gpus
             share = figures(run).attainment

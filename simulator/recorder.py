@@ -31,12 +31,15 @@ class Recorder:
         self._open: dict[tuple[str, str], Busy] = {}
         self._times: dict[str, array[float]] = {}
         self.on_row: Callable[[Row], None] = _ignore
+        self.on_first: Callable[[str], None] = _ignore
+        """Hears of the first token of each request."""
 
     def drew(self, request: str, index: int, times_s: Sequence[float]) -> None:
         """Output tokens of a request from the ``index``-th on were drawn; a later word counts."""
         times = self._times.get(request)
         if times is None:
             times = self._times[request] = array("d")
+            self.on_first(request)
         del times[index:]
         times.extend(times_s)
 
@@ -99,5 +102,5 @@ def place_of(instance: InstanceId) -> str:
     return instance.partition("@")[0]
 
 
-def _ignore(_row: Row) -> None:
+def _ignore(_: object) -> None:
     """Nobody watches."""

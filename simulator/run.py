@@ -22,6 +22,7 @@ from scheduler.predict import Speeds
 from simulator.garbage import seldom_collected
 from simulator.happenings import Census, Happening, Happenings
 from simulator.hardware import Hardware
+from simulator.hopeless import Hopeless
 from simulator.host import SimulatedHost
 from simulator.recorder import Recorder
 from simulator.roles import RolesOverTime, problem_of, sample_queues
@@ -60,6 +61,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Queues are recorded this often; 0: never."""
     slo: Slo | None = None
     """Of every request, instead of its class's."""
+    level: float = 0.0
+    """The attainment that is asked for: a run far below is given up (``simulator.hopeless``)."""
 
 
 def simulate(
@@ -76,6 +79,8 @@ def simulate(
         recorder.on_row = lambda _: on_progress(world.time(), len(recorder.rows))
     try:
         drive = _Drive(plan, world, recorder, on_host)
+        if plan.level:
+            arrivals = drive.judge(list(arrivals))
         with seldom_collected():
             world.run_until_complete(drive.run(iter(arrivals)))
     finally:
@@ -94,6 +99,7 @@ def simulate(
         busy=tuple(recorder.busy),
         queues=tuple(recorder.queues),
         changes=tuple(recorder.changes),
+        notes=drive.notes,
     )
 
 
@@ -126,6 +132,22 @@ class _Drive:
         self._clients: set[asyncio.Task[None]] = set()
         self._sessions: dict[str, asyncio.Task[None]] = {}
         """The last request of each conversation."""
+        self._hopeless: Hopeless | None = None
+        self.notes: dict[str, str] = {}
+
+    def judge(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
+        """Give the run up where it is far below the level of its plan."""
+        plan, recorder = self._plan, self._recorder
+        judge = self._hopeless = Hopeless(plan.level, arrivals, plan.warmup_s, self._give_up)
+        recorder.on_first = judge.began
+        on_row = recorder.on_row
+
+        def ended(row: Row) -> None:
+            judge.ended(row)
+            on_row(row)
+
+        recorder.on_row = ended
+        return arrivals
 
     async def run(self, arrivals: Iterator[Arrival]) -> None:
         """Start, serve all arrivals, stop."""
@@ -174,12 +196,20 @@ class _Drive:
             roles = RolesOverTime(self._world, adviser, watch, happenings)
             yield roles.run(settings.roles_period_s)
 
+    def _give_up(self) -> None:
+        passed_s = self._world.time() - self._begin_s
+        self.notes["given up"] = f"after {passed_s:.1f} s, with {self._num_sent} requests"
+        for client in sorted(self._clients, key=lambda task: task.get_name()):
+            client.cancel()
+
     async def _serve(self, core: Core, arrivals: Iterator[Arrival]) -> None:
         for arrival in arrivals:
             if arrival.after_s is None:
                 at_s = self._begin_s + arrival.at_s
                 if at_s > self._world.time():
                     await asyncio.sleep(at_s - self._world.time())
+            if self.notes:
+                break
             before = self._sessions.get(arrival.session) if arrival.after_s is not None else None
             client = asyncio.create_task(self._client(core, arrival, before, self._num_sent))
             self._num_sent += 1
@@ -204,7 +234,11 @@ class _Drive:
         began_s = self._world.time()
         deadline_s = began_s + self._plan.config.limits.default_deadline_s
         request = self._prompts.request(number, arrival, slo, deadline_s)
+        if self._hopeless is not None:
+            self._hopeless.asked(request.id, began_s - self._begin_s, slo.ttft_s)
         status, code, final, times = await self._ask(core, arrival, request)
+        if self._hopeless is not None and self.notes and not self._hopeless.is_late(request.id):
+            return  # nobody knows what would have become of it
         timeline = None if final is None else final.timeline
         self._recorder.ended(
             Row(

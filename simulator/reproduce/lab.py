@@ -72,7 +72,8 @@ class Lab:
         """At one rate, the mean over seeds."""
         scenario = self.scenario(case)
         shares = [
-            figures(self._run(scenario, system, rate, seed)).attainment for seed in scenario.seeds
+            figures(self._run(scenario, system, rate, seed, scenario.attainment)).attainment
+            for seed in scenario.seeds
         ]
         return sum(shares) / len(shares)
 
@@ -87,10 +88,12 @@ class Lab:
             raise NoTrace(f"{self.target.trace}: no copy of this trace is at hand")
         return path
 
-    def _run(self, scenario: Scenario, system: System, rate: float, seed: int) -> Run:
+    def _run(
+        self, scenario: Scenario, system: System, rate: float, seed: int, level: float = 0.0
+    ) -> Run:
         self._hear(f"{scenario.name}, {system.name} at {rate:g}/s")
         plan = scenario.plan(system, rate, seed)
-        plan = msgspec.structs.replace(plan, keeps_busy=self._keeps_busy, sample_s=0.0)
+        plan = msgspec.structs.replace(plan, keeps_busy=self._keeps_busy, sample_s=0.0, level=level)
         run = simulate(plan, scenario.arrivals(rate, seed))
         self._count(run)
         return run

@@ -1,0 +1,79 @@
+"""Runs that are given up: only those that cannot attain any more, and cheaper for it."""
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+
+from bench.figures import figures
+from bench.run import Row
+from bench.workload import Arrival
+from simulator import scenario
+from simulator.hopeless import Hopeless
+from simulator.run import simulate
+
+ARRIVALS = [Arrival(float(n), (), 2) for n in range(20)]
+
+
+def row(number, first_s, status="ok"):
+    return Row(f"{number}", float(number), "grid", 1.0, None, 0, 0, 8, status, number + first_s,
+               token_times_s=(number + first_s,))  # fmt: skip
+
+
+async def lost_after(rows, warmup_s=0.0):
+    """How many of ``rows`` are looked at before it is hopeless; all of them if it never is."""
+    calls = []
+    judge = Hopeless(0.9, ARRIVALS, warmup_s, lambda: calls.append(1))
+    for index, each in enumerate(rows):
+        judge.asked(each.id, each.arrival_s, 60.0)
+        judge.ended(each)
+        if calls:
+            return index + 1
+    return len(rows)
+
+
+@pytest.mark.parametrize(
+    ("first_s", "status", "warmup_s", "number"),
+    [(2.0, "ok", 0.0, 5), (0.5, "ok", 0.0, 20), (0.5, "refused", 0.0, 5), (2.0, "ok", 10.0, 13)],
+)
+async def test_twice_the_misses_that_are_allowed(first_s, status, warmup_s, number):
+    rows = [row(each, first_s, status) for each in range(20)]
+    assert await lost_after(rows, warmup_s) == number
+
+
+async def test_who_waits_too_long_has_missed_and_is_counted_once():
+    calls = []
+    judge = Hopeless(0.9, ARRIVALS[:10], 0.0, lambda: calls.append(1))
+    for number in range(3):
+        judge.asked(f"{number}", 0.0, 0.001)
+    judge.began("2")
+    await asyncio.sleep(0.05)
+    assert [judge.is_late(f"{number}") for number in range(3)] == [True, True, False]
+    judge.began("0")
+    for number in range(2):
+        judge.ended(row(number, 2.0))
+        assert not judge.is_late(f"{number}")
+    assert not calls
+    judge.ended(row(2, 2.0))
+    assert calls == [1]
+    judge.ended(row(3, 2.0))
+    assert calls == [1], "once"
+
+
+def test_a_run_beyond_its_goodput_ends_early_and_one_below_is_untouched():
+    one = scenario.made({
+        "name": "x", "costs": "h200:qwen2.5-vl-7b", "workload": "synthetic:image_heavy",
+        "rates": [4, 60], "duration_s": 5.0, "systems": [{"name": "x", "topology": "EPD1"}],
+    }, "x")  # fmt: skip
+    (system,) = one.systems
+    found = {}
+    for rate in one.rates:
+        plan = one.plan(system, rate, 1)
+        whole = simulate(plan, one.arrivals(rate, 1))
+        found[rate] = whole, simulate(replace(plan, level=0.9), one.arrivals(rate, 1))
+    whole, judged = found[4.0]
+    assert judged == whole
+    whole, judged = found[60.0]
+    assert figures(whole).attainment < 0.8 and figures(judged).attainment < 0.8
+    assert len(judged.rows) < len(whole.rows) / 2
+    assert "given up" in judged.notes and not whole.notes
