@@ -145,11 +145,14 @@ def _decode(final: Final) -> str:
     return final.timeline.route[-1].partition("@")[0]
 
 
+STEPS = {"exact": exact, "placement": moves_away}
+
+
 def main() -> int:
     """Make the network and run inside it; 0 if everything held."""
     top = argparse.ArgumentParser(prog="four_hosts", description=__doc__)
     top.add_argument("--transports", default="tcp", help="separated by commas")
-    top.add_argument("--skip-placement", action="store_true", help="exact tokens only")
+    top.add_argument("--only", choices=tuple(STEPS), help="one of the two")
     top.add_argument("--inside", default="", help=argparse.SUPPRESS)
     given = top.parse_args()
     if given.inside:
@@ -166,9 +169,8 @@ def main() -> int:
 
 
 def _inside(given: argparse.Namespace, net: Network) -> int:
-    steps = (exact,) if given.skip_placement else (exact, moves_away)
     try:
-        for step in steps:
+        for step in [STEPS[given.only]] if given.only else STEPS.values():
             for transport in given.transports.split(","):
                 asyncio.run(step(net, transport))
     except Wrong as error:

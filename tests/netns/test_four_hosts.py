@@ -37,7 +37,7 @@ async def four_hosts(*words: str) -> str:
 async def test_tokens_are_exact_across_hosts(transport):
     if transport == "nixl" and not is_installed():
         pytest.skip("nixl is not installed")
-    said = await four_hosts("--transports", transport, "--skip-placement")
+    said = await four_hosts("--transports", transport, "--only", "exact")
     assert "on four hosts, all tokens exact" in said
 
 
@@ -45,7 +45,7 @@ async def test_tokens_are_exact_across_hosts(transport):
     "prefix_aware" not in _CHOICES["router.placement"], reason="no placement knows links yet"
 )
 async def test_placement_moves_away_from_a_slow_link():
-    said = await four_hosts()
+    said = await four_hosts("--only", "placement")
     assert re.search(r"tcp, decode-0 behind 100 Mbit/s: decode-", said), said
 
 
