@@ -73,20 +73,19 @@ def settled(
     An instance that decodes is thought half full: half its places taken, half its cache read. A
     chunk beside a token of every sequence fits in any case, and so does one picture alone.
     """
-    if costs is None:
-        found, images = EngineConfig().token_budget, EngineConfig().image_budget_tokens
-    else:
-        limit_s, can_decode = step_limit_s(role, slo), Stage.DECODE in role
+    tokens, images = engine.token_budget, engine.image_budget_tokens
+    limit_s, can_decode = step_limit_s(role, slo), Stage.DECODE in role
+    if not tokens and costs is None:
+        tokens = max(EngineConfig().token_budget, engine.chunk_tokens)
+    elif not tokens and costs is not None:
         decodes = engine.max_sequences // 2 if can_decode else 0
         context = cache.kv_blocks * cache.block_size // 2 if can_decode else 0
-        found = token_budget(costs, limit_s, decodes, context)
-        found = max(found, engine.chunk_tokens + (engine.max_sequences if can_decode else 0))
-        images = max(1, image_budget(costs, limit_s))
-    return msgspec.structs.replace(
-        engine,
-        token_budget=engine.token_budget or max(found, engine.chunk_tokens),
-        image_budget_tokens=engine.image_budget_tokens or images,
-    )
+        least = engine.chunk_tokens + (engine.max_sequences if can_decode else 0)
+        tokens = max(token_budget(costs, limit_s, decodes, context), least)
+    if not images:
+        usual = EngineConfig().image_budget_tokens
+        images = usual if costs is None else max(1, image_budget(costs, limit_s))
+    return msgspec.structs.replace(engine, token_budget=tokens, image_budget_tokens=images)
 
 
 def largest(holds: Callable[[int], bool], most: int) -> int:

@@ -143,3 +143,20 @@ def test_a_budget_of_nothing_is_one_that_is_searched():
 def test_a_run_of_decodes_costs_what_its_steps_cost(costs, decodes, context, steps):
     every = [costs.language_s((), decodes, context + i * decodes) for i in range(steps)]
     assert costs.decode_run_s(decodes, context, steps) == pytest.approx(sum(every))
+
+
+class Blind:
+    """Costs of a model without pictures."""
+
+    def vision_s(self, pictures):
+        raise AssertionError("nobody encodes")
+
+    def language_s(self, chunks, num_decodes, context):
+        return 0.01
+
+    decode_run_s = None
+
+
+def test_what_is_given_is_not_looked_for():
+    given_ = settled({P, D}, Blind(), image_budget_tokens=7)
+    assert given_.image_budget_tokens == 7 and given_.token_budget > 0
