@@ -147,6 +147,11 @@ class Bisection:
         """What was measured."""
         self.points.append(Point(rate, attainment))
 
+    def correct(self, rate: float, attainment: float) -> None:
+        """What was measured at ``rate`` was not right."""
+        self.points = [each for each in self.points if each.rate != rate]
+        self.tell(rate, attainment)
+
     def result(self) -> Crossing:
         """The crossing found so far."""
         return crossing(self.points, self._level)

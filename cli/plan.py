@@ -8,6 +8,7 @@ from bench.run import Run
 from bench.study import Study
 from cli.progress import Bar
 from scheduler.planner import PLANNERS
+from simulator.goodput import into
 from simulator.planning import Planned, Wish, plan, serve_config
 from simulator.run import Progress
 from simulator.scenario import System
@@ -52,7 +53,7 @@ def run(words: argparse.Namespace) -> int:
         settings=tuple(words.set),
     )
     bar, runs = Bar(), list[Run]()
-    found = plan(wish, runs.append, lambda system: _told(bar, system))
+    found = plan(wish, into(runs), lambda system: _told(bar, system))
     bar.done()
     print(_table(found))
     best = found[0]

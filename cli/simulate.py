@@ -8,7 +8,7 @@ from bench.run import Run
 from bench.study import Fit, Goodput, Study, write
 from cli.progress import Bar
 from simulator.costs.registry import costs
-from simulator.goodput import search
+from simulator.goodput import into, search
 from simulator.run import simulate
 from simulator.scenario import Scenario, System, read
 
@@ -66,7 +66,7 @@ def _searched(scenario: Scenario, tolerance: float) -> tuple[list[Run], list[Goo
     goodputs, bar = [], Bar()
     for index, system in enumerate(scenario.systems):
         share = _Share(bar, scenario, system, 0.0, (index, len(scenario.systems)))
-        goodputs.append(search(scenario, system, tolerance, runs.append, share))
+        goodputs.append(search(scenario, system, tolerance, into(runs), share))
     bar.done()
     return runs, goodputs
 

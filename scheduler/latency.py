@@ -5,6 +5,7 @@ the topology, so a restarted instance inherits it) and from what takers report o
 priors where nothing was seen. Linear in tokens and bytes, no more. Knows no queue, no policy.
 """
 
+import math
 from collections.abc import Iterable
 
 from scheduler.predict import Speeds
@@ -26,9 +27,10 @@ NEAR_LATENCY_S, NEAR_BYTES_PER_S = 1e-4, 5e9
 """The same within one machine: shared memory, about."""
 TIER_BYTES_PER_S = {Tier.HOST: 5e9, Tier.DISK: 5e8}
 """Reading back what an instance itself keeps on a lower tier."""
-HALF_LIFE = 64
-"""Reports of other links until half of what made a link seem slow is doubted: it may have been its
-first transfer, or a bad minute, and who is never chosen is never measured again."""
+HALF_LIFE = 32
+"""Measurements, for each link that is known, until half of what made one of them seem slower than
+others of its kind is doubted: it may have been its first transfer, or a bad minute, and who is
+never chosen is never measured again."""
 
 
 class Latencies:
@@ -39,12 +41,10 @@ class Latencies:
         """What steps take, for policies that predict."""
         self._token_s: dict[tuple[Stage, str], float] = {}
         self._links: dict[str, dict[str, tuple[LinkReport, int]]] = {}
-        """By the places of taker and giver: the way in use, and since which report it is so."""
-        self._typical = (PRIOR_LATENCY_S, 1.0 / PRIOR_BYTES_PER_S)
-        """Seconds and seconds per byte of links, in the mean of those measured of late."""
-        self._has_typical = False
-        self._heard = 0
-        """Reports so far."""
+        """By the places of taker and giver: the way in use, and the measurement that it is of."""
+        self._typical: dict[str, tuple[float, float]] = {}
+        """By transport: seconds and seconds per byte, in the mean of what was measured of late."""
+        self._num_links = self._num_measured = 0
         self._ways: dict[str, _Ways] = {}
         self._failovers: dict[InstanceId, int] = {}
 
@@ -72,18 +72,14 @@ class Latencies:
         before = self._ways.get(_place(taker))
         if before is not None and _incarnation(before.taker) > _incarnation(taker):
             return
-        self._heard += 1
-        ways = self._ways[_place(taker)] = _Ways(taker, told, before, self._heard)
+        self._num_measured += 1
+        ways = self._ways[_place(taker)] = _Ways(taker, told, before, self._num_measured)
+        self._num_links -= len(self._links.get(_place(taker), ()))
         links = self._links[_place(taker)] = ways.in_use()
+        self._num_links += len(links)
         for link, since in links.values():
-            if since == self._heard and link.bytes_per_s > 0.0:
-                seen = (link.latency_s, 1.0 / link.bytes_per_s)
-                share = WEIGHT if self._has_typical else 1.0
-                latency_s, byte_s = (
-                    before + share * (now - before)
-                    for before, now in zip(self._typical, seen, strict=True)
-                )
-                self._typical, self._has_typical = (latency_s, byte_s), True
+            if since == self._num_measured and link.bytes_per_s > 0.0:
+                self._note(link.transport, link.latency_s, 1.0 / link.bytes_per_s)
 
     def forget(self, taker: InstanceId) -> None:
         """An incarnation is gone: its count of failovers ends. Speeds stay for the next one."""
@@ -93,7 +89,8 @@ class Latencies:
         self, giver: InstanceId, taker: InstanceId, num_bytes: float, *, is_near: bool = False
     ) -> float:
         """Seconds to move ``num_bytes``; none within one instance. ``is_near``: both are on one
-        machine, for a link that nobody measured."""
+        machine, for a link that nobody measured. What made one slower than others of its transport
+        is doubted by and by, unless it is measured again."""
         if giver == taker or num_bytes <= 0:
             return 0.0
         link, since = self._links.get(_place(taker), {}).get(_place(giver), (None, 0))
@@ -102,11 +99,21 @@ class Latencies:
                 return NEAR_LATENCY_S + num_bytes / NEAR_BYTES_PER_S
             return PRIOR_LATENCY_S + num_bytes / PRIOR_BYTES_PER_S
         told_s = link.latency_s + num_bytes / link.bytes_per_s
-        typical_s = self._typical[0] + num_bytes * self._typical[1]
-        if told_s <= typical_s:
+        latency_s, byte_s = self._typical.get(link.transport, (math.inf, 0.0))
+        usual_s = latency_s + num_bytes * byte_s
+        if told_s <= usual_s:
             return told_s
-        belief: float = 0.5 ** ((self._heard - since) / HALF_LIFE)
-        return typical_s + belief * (told_s - typical_s)
+        age = (self._num_measured - since) / (HALF_LIFE * self._num_links)
+        belief: float = 0.5**age
+        return usual_s + belief * (told_s - usual_s)
+
+    def _note(self, transport: str, latency_s: float, byte_s: float) -> None:
+        """A link was measured."""
+        usual_s, usual_byte_s = self._typical.get(transport, (latency_s, byte_s))
+        self._typical[transport] = (
+            usual_s + WEIGHT * (latency_s - usual_s),
+            usual_byte_s + WEIGHT * (byte_s - usual_byte_s),
+        )
 
     @property
     def num_failovers(self) -> int:
@@ -115,7 +122,7 @@ class Latencies:
 
 
 class _Ways:
-    """All that one taker told in one report, and in which of its reports each way became what it
+    """All that one taker told in one report, and with which of all reports each way became what it
     is: a transfer changes the numbers of the way that it took, and of no other."""
 
     def __init__(

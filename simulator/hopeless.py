@@ -8,13 +8,21 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from bench.figures import row_latency, slo_of
+from bench.goodput import LEVELS
 from bench.run import Row
 from bench.workload import Arrival
 from triptych.core.metrics import is_attained
 
 MARGIN = 2.0
-"""A run goes on until it has missed so many times what it may: near the level every request counts,
-and the attainment is exact."""
+"""A run goes on until it has missed at least so many times what it may: near the level every
+request counts, and the attainment is exact."""
+
+
+def below(level: float, num_seeds: int) -> float:
+    """The attainment below which a run may be given up. Of several seeds the mean is what counts:
+    one alone must be so bad that all others cannot make up for it. Reports judge runs by
+    ``LEVELS[0]`` too, whatever was asked for."""
+    return 1.0 - max(MARGIN, num_seeds) * (1.0 - min(level, LEVELS[0]))
 
 
 class Hopeless:
@@ -22,11 +30,11 @@ class Hopeless:
     that is not there when it is due."""
 
     def __init__(
-        self, level: float, arrivals: Sequence[Arrival], warmup_s: float, stop: Callable[[], None]
+        self, least: float, arrivals: Sequence[Arrival], warmup_s: float, stop: Callable[[], None]
     ) -> None:
-        """``stop`` is called once, when attainment must be below ``1 - MARGIN * (1 - level)``."""
+        """``stop`` is called once, when attainment must be below ``least``."""
         num_counted = sum(each.after_s is not None or each.at_s >= warmup_s for each in arrivals)
-        self._left = int(MARGIN * (1.0 - level) * num_counted + 1e-9)
+        self._left = int((1.0 - least) * num_counted + 1e-9)
         self._warmup_s = warmup_s
         self._stop = stop
         self._due: dict[str, asyncio.TimerHandle | None] = {}

@@ -82,6 +82,10 @@ class Fabric:
         share = min(parts) * (1.0 if is_near else math.prod(self._shares.get("", ())))
         return msgspec.structs.replace(link, bytes_per_s=share * link.bytes_per_s)
 
+    def kind(self, giver: InstanceId, taker: InstanceId) -> str:
+        """``near`` or ``far``: links of one kind are alike until something happens to one."""
+        return "near" if self._nodes[_place(giver)] == self._nodes[_place(taker)] else "far"
+
     def carry(
         self, giver: InstanceId, taker: InstanceId, num_bytes: int, now_s: float
     ) -> tuple[float, float]:
@@ -232,7 +236,11 @@ class SimulatedFetching:
         finally:
             giver.offers.settle(offer, verdict)
         self._told[ref.instance] = LinkReport(
-            ref.instance, "simulated", 2 * link.latency_s, link.bytes_per_s, 0
+            ref.instance,
+            self._fabric.kind(ref.instance, self._instance),
+            2 * link.latency_s,
+            link.bytes_per_s,
+            0,
         )
         return offer.tail or b""
 

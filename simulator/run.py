@@ -61,8 +61,9 @@ class Plan(msgspec.Struct, frozen=True):
     """Queues are recorded this often; 0: never."""
     slo: Slo | None = None
     """Of every request, instead of its class's."""
-    level: float = 0.0
-    """The attainment that is asked for: a run far below is given up (``simulator.hopeless``)."""
+    least: float = 0.0
+    """A run whose attainment must be below this is given up (``simulator.hopeless``): it is
+    ``invalid``, and has rows only of requests that were over or late."""
 
 
 def simulate(
@@ -79,8 +80,9 @@ def simulate(
         recorder.on_row = lambda _: on_progress(world.time(), len(recorder.rows))
     try:
         drive = _Drive(plan, world, recorder, on_host)
-        if plan.level:
-            arrivals = drive.judge(list(arrivals))
+        if plan.least > 0.0:
+            arrivals = list(arrivals)
+            drive.judge(arrivals)
         with seldom_collected():
             world.run_until_complete(drive.run(iter(arrivals)))
     finally:
@@ -99,7 +101,7 @@ def simulate(
         busy=tuple(recorder.busy),
         queues=tuple(recorder.queues),
         changes=tuple(recorder.changes),
-        notes=drive.notes,
+        invalid=drive.given_up,
     )
 
 
@@ -129,16 +131,18 @@ class _Drive:
         self._threads: Threads | None = None
         self._begin_s = 0.0
         self._num_sent = 0
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], None] = {}
+        """In the order of their requests."""
         self._sessions: dict[str, asyncio.Task[None]] = {}
         """The last request of each conversation."""
         self._hopeless: Hopeless | None = None
-        self.notes: dict[str, str] = {}
+        self.given_up = ""
+        """When the run was given up; empty if it was not."""
 
-    def judge(self, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
-        """Give the run up where it is far below the level of its plan."""
+    def judge(self, arrivals: Sequence[Arrival]) -> None:
+        """Give the run up where it cannot attain any more what its plan asks for."""
         plan, recorder = self._plan, self._recorder
-        judge = self._hopeless = Hopeless(plan.level, arrivals, plan.warmup_s, self._give_up)
+        judge = self._hopeless = Hopeless(plan.least, arrivals, plan.warmup_s, self._give_up)
         recorder.on_first = judge.began
         on_row = recorder.on_row
 
@@ -147,7 +151,6 @@ class _Drive:
             on_row(row)
 
         recorder.on_row = ended
-        return arrivals
 
     async def run(self, arrivals: Iterator[Arrival]) -> None:
         """Start, serve all arrivals, stop."""
@@ -198,8 +201,8 @@ class _Drive:
 
     def _give_up(self) -> None:
         passed_s = self._world.time() - self._begin_s
-        self.notes["given up"] = f"after {passed_s:.1f} s, with {self._num_sent} requests"
-        for client in sorted(self._clients, key=lambda task: task.get_name()):
+        self.given_up = f"given up after {passed_s:.1f} s, with {self._num_sent} requests"
+        for client in list(self._clients):
             client.cancel()
 
     async def _serve(self, core: Core, arrivals: Iterator[Arrival]) -> None:
@@ -208,18 +211,18 @@ class _Drive:
                 at_s = self._begin_s + arrival.at_s
                 if at_s > self._world.time():
                     await asyncio.sleep(at_s - self._world.time())
-            if self.notes:
+            if self.given_up:
                 break
             before = self._sessions.get(arrival.session) if arrival.after_s is not None else None
             client = asyncio.create_task(self._client(core, arrival, before, self._num_sent))
             self._num_sent += 1
-            self._clients.add(client)
-            client.add_done_callback(self._clients.discard)
+            self._clients[client] = None
+            client.add_done_callback(self._clients.pop)
             if arrival.session:
                 self._sessions[arrival.session] = client
         if self._clients:
             await asyncio.wait(set(self._clients), timeout=self._plan.drain_s)
-        for client in sorted(self._clients, key=lambda task: task.get_name()):
+        for client in list(self._clients):
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
 
@@ -237,7 +240,8 @@ class _Drive:
         if self._hopeless is not None:
             self._hopeless.asked(request.id, began_s - self._begin_s, slo.ttft_s)
         status, code, final, times = await self._ask(core, arrival, request)
-        if self._hopeless is not None and self.notes and not self._hopeless.is_late(request.id):
+        judge = self._hopeless
+        if self.given_up and judge is not None and not judge.is_late(request.id):
             return  # nobody knows what would have become of it
         timeline = None if final is None else final.timeline
         self._recorder.ended(

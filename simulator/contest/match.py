@@ -72,7 +72,8 @@ def run(cell: Cell, key: str, on_progress: Progress | None = None) -> tuple[Resu
     scenario = scenario_of(cell, layout.system, contest.seeds, cell.duration_s)
     sweep = Sweep(scenario, layout.system, runs, on_progress)
     search = Bisection(start, contest.attainment, contest.tolerance, growth=GROWTH)
-    found = search.run(sweep.measure)
+    search.run(sweep.measure)
+    found = sweep.settle(search)
     rates = sorted({run.rate for run in runs.kept})
     by_rate = {
         rate: tuple(
@@ -146,7 +147,7 @@ def missed(rows: list[Row]) -> dict[str, float]:
 
 
 class _Runs:
-    """What was run for a cell."""
+    """What was run for a cell; whole runs are kept."""
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
@@ -157,7 +158,8 @@ class _Runs:
         if run.num_gpus != self._cell.num_gpus:
             raise ConfigError(f"{self._cell.title}: a run took {run.num_gpus} GPUs")
         self.num_requests += len(run.rows)
-        self.kept.append(run)
+        if not run.invalid:
+            self.kept.append(run)
 
 
 def _chosen(

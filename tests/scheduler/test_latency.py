@@ -64,13 +64,21 @@ def test_a_link_that_was_slow_once_is_doubted_while_others_are_measured():
     latencies.report("D-0@0", [tcp(rate=1e6)])
     before, rates = seconds(latencies), [1e8, 1.1e8]
     assert before == pytest.approx(1.0)
-    for number in range(HALF_LIFE):
+    for number in range(2 * HALF_LIFE):  # there are two links
         latencies.report("D-1@0", [tcp(rate=rates[number % 2])])
     fast = seconds(latencies, taker="D-1@0")
     assert fast == pytest.approx(0.01, rel=0.2)
     assert seconds(latencies) == pytest.approx((before + fast) / 2, rel=0.1)
     latencies.report("D-0@0", [tcp(rate=9e5)])
     assert seconds(latencies) == pytest.approx(1 / 0.9), "measured anew, believed anew"
+
+
+def test_a_link_is_not_compared_with_those_of_another_transport():
+    latencies = Latencies()
+    latencies.report("D-0@0", [tcp(rate=1e6)])
+    for number in range(10 * HALF_LIFE):
+        latencies.report("D-1@0", [shm(rate=8e9 + number)])
+    assert seconds(latencies) == pytest.approx(1.0)
 
 
 def test_a_pair_of_which_nothing_was_told_has_the_prior():

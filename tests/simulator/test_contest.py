@@ -24,12 +24,12 @@ from simulator.scenario import System
 from tests.house.sources import ROOT
 from triptych.core.errors import ConfigError
 
-FIXED = Load("heavy", "synthetic:image_heavy")
+HEAVY = Load("heavy", "synthetic:image_heavy")
 
 
 def contest(*entries: Entry, **changes) -> Contest:
     entries = entries or (Entry("monolith", topology="EPD2"),)
-    given = {"num_gpus": (2,), "loads": (FIXED,), "seeds": (1, 2), "duration_s": 3.0,
+    given = {"num_gpus": (2,), "loads": (HEAVY,), "seeds": (1, 2), "duration_s": 3.0,
              "plan_duration_s": 2.0, "warmup_s": 0.5, "tolerance": 0.5} | changes  # fmt: skip
     return Contest("test", "h200:qwen2.5-vl-7b", systems=entries, **given)
 

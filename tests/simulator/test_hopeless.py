@@ -9,7 +9,8 @@ from bench.figures import figures
 from bench.run import Row
 from bench.workload import Arrival
 from simulator import scenario
-from simulator.hopeless import Hopeless
+from simulator.goodput import into, search
+from simulator.hopeless import Hopeless, below
 from simulator.run import simulate
 
 ARRIVALS = [Arrival(float(n), (), 2) for n in range(20)]
@@ -23,7 +24,7 @@ def row(number, first_s, status="ok"):
 async def lost_after(rows, warmup_s=0.0):
     """How many of ``rows`` are looked at before it is hopeless; all of them if it never is."""
     calls = []
-    judge = Hopeless(0.9, ARRIVALS, warmup_s, lambda: calls.append(1))
+    judge = Hopeless(0.8, ARRIVALS, warmup_s, lambda: calls.append(1))
     for index, each in enumerate(rows):
         judge.asked(each.id, each.arrival_s, 60.0)
         judge.ended(each)
@@ -43,7 +44,7 @@ async def test_twice_the_misses_that_are_allowed(first_s, status, warmup_s, numb
 
 async def test_who_waits_too_long_has_missed_and_is_counted_once():
     calls = []
-    judge = Hopeless(0.9, ARRIVALS[:10], 0.0, lambda: calls.append(1))
+    judge = Hopeless(0.8, ARRIVALS[:10], 0.0, lambda: calls.append(1))
     for number in range(3):
         judge.asked(f"{number}", 0.0, 0.001)
     judge.began("2")
@@ -70,10 +71,36 @@ def test_a_run_beyond_its_goodput_ends_early_and_one_below_is_untouched():
     for rate in one.rates:
         plan = one.plan(system, rate, 1)
         whole = simulate(plan, one.arrivals(rate, 1))
-        found[rate] = whole, simulate(replace(plan, level=0.9), one.arrivals(rate, 1))
+        found[rate] = whole, simulate(replace(plan, least=0.8), one.arrivals(rate, 1))
     whole, judged = found[4.0]
     assert judged == whole
     whole, judged = found[60.0]
     assert figures(whole).attainment < 0.8 and figures(judged).attainment < 0.8
     assert len(judged.rows) < len(whole.rows) / 2
-    assert "given up" in judged.notes and not whole.notes
+    assert "given up" in judged.invalid and not whole.invalid
+
+
+def test_no_seed_alone_decides_what_others_can_make_up_for():
+    assert below(0.9, 1) == below(0.9, 2) == pytest.approx(0.8)
+    for num_seeds in (2, 3, 5):
+        others = num_seeds - 1.0
+        assert (others + below(0.9, num_seeds)) / num_seeds == pytest.approx(0.9, abs=0.05)
+        assert (others + below(0.9, num_seeds)) / num_seeds <= 0.9 + 1e-9
+    assert below(0.99, 1) == pytest.approx(0.8)
+
+
+def test_a_search_ends_between_whole_runs():
+    one = scenario.made({
+        "name": "x", "costs": "h200:qwen2.5-vl-7b", "workload": "synthetic:image_heavy",
+        "rates": [3], "duration_s": 4.0, "seeds": [1, 2],
+        "systems": [{"name": "x", "topology": "EPD1"}],
+    }, "x")  # fmt: skip
+    every, kept = [], []
+    hear = into(kept)
+    found = search(one, one.systems[0], 2.0, lambda run: (every.append(run), hear(run)))
+    assert {run.rate for run in kept} >= {found.crossing.good, found.crossing.bad}
+    assert len(kept) < len(every), "the growth went far beyond"
+    for run in every:
+        if run.invalid:
+            plan = one.plan(one.systems[0], run.rate, run.seed)
+            assert figures(simulate(plan, one.arrivals(run.rate, run.seed))).attainment < 0.8
