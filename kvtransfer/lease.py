@@ -126,7 +126,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Ended(Exception):
-    """The taker cannot have the offer: an Abort follows."""
+    """The taker cannot have the offer; if it waits for that, an Abort follows."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.detail)

@@ -183,6 +183,21 @@ async def test_a_wait_longer_than_the_timeout_is_bridged_by_heartbeats(way):
 # -- what is refused
 
 
+@pytest.mark.parametrize("way", BETWEEN_PROCESSES)
+async def test_a_giver_that_stops_does_not_wait_for_who_keeps_the_connection(way):
+    """The taker does not read from it before it fetches again, so nobody would hear a word."""
+    patient = msgspec.structs.replace(CALM, timeout_s=2 * PATIENCE_S)
+    async with pair(way, patient) as both:
+        offer = both.offer()
+        offer.append([1])
+        offer.finish(b"")
+        await both.fetch(1, [1])
+        async with asyncio.timeout(PATIENCE_S):
+            await both.outbox.close()
+        with pytest.raises(InstanceLost):
+            await both.fetch(1, [1], handle="again")
+
+
 @pytest.mark.parametrize("way", EVERYWHERE)
 async def test_a_handle_serves_one_fetch(way):
     async with pair(way) as both:
