@@ -166,7 +166,8 @@ async def _attempt(
     whether to rely on what is said to be cached."""
     view = stages.dispatcher.view()
     known = stages.knowledge.coverage(trip.prompt, trip.keys, view) if trusts else NOTHING
-    ask = stages.knowledge.ask(trip.request, len(trip.tokens), stages.clock.now() - trip.arrival_s)
+    elapsed_s = stages.clock.now() - trip.arrival_s
+    ask = stages.knowledge.ask(trip.request, trip.prompt, len(trip.tokens), elapsed_s)
     route = trip.route = stages.place(view, trip.prompt, avoid, known, ask)
     jobs = _jobs(trip, route, view, stages)
     lesson = Lesson(trip, stages.knowledge, stages.clock, jobs)

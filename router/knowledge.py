@@ -88,12 +88,13 @@ class Knowledge:
                 found[about.id] = self._aligned(held, size)
         return Coverage(found)
 
-    def ask(self, request: Request, num_drawn: int, elapsed_s: float) -> Ask:
+    def ask(self, request: Request, prompt: Prompt, num_drawn: int, elapsed_s: float) -> Ask:
         """What is left of a request's promises when it has ``num_drawn`` tokens."""
-        slo, left = request.slo, request.stop.max_tokens - num_drawn
+        slo = request.slo
         if num_drawn:  # its first token has come: now every moment counts, and none too much
             slo, elapsed_s = msgspec.structs.replace(slo, ttft_s=None), 0.0
-        return Ask(slo, max(0.0, elapsed_s), self.forecast.num_output(max(1, left)))
+        expected, most = self._length(request, prompt)
+        return Ask(slo, max(0.0, elapsed_s), max(1, expected - num_drawn), max(1, most - num_drawn))
 
     def work(self, request: Request, prompt: Prompt, coverage: Coverage) -> Work:
         """What a request has to have done, as far as it is known: without the longest beginning
@@ -107,12 +108,24 @@ class Knowledge:
             if item.end > cached and item.key not in there
         }  # fmt: skip
         length = max(1, len(prompt) - cached)
+        expected, most = self._length(request, prompt)
         last = max((item.offset for item in lacking.values()), default=len(prompt))
         return Work(
             pictures=tuple(item.num_tokens for item in lacking.values()),
             tokens=length,
             tail=min(length, len(prompt) - last),
-            num_output=self.forecast.num_output(request.stop.max_tokens),
+            num_output=expected,
+            most_output=most,
+        )
+
+    def answered(self, request: Request, prompt: Prompt, num_output: int) -> None:
+        """An answer ended by itself after so many tokens."""
+        self.forecast.lengths.learn(request.tenant, len(prompt), len(request.pictures), num_output)
+
+    def _length(self, request: Request, prompt: Prompt) -> tuple[int, int]:
+        """Tokens that an answer is expected to have, and for how many there has to be room."""
+        return self.forecast.lengths.predict(
+            request.tenant, len(prompt), len(request.pictures), request.stop.max_tokens
         )
 
     def _aligned(self, held: Held, block_size: int) -> Held:

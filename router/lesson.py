@@ -14,7 +14,7 @@ from triptych.core.event import Encoded, Event, Finished, Timing, Tokens
 from triptych.core.handoff import EncodeJob, Job, LanguageJob, LendJob
 from triptych.core.ids import InstanceId
 from triptych.core.lifecycle import Stage
-from triptych.core.request import Request
+from triptych.core.request import Prompt, Request
 from triptych.core.view import ClusterView, Coverage, Expected, Route
 
 
@@ -22,6 +22,7 @@ class Traveller(Protocol):
     """Of ``journey.Trip``, what is read and written here."""
 
     request: Request
+    prompt: Prompt
     tokens: list[int]
     route: Route | None
     expected: Expected | None
@@ -91,8 +92,8 @@ class Lesson:
         if job.publish is not None or self._first_s is None:
             return
         trip, forecast = self._trip, self._knowledge.forecast
-        max_tokens = job.stop.max_tokens - len(job.generated)
-        forecast.ended(self._num_tokens, max_tokens)
+        num_output = len(job.generated) + self._num_tokens
+        self._knowledge.answered(trip.request, trip.prompt, num_output)
         expected = trip.expected if trip.route is None else trip.route.expected or trip.expected
         if expected is not None:
             gaps = self._num_tokens - 1

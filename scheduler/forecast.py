@@ -14,6 +14,7 @@ import msgspec
 from scheduler.costs import Costs
 from scheduler.estimate import WEIGHT, Error
 from scheduler.latency import Latencies
+from scheduler.lengths import Lengths
 from scheduler.predict import Speeds, place_of
 from triptych.core.ids import InstanceId
 from triptych.core.layout import Layout
@@ -24,8 +25,6 @@ FAR = 4096
 """A prefix long enough to see what attending to it costs."""
 PICTURE = 1024
 """Visual tokens of the picture by which queues of pictures are priced."""
-FIRST_SHARE = 0.5
-"""Of its limit that an answer is expected to have before any has ended."""
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -48,6 +47,8 @@ class Work(msgspec.Struct, frozen=True):
     """From the last picture's first token on: computed only when that picture is here."""
     num_output: int = 1
     """Tokens that it is expected to draw."""
+    most_output: int = 1
+    """Tokens for which it has to have room."""
 
 
 class Outlook(msgspec.Struct, frozen=True):
@@ -166,7 +167,7 @@ class Queue:
 
 class Forecast:
     """Predictions for one cluster, and how they compared. ``look`` keeps what it computed for
-    instances whose view is the very same object; ``saw`` and ``ended`` learn."""
+    instances whose view is the very same object; ``saw`` and ``lengths.learn`` learn."""
 
     def __init__(self, latencies: Latencies, terms: Terms = Terms()) -> None:  # noqa: B008
         self.latencies = latencies
@@ -176,7 +177,7 @@ class Forecast:
         """In the order of the view looked at last."""
         self._num_learned = 0
         self._idles: dict[InstanceId, Queue] = {}
-        self._share = FIRST_SHARE
+        self.lengths = Lengths()
         self._late_s = self._slow_s = 0.0
         """Means of what requests took beyond the model: what is not computing."""
 
@@ -204,7 +205,8 @@ class Forecast:
         firsts = (self.first_s(queue, queue.busy_s, ready_s, 0, work) for queue in prefills)
         tokens = work.tokens + work.num_output // 2
         gaps = [(queue, queue.gap_s(tokens)) for queue in decodes]
-        rooms = [queue.room_s(tokens, gap_s) for queue, gap_s in gaps]
+        most = work.tokens + work.most_output
+        rooms = [queue.room_s(most, gap_s) for queue, gap_s in gaps]
         spread = max(1, work.num_output - 1)
         tpot_s = min(
             gap_s + room_s / spread for (_, gap_s), room_s in zip(gaps, rooms, strict=True)
@@ -259,14 +261,6 @@ class Forecast:
         if tpot_s is not None:
             self.tpot_error.learn(promised.tpot_s, tpot_s)
             self._slow_s += WEIGHT * (max(0.0, tpot_s - expected.tpot_s) - self._slow_s)
-
-    def ended(self, num_output: int, max_tokens: int) -> None:
-        """An answer had ``num_output`` tokens where ``max_tokens`` were allowed."""
-        self._share += WEIGHT * (num_output / max(1, max_tokens) - self._share)
-
-    def num_output(self, max_tokens: int) -> int:
-        """Tokens that an answer is expected to have, as far as answers were so far."""
-        return max(1, round(self._share * max_tokens))
 
     def errors(self) -> dict[str, Error]:
         """How predictions compared with what was seen, by what was predicted."""

@@ -15,6 +15,7 @@ NUM_BUCKETS = 41
 """Up to 8,000 tokens one by one; the last takes what is longer."""
 DECAY = 0.98
 """Of what was seen, for each newer answer of the same class: the last fifty count."""
+LARGEST_UNIT = 1e9
 FEWEST = 8.0
 """Weight of answers below which a class is mixed with the wider one around it."""
 PRIOR_EXPECTED = 0.5
@@ -25,19 +26,23 @@ Class = tuple[str, int, int]
 
 
 class _Seen:
-    """Answers of one class: weight and tokens by bucket."""
+    """Answers of one class: weight and tokens by bucket, in units of the newest answer's weight.
+    Instead of all before it, the unit changes."""
 
     def __init__(self) -> None:
         self.weights = [0.0] * NUM_BUCKETS
         self.tokens = [0.0] * NUM_BUCKETS
+        self.unit = 1.0
 
     def add(self, num_output: int) -> None:
-        for index in range(NUM_BUCKETS):
-            self.weights[index] *= DECAY
-            self.tokens[index] *= DECAY
+        self.unit /= DECAY
+        if self.unit > LARGEST_UNIT:
+            self.weights = [each / self.unit for each in self.weights]
+            self.tokens = [each / self.unit for each in self.tokens]
+            self.unit = 1.0
         bucket = min(num_output // BUCKET_TOKENS, NUM_BUCKETS - 1)
-        self.weights[bucket] += 1.0
-        self.tokens[bucket] += num_output
+        self.weights[bucket] += self.unit
+        self.tokens[bucket] += self.unit * num_output
 
 
 class Lengths:
@@ -83,8 +88,9 @@ class Lengths:
             seen = self._seen.get(each)
             if seen is None or missing <= 0.0:
                 continue
-            have = sum(seen.weights)
+            have = sum(seen.weights) / seen.unit
             share = 1.0 if missing == FEWEST else min(1.0, missing / have)
+            share /= seen.unit
             for index in range(NUM_BUCKETS):
                 weights[index] += share * seen.weights[index]
                 tokens[index] += share * seen.tokens[index]

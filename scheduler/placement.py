@@ -38,6 +38,8 @@ class Ask(msgspec.Struct, frozen=True):
     """Since it arrived, where it has no token yet: the first one is due so much sooner."""
     num_output: int = 64
     """Tokens that it is expected to draw from here on."""
+    most_output: int = 64
+    """Tokens for which it has to have room."""
 
 
 ANYTHING = Ask()

@@ -126,7 +126,8 @@ class _Choice:
         tokens = len(self._prompt) + out // 2
         gap_s = queue.gap_s(tokens)
         added_s = max(0.0, gap_s - queue.step_s)
-        return _Seat(queue, gap_s, queue.room_s(tokens, gap_s), queue.decodes * added_s * out)
+        room_s = queue.room_s(len(self._prompt) + self._ask.most_output, gap_s)
+        return _Seat(queue, gap_s, room_s, queue.decodes * added_s * out)
 
     def is_avoided(self, queue: Queue) -> bool:
         """Whether an instance is one to take only where there is no other."""

@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from router.answer import Final
+from scheduler.lengths import BUCKET_TOKENS
 from tests.flow.drawn import picture, words
 from tests.flow.harness import Flow, config, flow
 from triptych.core.errors import ConfigError, Overloaded
-from triptych.core.ids import TenantId
+from triptych.core.ids import PUBLIC, TenantId
 from triptych.core.request import Request, Slo
 
 SETTINGS = ('router.placement="slo"', 'admission.policy="slo"')
@@ -60,6 +61,8 @@ async def test_predictions_are_learnt_and_their_error_is_kept() -> None:
         rng = random.Random(1)
         for _ in range(12):
             await running.tokens(bounded(running.request([words(rng), picture(rng)]), LAX))
+        lengths = running.core.stages.knowledge.forecast.lengths
+        assert lengths.predict(PUBLIC, 40, 1, 1000) == (12, BUCKET_TOKENS)
         errors = running.core.stages.knowledge.forecast.errors()
         assert errors["ttft"].count == errors["tpot"].count == 12
         assert errors["encode_step"].count and errors["language_step"].count >= 24
