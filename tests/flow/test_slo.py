@@ -9,9 +9,9 @@ import pytest
 from router.answer import Final
 from scheduler.lengths import BUCKET_TOKENS
 from tests.flow.drawn import picture, words
-from tests.flow.harness import Flow, config, flow
+from tests.flow.harness import PUBLIC, Flow, config, flow
 from triptych.core.errors import ConfigError, Overloaded
-from triptych.core.ids import PUBLIC, TenantId
+from triptych.core.ids import TenantId
 from triptych.core.request import Request, Slo
 
 SETTINGS = ('router.placement="slo"', 'admission.policy="slo"')
