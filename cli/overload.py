@@ -31,10 +31,12 @@ LIVE = (
     "engine.order=slack",
     "engine.batching=slack",
     "engine.encode_order=slack",
+    "engine.max_sequences=4",
     "limits.max_requests=4096",
     "limits.max_requests_per_tenant=4096",
 )
-"""Settings of the live server; ``--set`` comes behind them."""
+"""Settings of the live server; ``--set`` comes behind them. Few places, so that ten times its peak
+is no more than a client on the same cores can send."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,9 +48,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--only", help="name of one system of the scenario")
     top.add_argument("--live", action="store_true", help="a real server of the oracle model")
     top.add_argument("--topology", default="E1,P1,D1", help="of the live server")
-    top.add_argument("--workload", default="synthetic:fixed,size=112x84,text=24,output=16",
+    top.add_argument("--workload", default="synthetic:fixed,size=112x84,text=24,output=256",
                      help="for the live server")  # fmt: skip
-    top.add_argument("--rates", default="10,20,40,60,80,120", help="to find the live peak with")
+    top.add_argument("--rates", default="1,2,3,4,6,8,12", help="to find the live peak with")
     top.add_argument("--seconds", type=float, default=10.0, help="at each of those rates")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return top
