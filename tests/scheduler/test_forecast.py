@@ -166,3 +166,12 @@ def test_views_that_did_not_change_are_not_computed_again():
     assert [a is b for a, b in zip(before, after, strict=True)] == [
         place != 2 for place in range(len(before))
     ]
+
+
+def test_room_is_asked_for_the_longest_answer_that_is_likely():
+    busy = view({name: [(1000, 50)] for name in ROLES})
+    rooms = [
+        PREDICTIONS.outlook(busy, Work(tokens=100, num_output=10, most_output=most)).room_s
+        for most in (20, 2000)
+    ]
+    assert rooms[0] < rooms[1]

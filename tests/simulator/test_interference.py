@@ -99,8 +99,8 @@ def test_a_place_is_on_one_gpu():
 def test_an_encoder_beside_decode_slows_it_and_saves_a_gpu():
     group = Colocated(PLACES, shares=(0.3, 0.7), eta=0.8, bandwidth=0.5, memory=(0.3, 0.7))
     beside = {"machines": {"colocated": [msgspec.to_builtins(group)]}}
-    plain = run_of("E1,P1,D1", rate=3.0)
-    shared = run_of("E1,P1,D1", rate=3.0, **beside)
+    plain = run_of("E1,P1,D1", rate=9.0)
+    shared = run_of("E1,P1,D1", rate=9.0, **beside)
     assert (plain.num_gpus, shared.num_gpus) == (3, 2)
 
     def encoding_s(run):
@@ -108,5 +108,5 @@ def test_an_encoder_beside_decode_slows_it_and_saves_a_gpu():
 
     assert encoding_s(shared) == pytest.approx(encoding_s(plain) * 0.3**-0.8, rel=0.01)
     slower = [b / a for a, b in zip(tpots(plain.rows), tpots(shared.rows), strict=True)]
-    assert sum(slower) > 1.02 * len(slower)
+    assert max(slower) > 1.1
     assert min(slower) > 0.85
