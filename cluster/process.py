@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from cluster.host import Hosted, InstanceSpec, child_environment
-from cluster.remote import Served, connect
+from cluster.remote import LAST_WORDS_S, Served, connect
 from triptych.core.errors import Unavailable
 from triptych.core.ids import InstanceId
 from triptych.wire.client import RemoteInstance
@@ -50,8 +50,9 @@ class HostedProcess:
         await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL to the child's whole process group, and wait until it is gone."""
+        """SIGKILL to the child's whole process group; it is gone, and its last words are heard."""
         await _end(self._process)
+        await self.instance.ended(LAST_WORDS_S)
 
 
 Place = Callable[[InstanceSpec], tuple[InstanceSpec, tuple[str, ...]]]

@@ -24,7 +24,7 @@ from ray.exceptions import RayActorError, RayError
 
 from cluster.host import Hosted, InstanceSpec, thread_environment
 from cluster.node import Node
-from cluster.remote import Served, connect
+from cluster.remote import LAST_WORDS_S, Served, connect
 from triptych.core import log, topology
 from triptych.core.config import Config, TransferConfig
 from triptych.core.errors import ConfigError, Unavailable
@@ -115,6 +115,7 @@ class HostedActor:
             with contextlib.suppress(RayError, TimeoutError):
                 async with asyncio.timeout(_KILL_S):
                     await self._died
+        await self.instance.ended(LAST_WORDS_S)
 
 
 class RayHost:

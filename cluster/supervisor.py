@@ -82,6 +82,7 @@ class Supervisor:
         self._slots = [Slot(name, role) for name, role in places_of(config.cluster.topology)]
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closing = False
+        self._stopped = asyncio.Event()
 
     async def start(self) -> None:
         """Start every slot, all at once; raises the first error, and then nothing is left."""
@@ -153,6 +154,7 @@ class Supervisor:
                 self._directory.drain(slot.id)
         stops = [slot.hosted.stop(drain_s) for slot in self._slots if slot.hosted is not None]
         results = await asyncio.gather(*stops, return_exceptions=True)
+        self._stopped.set()
         for task in self._tasks:
             task.cancel()
         results += await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -246,7 +248,9 @@ class Supervisor:
             if slot.called.is_set() and slot.move is not None:
                 self._on_progress(f"{slot.id}: ends to be {topology.name(slot.move.role)}")
                 await hosted.stop(slot.move.drain_s)
-            elif not self._is_closing:
+            elif self._is_closing:  # it still says its last words
+                await self._stopped.wait()
+            else:
                 log.warning("%s is lost: %s", slot.id, reason)
                 self._on_progress(f"{slot.id}: lost ({reason})")
         finally:

@@ -215,9 +215,10 @@ async def test_a_start_that_cannot_succeed_leaves_nothing(backend):
     assert backend != "local" or isinstance(caught.value, ConfigError)
 
 
-async def test_a_stop_waits_for_work_in_flight():
-    patient = f"cluster.drain_s={PATIENCE_S}"
-    async with running("EPD1", "process", patient) as cluster, driving(cluster) as driver:
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_stop_waits_for_work_in_flight_and_for_its_readers(backend):
+    patient, slow = f"cluster.drain_s={PATIENCE_S}", {"pause_s": 0.003}
+    async with running("EPD1", backend, patient) as cluster, driving(cluster, **slow) as driver:
         question = Question(rng_of("drain"), 1, max_tokens=900)
         asking = asyncio.create_task(driver.ask(question))
         async with asyncio.timeout(PATIENCE_S):

@@ -65,8 +65,9 @@ def draw(rng, rows, columns):
 class Driver:
     """One session at every instance of a cluster."""
 
-    def __init__(self, cluster, budget_s=PATIENCE_S):
+    def __init__(self, cluster, budget_s=PATIENCE_S, pause_s=0.0):
         self.cluster = cluster
+        self.pause_s = pause_s
         self.budget_s = budget_s
         self.session = f"driver-{secrets.token_hex(4)}"
         self.queues = {}
@@ -93,6 +94,7 @@ class Driver:
             async with aclosing(self.cluster.instance(name).open(self.session)) as stream:
                 async for batch in stream:
                     opened.set()
+                    await asyncio.sleep(self.pause_s)
                     for event in batch.events:
                         if event.job in self.queues:
                             self.queues[event.job].put_nowait(event)

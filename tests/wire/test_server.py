@@ -177,6 +177,40 @@ async def test_a_stopped_server_means_lost():
             await remote.describe()
 
 
+async def test_a_slow_reader_hears_all_that_was_said_before_the_server_stopped():
+    heard = []
+
+    async def read(batches):
+        async for batch in batches:
+            await asyncio.sleep(0.005)
+            heard.extend(token.id for event in batch.events for token in event.tokens)
+
+    async with served() as (instance, server, address), connected(address) as remote:
+        batches = remote.open("router")
+        await anext(batches)
+        instance.sessions.join("router", "a")
+        reading = asyncio.create_task(read(batches))
+        for number in range(200):
+            instance.sessions.emit(Tokens("a", (Token(number, number, 0.0),)))
+            await asyncio.sleep(0)
+        instance.sessions.close()
+        await server.stop(PATIENCE_S)
+        await remote.ended(PATIENCE_S)
+        await remote.close()
+        with pytest.raises(errors.Unavailable, match="closed by the instance"):
+            await reading
+    assert heard == list(range(200))
+
+
+async def test_waiting_for_the_end_of_a_session_that_does_not_end_has_a_limit():
+    async with served() as (_, _, address), connected(address) as remote:
+        async with aclosing(remote.open("router")) as batches:
+            await anext(batches)
+            async with asyncio.timeout(PATIENCE_S):
+                await remote.ended(0.05)
+            assert await anext(batches) == EventBatch()
+
+
 async def test_nobody_there_means_lost():
     async with connected("127.0.0.1:1") as remote:
         with pytest.raises(errors.InstanceLost):

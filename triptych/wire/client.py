@@ -6,6 +6,7 @@ restart and no routing.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -43,6 +44,9 @@ class RemoteInstance:
 
     def __init__(self, address: str, options: ClientOptions) -> None:
         self._options = options
+        self._num_open = 0
+        self._all_ended = asyncio.Event()
+        self._all_ended.set()
         self._metadata = ((auth.METADATA_KEY, auth.token(options.secret)),)
         self._channel = grpc.aio.insecure_channel(
             address,
@@ -72,6 +76,8 @@ class RemoteInstance:
         Raises InstanceLost when the stream breaks, ends or is silent for ``timeout_s``."""
         try:
             call = self._instance.Open(pb.OpenRequest(session=session), metadata=self._metadata)
+            self._num_open += 1
+            self._all_ended.clear()
             try:
                 while True:
                     message = await self._within(self._options.timeout_s, call.read())
@@ -80,6 +86,9 @@ class RemoteInstance:
                     yield convert.decode_batch(message)
             finally:
                 call.cancel()
+                self._num_open -= 1
+                if self._num_open == 0:
+                    self._all_ended.set()
         except TimeoutError as error:
             raise InstanceLost("the instance is silent") from error
         except grpc.aio.AioRpcError as error:
@@ -115,6 +124,13 @@ class RemoteInstance:
         request = pb.DrainRequest(timeout_s=timeout_s)
         message: pb.DrainResponse = await self._call(self._instance.Drain, request, timeout_s)
         return message.is_idle
+
+    async def ended(self, limit_s: float) -> None:
+        """Return when every open session has ended, or after ``limit_s``: an instance that is gone
+        may have said more than its readers have heard yet, and closing the channel drops that."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._all_ended.wait()
 
     async def close(self) -> None:
         """Close the channel; open sessions and calls in flight end with InstanceLost."""
