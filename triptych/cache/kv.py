@@ -16,6 +16,7 @@ block shorter, and those that part inside a block never shared it.
 Knows no engine. Lower tiers and the cluster's directory hear of its contents through ``watchers``.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from triptych.cache.eviction import Order, Recompute, lru
@@ -35,8 +36,8 @@ class KvTable:
     ``tokens`` is the owner's own list: it may grow, what is in it never changes.
     """
 
-    __slots__ = ("block_size", "blocks", "hit_tokens", "is_writing", "items", "links", "node",
-                 "num_committed", "owner", "salt", "tokens")  # fmt: skip
+    __slots__ = ("block_size", "blocks", "ends", "hit_tokens", "is_writing", "items", "links",
+                 "node", "num_committed", "owner", "salt", "tokens")  # fmt: skip
 
     def __init__(
         self, owner: JobId, salt: bytes, tokens: list[int], items: Sequence[Item], block_size: int
@@ -45,6 +46,8 @@ class KvTable:
         self.salt = salt
         self.tokens = tokens
         self.items = tuple(items)
+        self.ends = tuple(item.end for item in items)
+        """Of the items: they are found by bisection, in prompts of hundreds of pictures too."""
         self.block_size = block_size
         self.blocks: list[BlockId] = []
         self.hit_tokens = 0
@@ -65,6 +68,13 @@ class KvTable:
     def capacity(self) -> int:
         """Tokens that the blocks have room for."""
         return len(self.blocks) * self.block_size
+
+    def items_within(self, start: int, end: int) -> Sequence[Item]:
+        """Items that overlap tokens ``[start, end)``, in order."""
+        first = past = bisect_right(self.ends, start)
+        while past < len(self.items) and self.items[past].offset < end:
+            past += 1
+        return self.items[first:past]
 
 
 class KvCache:
@@ -308,14 +318,12 @@ class KvCache:
         """A prefix is lost from its end on. So the loss of an item begins, and costs its encoding,
         with the block in which the item ends."""
         start, end = index * self.block_size, (index + 1) * self.block_size
-        num_encoded = 0
-        for item in table.items:
-            if start < item.end <= end:
-                num_encoded += item.num_tokens
+        ended = table.items[bisect_right(table.ends, start) : bisect_right(table.ends, end)]
+        num_encoded = sum(item.num_tokens for item in ended) if ended else 0
         return self._recompute.of_block(start, end, num_encoded)
 
     def _text(self, table: KvTable, index: int) -> BlockText:
         start, end = index * self.block_size, (index + 1) * self.block_size
         if end > len(table.tokens):
             raise InvariantBroken(f"text: block {index} of {table.owner} is not full")
-        return text_of(table.tokens, table.items, start, end)
+        return text_of(table.tokens, table.items_within(start, end), start, end)

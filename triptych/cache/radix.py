@@ -33,16 +33,14 @@ class Link(NamedTuple):
     text: BlockText
 
 
-def text_of(tokens: Sequence[int], items: Sequence[Item], start: int, end: int) -> BlockText:
-    """What a sequence with these tokens and items computes the KV of ``[start, end)`` from."""
-    if not items:
-        return BlockText(tuple(tokens[start:end]))
-    overlapping = tuple(
+def text_of(tokens: Sequence[int], items: Iterable[Item], start: int, end: int) -> BlockText:
+    """What a sequence with these tokens computes the KV of ``[start, end)`` from; ``items`` are
+    those of its items that overlap it, in order."""
+    marks = [
         (max(start - item.offset, 0), max(item.offset - start, 0), bytes(item.key))
         for item in items
-        if item.offset < end and item.end > start
-    )
-    return BlockText(tuple(tokens[start:end]), overlapping)
+    ]
+    return BlockText(tuple(tokens[start:end]), tuple(marks))
 
 
 class Node(Evictable):

@@ -7,6 +7,7 @@ pictures are encoded once, also while the first is being encoded.
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
+from heapq import heappop, heappush
 
 from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
 from triptych.core.census import Holding
@@ -52,6 +53,11 @@ class VisionEngine:
         self._patience = Patience(patience_s)
         self._known: dict[JobId, Picture] = {}
         """In order of arrival, but for those that are preferred."""
+        self._joined: dict[JobId, Picture] = {}
+        """Those whose entry they wait for, or write."""
+        self._num_held = 0
+        self._deadlines: list[tuple[float, int, JobId]] = []
+        """A heap of all that are known, and of some that are over: deadline, arrival, job."""
         self._num_submitted = self._turn = 0
         self._outcomes: list[Outcome] = []
         self._step: Step[VisionPlan] | None = None
@@ -76,7 +82,7 @@ class VisionEngine:
         if entry.is_unwritten:
             self._cache.release(entry)
             return False
-        self._add(job, None, now).join(entry)
+        self._join(self._add(job, None, now), entry)
         return True
 
     def submit(self, job: EncodeJob, pixels: object, now: float) -> None:
@@ -127,9 +133,8 @@ class VisionEngine:
         """The next step: expire, tell who is done, reserve and batch in the policy's order."""
         if self._step is not None:
             raise InvariantBroken("plan: a step is being executed")
-        for picture in list(self._known.values()):
-            if picture.phase is not Phase.HELD and picture.deadline_s <= now:
-                self._drop(picture, "deadline_exceeded", "")
+        while (picture := self._next_due()) is not None and picture.deadline_s <= now:
+            self._drop(picture, "deadline_exceeded", "")
         self._settle(now)
         self._writing = self._batch(now)
         self._settle(now)
@@ -178,8 +183,8 @@ class VisionEngine:
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a job that is not over, or the end of patience."""
-        deadlines = [p.deadline_s for p in self._known.values() if p.phase is not Phase.HELD]
-        return min(min(deadlines), self._patience.until_s) if deadlines else None
+        picture = self._next_due()
+        return None if picture is None else min(picture.deadline_s, self._patience.until_s)
 
     def census(self) -> tuple[list[Holding], dict[str, int]]:
         """Jobs and embedding blocks by owner, and the totals of the embedding pool."""
@@ -189,6 +194,9 @@ class VisionEngine:
     def check(self) -> None:
         """Raise InvariantBroken unless jobs, phases and entries agree."""
         self._cache.check()
+        phases = Counter(picture.phase for picture in self._known.values())
+        if (phases[Phase.JOINED], phases[Phase.HELD]) != (len(self._joined), self._num_held):
+            raise InvariantBroken("pictures are counted wrongly")
         for picture in self._known.values():
             entry = picture.entry
             if (entry is None) != (picture.phase is Phase.WAITING):
@@ -201,16 +209,19 @@ class VisionEngine:
     def _settle(self, now: float) -> None:
         """Tell jobs whose entry became ready; send those whose entry failed back to wait. A job
         that came without pixels ends where nobody is left to write its entry."""
-        for picture in list(self._known.values()):
+        for picture in list(self._joined.values()):
             entry = picture.entry
-            if picture.phase is not Phase.JOINED or entry is None:
-                continue
+            if entry is None:
+                raise InvariantBroken(f"{picture.id} joined nothing")
             if entry.is_ready:
                 picture.phase, picture.pixels = Phase.HELD, None
+                self._num_held += 1
+                del self._joined[picture.id]
                 self._outcomes.append(self._embedded(picture, entry, now))
             elif entry.state is EntryState.FAILED:
                 self._cache.release(entry)
                 picture.entry, picture.phase = None, Phase.WAITING
+                del self._joined[picture.id]
                 if picture.pixels is None:
                     self._drop(picture, "unavailable", "the picture was not encoded")
             elif entry.is_unwritten and picture.pixels is None:
@@ -235,7 +246,7 @@ class VisionEngine:
             if entry is None:
                 has_room = False  # nobody behind takes the room that this one waits for
                 continue
-            picture.join(entry)
+            self._join(picture, entry)
             self._turn += is_first
             if entry.is_unwritten and is_late:
                 left = 0
@@ -282,10 +293,28 @@ class VisionEngine:
     def _add(self, job: EncodeJob, pixels: object | None, now: float) -> Picture:
         picture = self._known[job.header.id] = Picture(job, pixels, now, self._num_submitted)
         self._num_submitted += 1
+        heappush(self._deadlines, (picture.deadline_s, picture.arrival, picture.id))
+        if len(self._deadlines) > 2 * len(self._known) + 64:
+            alive = self._known.values()
+            self._deadlines = sorted((p.deadline_s, p.arrival, p.id) for p in alive)
         return picture
 
+    def _join(self, picture: Picture, entry: Entry) -> None:
+        picture.join(entry)
+        self._joined[picture.id] = picture
+
+    def _next_due(self) -> Picture | None:
+        """The picture with the earliest deadline of those that are not over."""
+        while self._deadlines:
+            _, arrival, job_id = self._deadlines[0]
+            picture = self._known.get(job_id)
+            if picture and picture.arrival == arrival and picture.phase is not Phase.HELD:
+                return picture
+            heappop(self._deadlines)
+        return None
+
     def _check_load(self) -> None:
-        alive = sum(picture.phase is not Phase.HELD for picture in self._known.values())
+        alive = len(self._known) - self._num_held
         if alive >= self._config.max_sequences + self._config.max_waiting:
             raise Overloaded(f"{alive} pictures are waiting")
 
@@ -308,5 +337,7 @@ class VisionEngine:
 
     def _forget(self, picture: Picture) -> None:
         del self._known[picture.id]
+        self._joined.pop(picture.id, None)
+        self._num_held -= picture.phase is Phase.HELD
         if picture.entry is not None:
             self._cache.release(picture.entry)
