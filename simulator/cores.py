@@ -22,15 +22,17 @@ SLACK = 1e-12
 class Work:
     """One job on the cores, or a point on the way of one."""
 
-    __slots__ = ("at", "begin", "call", "is_counted", "is_over")
+    __slots__ = ("at", "begin", "call", "entry", "points")
 
-    def __init__(self, begin: float, at: float, call: Call, is_counted: bool) -> None:
+    def __init__(self, begin: float, at: float, call: Call, points: "list[Work] | None") -> None:
         self.begin = begin
         self.at = at
         """Both in work per job."""
         self.call = call
-        self.is_counted = is_counted
-        self.is_over = False
+        self.points = points
+        """Of a job, those on its way; None of a point."""
+        self.entry = 0
+        """Its one valid entry in the heap; 0 when it is over, or paused."""
 
 
 class Cores:
@@ -44,7 +46,7 @@ class Cores:
         self._world = world
         self._speeds = tuple(speeds)
         self._heap: list[tuple[float, int, Work]] = []
-        self._num_begun = 0
+        self._num_pushed = 0
         self._num_running = 0
         self._had = 0.0
         """Work that a job has had which was runnable since the beginning."""
@@ -67,32 +69,46 @@ class Cores:
     def begin(self, work_s: float, call: Call) -> Work:
         """Run a job of so many seconds on an idle core; ``call`` when it is done."""
         self._advance()
+        job = Work(self._had, self._had + work_s, call, [])
         self._num_running += 1
-        return self._push(Work(self._had, self._had + work_s, call, True))
+        self._push(job)
+        self._aim()
+        return job
 
-    def at(self, job: Work, work_s: float, call: Call) -> Work:
+    def at(self, job: Work, work_s: float, call: Call) -> None:
         """``call`` when a running job has had so much work; before its end."""
-        return self._push(Work(job.begin, job.begin + work_s, call, False))
-
-    def retime(self, job: Work, work_s: float) -> Work:
-        """A running job takes so much work in all instead; what it takes the place of."""
-        self._advance()
-        self._num_running += job.is_counted
-        self._drop(job)
-        at = max(self._had, job.begin + work_s)
-        return self._push(Work(job.begin, at, job.call, job.is_counted))
+        assert job.points is not None, "a job"
+        point = Work(job.begin, job.begin + work_s, call, None)
+        job.points.append(point)
+        self._push(point)
+        self._aim()
 
     def cancel(self, job: Work) -> None:
         """Take a job off the cores; does nothing if it is over."""
-        if not job.is_over:
+        if job.entry:
             self._advance()
             self._drop(job)
             self._aim()
 
-    def had(self, job: Work) -> float:
-        """Seconds of work that a running job has had."""
+    def pause(self, job: Work) -> None:
+        """A running job stands still and leaves its core until ``resume``."""
         self._advance()
-        return self._had - job.begin
+        job.points = [point for point in job.points or () if point.entry]
+        for each in (*job.points, job):
+            self._drop(each)
+            each.begin -= self._had  # what it has had, as a negative number, until it goes on
+            each.at -= self._had
+        self._aim()
+
+    def resume(self, job: Work) -> None:
+        """A paused job goes on where it was."""
+        self._advance()
+        self._num_running += 1
+        for each in (*(job.points or ()), job):
+            each.begin += self._had
+            each.at += self._had
+            self._push(each)
+        self._aim()
 
     async def run(self, work_s: float) -> None:
         """Work for so many seconds, however long that takes."""
@@ -131,23 +147,22 @@ class Cores:
         if not self._num_running and not self._heap:
             self._had = 0.0  # numbers stay small
 
-    def _push(self, work: Work) -> Work:
-        self._num_begun += 1
-        heapq.heappush(self._heap, (work.at, self._num_begun, work))
-        self._aim()
-        return work
+    def _push(self, work: Work) -> None:
+        self._num_pushed += 1
+        work.entry = self._num_pushed
+        heapq.heappush(self._heap, (work.at, work.entry, work))
 
     def _drop(self, work: Work) -> None:
-        """Its entry stays in the heap until its time."""
-        work.is_over = True
-        self._num_running -= work.is_counted
+        """What it has in the heap stays there until its time."""
+        work.entry = 0
+        self._num_running -= work.points is not None
 
     def _aim(self) -> None:
         """Set the timer to what is due next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._heap and self._heap[0][2].is_over:
+        while self._heap and self._heap[0][2].entry != self._heap[0][1]:
             heapq.heappop(self._heap)
         if self._heap and self._num_running:
             left = max(0.0, self._heap[0][0] - self._had)
@@ -161,8 +176,8 @@ class Cores:
         self._had = due
         calls = []
         while self._heap and self._heap[0][0] <= due * (1.0 + SLACK):
-            work = heapq.heappop(self._heap)[2]
-            if not work.is_over:
+            _, entry, work = heapq.heappop(self._heap)
+            if work.entry == entry:
                 self._drop(work)
                 calls.append(work.call)
         self._aim()
@@ -170,11 +185,58 @@ class Cores:
             call()
 
 
-class Thread:
-    """Does one thing after the other, in the order of asking: an event loop, an interpreter."""
+class Lock:
+    """What one interpreter lets one thread at a time have: while a process's event loop works, the
+    steps in its other threads stand still. They are thousands of short calls, each of which asks
+    for the lock; the loop, once it has it, keeps it until it waits. Implements
+    ``simulator.world.Shared`` for the steps."""
 
     def __init__(self, cores: Cores) -> None:
         self._cores = cores
+        self._steps: dict[Work, None] = {}
+        self._is_held = False
+
+    def begin(self, work_s: float, call: Call) -> Work:
+        """See ``Cores.begin``."""
+
+        def end() -> None:
+            del self._steps[step]
+            call()
+
+        step = self._cores.begin(work_s, end)
+        self._steps[step] = None
+        if self._is_held:
+            self._cores.pause(step)
+        return step
+
+    def at(self, step: Work, work_s: float, call: Call) -> None:
+        """See ``Cores.at``."""
+        if self._is_held:
+            self._cores.resume(step)
+        self._cores.at(step, work_s, call)
+        if self._is_held:
+            self._cores.pause(step)
+
+    def hold(self) -> None:
+        """The loop works."""
+        self._is_held = True
+        for step in self._steps:
+            self._cores.pause(step)
+
+    def free(self) -> None:
+        """The loop waits."""
+        self._is_held = False
+        for step in self._steps:
+            self._cores.resume(step)
+
+
+class Thread:
+    """Does one thing after the other, in the order of asking: an event loop."""
+
+    def __init__(self, cores: Cores, lock: Lock | None = None) -> None:
+        """``lock``: of the interpreter that it shares with steps."""
+        self._cores = cores
+        self._lock = lock
         self._is_busy = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
@@ -193,9 +255,19 @@ class Thread:
                 raise
         self._is_busy = True
         try:
-            await self._cores.run(work_s)
+            await self._work(work_s)
         finally:
             self._pass_on()
+
+    async def _work(self, work_s: float) -> None:
+        if self._lock is None or work_s <= 0.0:
+            await self._cores.run(work_s)
+            return
+        self._lock.hold()
+        try:
+            await self._cores.run(work_s)
+        finally:
+            self._lock.free()
 
     def _pass_on(self) -> None:
         """The next one's turn; between its being told and its waking nobody slips in."""

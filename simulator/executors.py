@@ -12,8 +12,7 @@ import msgspec
 
 from scheduler.costs import Costs
 from simulator import texts
-from simulator.cores import Cores
-from simulator.world import Takes, World
+from simulator.world import Shared, Takes, World
 from triptych.core.ids import BlockId, JobId
 from triptych.core.layout import Layout
 from triptych.core.plan import (
@@ -55,7 +54,7 @@ class Pace(Protocol):
         ...
 
     @property
-    def cores(self) -> Cores | None:
+    def cores(self) -> Shared | None:
         """What steps are computed on; None: on a device of the instance's own."""
         ...
 

@@ -40,14 +40,14 @@ _NO_PIXELS = object()
 class _Pace:
     """Implements ``simulator.executors.Pace`` for one instance."""
 
-    def __init__(self, place: str, host: "SimulatedHost") -> None:
+    def __init__(self, instance: InstanceId, host: "SimulatedHost") -> None:
         self.world = host.world
         self._host = host
         self._decoding: set[JobId] = set()
-        self._place = place
+        self._place = place_of(instance)
         self._recorder = host.recorder
         self._interference = host.interference
-        self.cores = None if host.threads is None else host.threads.cores
+        self.cores = None if host.threads is None else host.threads.lock(instance)
         self.wait_s = 0.0 if host.threads is None else host.threads.costs.step_wait_s
 
     def begin(self, what: str) -> float:
@@ -123,7 +123,7 @@ class SimulatedMachine:
         before = host.left.pop(place, None)
         ready_s = host.hardware.ready_s(frozenset(spec.role), before)
         await asyncio.sleep(ready_s if host.is_started else 0.0)
-        pace = _Pace(place, host)
+        pace = _Pace(spec.id, host)
         costs: Costs = own.costs
         if host.threads is not None:
             costs = host.threads.around(costs)

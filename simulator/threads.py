@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bench.workload import Arrival
 from scheduler.costs import Costs
-from simulator.cores import Cores, Thread
+from simulator.cores import Cores, Lock, Thread
 from simulator.costs.overheads import Handling, Overheads
 from simulator.world import World
 from triptych.core.event import Event, EventBatch, Tokens
@@ -30,7 +30,7 @@ class Threads:
         their ``seconds`` by the costs alone."""
         self._client = Thread(self.cores)
         self._router = Thread(self.cores)
-        self._instances: dict[str, Thread] = {}
+        self._instances: dict[str, tuple[Thread, Lock]] = {}
 
     def around(self, costs: Costs) -> Costs:
         """Costs of steps with the work around them."""
@@ -96,8 +96,19 @@ class Threads:
         await self.hop()
         await self._client.run(self.costs.client.token_s * num_tokens)
 
+    def lock(self, instance: InstanceId) -> Lock:
+        """Of the interpreter in which an instance has its event loop and its steps."""
+        return self._of_place(instance)[1]
+
     def _of(self, instance: InstanceId) -> Thread:
-        return self._instances.setdefault(instance.partition("@")[0], Thread(self.cores))
+        return self._of_place(instance)[0]
+
+    def _of_place(self, instance: InstanceId) -> tuple[Thread, Lock]:
+        place = instance.partition("@")[0]
+        if place not in self._instances:
+            lock = Lock(self.cores)
+            self._instances[place] = Thread(self.cores, lock), lock
+        return self._instances[place]
 
 
 class Reader:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from simulator.cores import Cores, Thread
+from simulator.cores import Cores, Lock, Thread
 from simulator.world import Takes, World
 
 TWO = (1.0, 2.0)
@@ -114,19 +114,51 @@ def test_a_job_that_is_cancelled_leaves_its_core_at_once():
     assert run(main) == pytest.approx(2.5)
 
 
-def test_a_job_in_flight_can_be_made_shorter_and_longer():
+def test_a_job_that_is_paused_stands_still_and_leaves_its_core():
     async def main(world, cores):
         heard = {}
-        short = cores.begin(5.0, lambda: heard.setdefault("short", world.time()))
-        long = cores.begin(1.0, lambda: heard.setdefault("long", world.time()))
+
+        def mark(name):
+            return lambda: heard.setdefault(name, world.time())
+
+        first = cores.begin(1.0, mark("first"))
+        cores.at(first, 0.75, mark("on the way"))
+        cores.begin(2.0, mark("second"))
+        cores.begin(2.0, mark("third"))
+        await asyncio.sleep(0.75)  # half a second of work each
+        cores.pause(first)
+        assert cores.num_running == 2
         await asyncio.sleep(0.5)
-        assert cores.had(short) == pytest.approx(0.5)
-        cores.retime(short, 0.75)
-        cores.retime(long, 2.0)
+        cores.resume(first)  # with one second left of each of the others
+        await asyncio.sleep(9.0)
+        return heard, cores.num_running
+
+    heard, left = run(main)
+    assert heard == pytest.approx({
+        "on the way": 0.75 + 0.5 + 0.375, "first": 0.75 + 0.5 + 0.75, "second": 2.5, "third": 2.5,
+    })  # fmt: skip
+    assert left == 0
+
+
+def test_a_loop_and_the_steps_beside_it_take_turns():
+    """The step of two seconds stands still for the loop's, also one that begins meanwhile."""
+
+    async def main(world, cores):
+        lock, heard = Lock(cores), {}
+        thread = Thread(cores, lock)
+        lock.begin(2.0, lambda: heard.setdefault("step", world.time()))
+        await asyncio.sleep(0.5)
+        loop = asyncio.create_task(thread.run(1.0))
+        await asyncio.sleep(0.5)
+        late = lock.begin(1.0, lambda: heard.setdefault("late", world.time()))
+        lock.at(late, 0.5, lambda: heard.setdefault("half", world.time()))
+        assert cores.num_running == 1
+        await loop
+        heard["loop"] = world.time()
         await asyncio.sleep(5.0)
         return heard
 
-    assert run(main) == pytest.approx({"short": 0.75, "long": 2.0})
+    assert run(main) == pytest.approx({"loop": 1.5, "half": 2.0, "late": 2.5, "step": 3.0})
 
 
 def test_points_on_the_way_stretch_with_the_work():
