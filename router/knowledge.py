@@ -5,7 +5,6 @@ catalog) and what finished jobs took. Knows keys of a prompt's blocks; decides n
 """
 
 import math
-import struct
 
 import msgspec
 
@@ -15,7 +14,7 @@ from scheduler.latency import Latencies
 from scheduler.placement import Ask
 from triptych.core.catalog import KEY_BYTES
 from triptych.core.event import EventBatch
-from triptych.core.hashing import block_keys, root_key
+from triptych.core.hashing import blocks, root_key
 from triptych.core.ids import InstanceId
 from triptych.core.request import Prompt, Request
 from triptych.core.view import ClusterView, Coverage, Held
@@ -33,11 +32,10 @@ class PromptKeys:
         """Keys as instances of ``model`` with that block size know them."""
         keys = self._known.get((model, block_size))
         if keys is None:
-            ids = self._prompt.token_ids
-            tokens = struct.pack(f"<{len(ids)}I", *ids)
             items = [(item.offset, item.end, bytes(item.key)) for item in self._prompt.items]
-            whole = block_keys(root_key(self._salt, model), tokens, block_size, items)
-            keys = self._known[model, block_size] = [key[:KEY_BYTES] for key in whole]
+            root = root_key(self._salt, model)
+            whole = blocks(root, self._prompt.token_ids, block_size, items)
+            keys = self._known[model, block_size] = [key[:KEY_BYTES] for key, _ in whole]
         return keys
 
 

@@ -4,7 +4,7 @@ from tests.machines import Counted, run
 from triptych.cache.eviction import ORDERS
 from triptych.cache.kv import KvCache
 from triptych.core.errors import InvariantBroken
-from triptych.core.hashing import block_key, digest
+from triptych.core.hashing import digest, sha256
 from triptych.core.ids import ContentHash, JobId
 from triptych.core.request import Item
 
@@ -12,9 +12,9 @@ SIZE = 3
 NUM_BLOCKS = 11
 
 
-def weak_key(parent, tokens, items=()):
+def weak(text):
     """Four bits of the real key: collisions everywhere."""
-    return ContentHash(bytes([block_key(parent, tokens, items)[0] & 15]))
+    return ContentHash(bytes([sha256(text)[0] & 15]))
 
 
 def picture(name: str, offset: int, num_tokens: int) -> Item:
@@ -53,14 +53,14 @@ class KvMachine(Counted):
     so a wrong hit, a block shared by mistake or one reused too early shows as wrong contents."""
 
     operations = ("open", "open", "compute", "compute", "compute", "grow", "release", "release")
-    key_of = staticmethod(block_key)
+    hashed = staticmethod(sha256)
     is_exact = True
     """Whether no two texts have one key, so that every text that was stored is found."""
     order = "lru"
 
     def __init__(self):
         super().__init__()
-        self.cache = make(key_of=self.key_of, order=ORDERS[self.order])
+        self.cache = make(hashed=self.hashed, order=ORDERS[self.order])
         self.findable = Findable()
         self.cache.watchers.add(self.findable)
         self.store: dict[int, tuple] = {}
@@ -199,7 +199,7 @@ class CostKvMachine(KvMachine):
 class WeakKvMachine(KvMachine):
     """The same with a hash of four bits: hits may be missed, never wrong (threat S20)."""
 
-    key_of = staticmethod(weak_key)
+    hashed = staticmethod(weak)
     is_exact = False
 
     def __init__(self):

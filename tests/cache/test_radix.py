@@ -1,12 +1,12 @@
 import pytest
 
-from triptych.cache.radix import BlockText, Link, RadixTree
+from triptych.cache.radix import Link, RadixTree
 from triptych.core.errors import InvariantBroken
 from triptych.core.ids import BlockId, ContentHash
 
 
 def link(key: int, *tokens: int) -> Link:
-    return Link(ContentHash(bytes([key])), BlockText(tokens))
+    return Link(ContentHash(bytes([key])), bytes(tokens))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from tests.machines import Counted, run
 from triptych.cache.eviction import ORDERS
-from triptych.cache.radix import BlockText, Link, RadixTree
+from triptych.cache.radix import Link, RadixTree
 from triptych.core.errors import InvariantBroken
 from triptych.core.ids import BlockId, ContentHash
 
@@ -18,7 +18,7 @@ COSTS = (0.5, 1.0, 3.0)
 
 
 def link(key: int, text: int = 0) -> Link:
-    return Link(ContentHash(bytes([key])), BlockText((key, text)))
+    return Link(ContentHash(bytes([key])), bytes((key, text)))
 
 
 class Leaf(NamedTuple):

@@ -8,7 +8,7 @@ from triptych.core import topology
 from triptych.core.census import Census, Holding
 from triptych.core.clock import ManualClock, MonotonicClock
 from triptych.core.errors import BY_CODE, ConfigError, InvariantBroken, RequestError, from_code
-from triptych.core.hashing import block_key, digest, item_key, root_key, tenant_salt
+from triptych.core.hashing import blocks, digest, item_key, root_key, tenant_salt
 from triptych.core.ids import TenantId
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import RequestState, Stage, can_follow
@@ -24,20 +24,47 @@ def test_digests_of_different_fields_differ(one: list[bytes], other: list[bytes]
 
 
 def test_block_keys_tell_everything_apart():
-    root = root_key(b"salt", "model")
-    item = (3, 1, b"k" * 32)
-    keys = [
-        block_key(root, [1, 2]),
-        block_key(root, [2, 1]),
-        block_key(root, [1, 2], [item]),
-        block_key(root, [1, 2], [(4, 1, b"k" * 32)]),
-        block_key(root, [1, 2], [(3, 0, b"k" * 32)]),
-        block_key(root, [1, 2], [(3, 1, b"l" * 32)]),
-        block_key(root_key(b"other", "model"), [1, 2]),
-        block_key(root_key(b"salt", "other"), [1, 2]),
-        block_key(block_key(root, [1, 2]), [1, 2]),
+    root, picture = root_key(b"salt", "model"), b"k" * 32
+    prompts = [
+        (root, [1, 2], []),
+        (root, [2, 1], []),
+        (root, [1, 2], [(-3, 1, picture)]),
+        (root, [1, 2], [(-4, 1, picture)]),
+        (root, [1, 2], [(1, 2, picture)]),
+        (root, [1, 2], [(0, 2, picture)]),
+        (root, [1, 2], [(-3, 1, b"l" * 32)]),
+        (root_key(b"other", "model"), [1, 2], []),
+        (root_key(b"salt", "other"), [1, 2], []),
+        (blocks(root, [1, 2], 2)[0][0], [1, 2], []),
     ]
+    keys = [blocks(parent, tokens, 2, items)[0][0] for parent, tokens, items in prompts]
     assert len(set(keys)) == len(keys)
+
+
+@given(st.data())
+def test_a_sequence_has_the_blocks_of_its_parts(data):
+    """All at once, or the rest behind any of its blocks."""
+    size, count = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 20))
+    tokens, items, at = list(range(7, 7 + count)), [], 0
+    while at < count:
+        offset = at + data.draw(st.integers(0, 3))
+        at = offset + data.draw(st.integers(1, 5))
+        items.append((offset, at, bytes([at])))
+    items = [each for each in items if each[0] < count]
+    whole = blocks(b"root", tokens, size, items)
+    assert len(whole) == count // size
+    for first in range(len(whole) + 1):
+        start = first * size
+        parent = whole[first - 1][0] if first else b"root"
+        rest = [(low - start, high - start, key) for low, high, key in items if high > start]
+        assert blocks(parent, tokens[start:], size, rest) == whole[first:]
+
+
+def test_the_key_of_a_block_is_what_it_has_always_been():
+    """Tiers on disk and directories of other versions hold keys: a change is a new ``SCHEMA``."""
+    root = root_key(b"salt", "model")
+    found = blocks(root, [1, 2, 3, 4, 5], 2, [(1, 4, b"k" * 32)])
+    assert [key.hex()[:16] for key, _ in found] == ["5fd4f4c234c6af69", "0b16cbe0b168aff7"]
 
 
 def test_item_keys_tell_shapes_options_and_tenants_apart():

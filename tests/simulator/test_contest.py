@@ -54,7 +54,7 @@ def test_the_comparison_names_what_it_compares():
     found = read(ROOT / "examples" / "compare" / "h200.toml")
     assert [entry.name for entry in found.systems] == [
         "Triptych", "EPDServe", "ModServe", "TriInfer", "ElasticMM", "DistServe",
-        "monolith, Sarathi",
+        "monolith (Sarathi)",
     ]  # fmt: skip
     assert all(entry.does for entry in found.systems)
     assert all(entry.lacks for entry in found.systems[1:])

@@ -17,15 +17,15 @@ Knows no engine. Lower tiers and the cluster's directory hear of its contents th
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from triptych.cache.eviction import Order, Recompute, lru
 from triptych.cache.pool import BlockPool
-from triptych.cache.radix import BlockText, KeyOf, Link, Node, RadixTree, path_to, text_of
+from triptych.cache.radix import Link, Node, RadixTree, path_to
 from triptych.cache.watch import Watchers
 from triptych.core.census import Holding
 from triptych.core.errors import InvariantBroken
-from triptych.core.hashing import block_key
+from triptych.core.hashing import blocks, sha256
 from triptych.core.ids import BlockId, ContentHash, JobId
 from triptych.core.request import Item
 
@@ -87,7 +87,7 @@ class KvCache:
         prefix: whether anything is kept for later sequences.
         order: what is evicted first.
         recompute: what it costs to lose a block, for an order that asks.
-        key_of: key of a block; only tests pass another.
+        hashed: makes the keys of blocks; only tests pass another.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class KvCache:
         prefix: bool = True,
         order: Order = lru,
         recompute: Recompute | None = None,
-        key_of: KeyOf = block_key,
+        hashed: Callable[[bytes], ContentHash] = sha256,
     ) -> None:
         self.block_size = block_size
         self._pool = BlockPool(num_blocks)
         self._tree = RadixTree(model, order)
         self._recompute = recompute or Recompute()
         self._prefix = prefix
-        self._key_of = key_of
+        self._hashed = hashed
         self._open: dict[JobId, KvTable] = {}
         self.watchers = Watchers()
 
@@ -277,7 +277,7 @@ class KvCache:
                 raise InvariantBroken(f"kv: {table.owner} would write to a shared block")
             for depth, node in enumerate(path_to(table.node)):
                 locks[id(node)] = locks.get(id(node), 0) + 1
-                if node.link.text != self._text(table, depth):
+                if node.link.text != self._link(table, depth).text:
                     raise InvariantBroken(f"kv: {table.owner} stands on another sequence's text")
         if any(counts[block] != self._pool.count(BlockId(block)) for block in range(len(counts))):
             raise InvariantBroken("kv: a reference has no owner")
@@ -307,12 +307,23 @@ class KvCache:
         return self._pool.take(count)
 
     def _link(self, table: KvTable, index: int) -> Link:
-        while len(table.links) <= index:
-            at = len(table.links)
-            parent = table.links[-1].key if at else self._tree.root(table.salt).link.key
-            text = self._text(table, at)
-            table.links.append(Link(self._key_of(parent, *text), text))
+        if index >= len(table.links):
+            self._know(table)
+        if index >= len(table.links):
+            raise InvariantBroken(f"text: block {index} of {table.owner} is not full")
         return table.links[index]
+
+    def _know(self, table: KvTable) -> None:
+        """Keys and texts of all blocks that the tokens fill by now."""
+        known = table.links
+        start, end = len(known) * self.block_size, len(table.tokens)
+        parent = known[-1].key if known else self._tree.root(table.salt).link.key
+        items = [
+            (item.offset - start, item.end - start, bytes(item.key))
+            for item in table.items_within(start, end)
+        ]
+        new = blocks(parent, table.tokens[start:], self.block_size, items, self._hashed)
+        known += (Link(key, text) for key, text in new)
 
     def _cost(self, table: KvTable, index: int) -> float:
         """A prefix is lost from its end on. So the loss of an item begins, and costs its encoding,
@@ -321,9 +332,3 @@ class KvCache:
         ended = table.items[bisect_right(table.ends, start) : bisect_right(table.ends, end)]
         num_encoded = sum(item.num_tokens for item in ended) if ended else 0
         return self._recompute.of_block(start, end, num_encoded)
-
-    def _text(self, table: KvTable, index: int) -> BlockText:
-        start, end = index * self.block_size, (index + 1) * self.block_size
-        if end > len(table.tokens):
-            raise InvariantBroken(f"text: block {index} of {table.owner} is not full")
-        return text_of(table.tokens, table.items_within(start, end), start, end)

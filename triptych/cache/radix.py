@@ -5,42 +5,21 @@ section 3). Knows keys, texts and locks. Does not know reference counts, who com
 a block worth keeping: that is ``eviction``'s.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from triptych.cache.eviction import Evictable, EvictionQueue, Order, lru
 from triptych.core.errors import InvariantBroken
 from triptych.core.hashing import root_key
 from triptych.core.ids import BlockId, ContentHash
-from triptych.core.request import Item
-
-KeyOf = Callable[[bytes, Sequence[int], Iterable[tuple[int, int, bytes]]], ContentHash]
-"""``core.hashing.block_key``, or a weaker function in a test."""
-
-
-class BlockText(NamedTuple):
-    """What a block's KV was computed from, behind its parent: compared on every hit."""
-
-    tokens: tuple[int, ...]
-    items: tuple[tuple[int, int, bytes], ...] = ()
-    """``(offset in the item, offset in the block, item key)`` of each overlapping item."""
 
 
 class Link(NamedTuple):
-    """A block's key and text."""
+    """A block's key and text, as ``core.hashing.blocks`` makes them."""
 
     key: ContentHash
-    text: BlockText
-
-
-def text_of(tokens: Sequence[int], items: Iterable[Item], start: int, end: int) -> BlockText:
-    """What a sequence with these tokens computes the KV of ``[start, end)`` from; ``items`` are
-    those of its items that overlap it, in order."""
-    marks = [
-        (max(start - item.offset, 0), max(item.offset - start, 0), bytes(item.key))
-        for item in items
-    ]
-    return BlockText(tuple(tokens[start:end]), tuple(marks))
+    text: bytes
+    """What its KV was computed from, behind its parent: compared on every hit."""
 
 
 class Node(Evictable):
@@ -79,7 +58,7 @@ class RadixTree:
         """The root of ``salt``; lock it before anything else is called, or it may go."""
         root = self._roots.get(salt)
         if root is None:
-            link = Link(root_key(salt, self._model), BlockText(()))
+            link = Link(root_key(salt, self._model), b"")
             root = self._roots[salt] = Node(link, BlockId(-1), None, salt)
         return root
 

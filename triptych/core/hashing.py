@@ -6,7 +6,7 @@ Knows which fields make two things the same. Does not know what is cached where.
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from triptych.core.ids import ContentHash, TenantId
 
@@ -36,47 +36,47 @@ def item_key(
     return digest("item", salt, processor.encode(), options.encode(), shape, content)
 
 
-def block_key(
+def sha256(text: bytes) -> ContentHash:
+    """SHA-256."""
+    return ContentHash(hashlib.sha256(text).digest())
+
+
+def blocks(
     parent: bytes,
     tokens: Sequence[int],
-    items: Iterable[tuple[int, int, bytes]] = (),
-) -> ContentHash:
-    """Key of a full KV block: its parent's key, its token ids and, for every visual item that
-    overlaps the block, ``(offset in the item, offset in the block, item key)``."""
-    text = struct.pack(f"<{len(tokens)}I", *tokens)
-    parts = [_BLOCK, _length(len(parent)), parent, _length(len(text)), text]
-    for in_item, in_block, key in items:
-        parts.append(_sized(in_item.to_bytes(4, "little") + in_block.to_bytes(4, "little") + key))
-    return ContentHash(hashlib.sha256(b"".join(parts)).digest())
-
-
-def block_keys(
-    parent: bytes, tokens: bytes, size: int, items: Sequence[tuple[int, int, bytes]]
-) -> list[bytes]:
-    """Keys of all full blocks of a sequence at once, equal to a chain of ``block_key``.
+    size: int,
+    items: Sequence[tuple[int, int, bytes]] = (),
+    hashed: Callable[[bytes], ContentHash] = sha256,
+) -> list[tuple[ContentHash, bytes]]:
+    """Key and text of each full KV block of a sequence. A block's text is its token ids and, for
+    every visual item that overlaps it, ``(offset in the item, offset in the block, item key)``; its
+    key is the hash of its parent's key and its text.
 
     Args:
-        parent: ``root_key`` of the sequence.
-        tokens: token ids, 4 bytes each, little endian.
+        parent: key of the block before the first one, or ``root_key``.
+        tokens: token ids from the first block on.
         size: tokens in a block.
-        items: ``(offset, end, key)`` of every visual item, in order.
+        items: ``(offset, end, key)`` of every item that overlaps ``tokens``, in order. An item that
+            begins before them has an offset below 0.
+        hashed: only tests pass another.
     """
-    head = _BLOCK + _length(len(parent))
-    found, width, first = [], 4 * size, 0
-    middle = _length(width)
-    for start in range(0, len(tokens) // width * size, size):
+    width = 4 * size
+    whole = struct.pack(f"<{len(tokens)}I", *tokens)
+    middle, first = _length(width), 0
+    found: list[tuple[ContentHash, bytes]] = []
+    for start in range(0, len(tokens) // size * size, size):
         end = start + size
+        text = whole[4 * start : 4 * end]
         while first < len(items) and items[first][1] <= start:
             first += 1
-        text = tokens[4 * start : 4 * end]
-        marks = b""
-        for offset, _, key in items[first:]:
+        for index in range(first, len(items)):
+            offset, _, key = items[index]
             if offset >= end:
                 break
-            at = max(start - offset, 0).to_bytes(4, "little")
-            marks += _sized(at + max(offset - start, 0).to_bytes(4, "little") + key)
-        parent = hashlib.sha256(b"".join((head, parent, middle, text, marks))).digest()
-        found.append(parent)
+            text += _MARK.pack(8 + len(key), max(start - offset, 0), max(offset - start, 0)) + key
+        key = hashed(b"".join((_BLOCK, _length(len(parent)), parent, middle, text)))
+        found.append((key, text))
+        parent = key
     return found
 
 
@@ -93,5 +93,6 @@ def root_key(salt: bytes, model: str) -> ContentHash:
     return digest("root", salt, model.encode())
 
 
+_MARK = struct.Struct("<QII")
 _BLOCK = SCHEMA + _sized(b"block")
 """How the fields of every block's key begin, as ``digest`` writes them."""
