@@ -42,6 +42,7 @@ class HttpServer:
             ws="none",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # nobody asks who a client says it is
             backlog=BACKLOG,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_S,
