@@ -130,7 +130,7 @@ def test_what_is_wrong_is_left_to_the_parser(body) -> None:
     assert peek_slo(body) is None
 
 
-async def test_a_client_that_leaves_early_leaves_no_ticket() -> None:
+async def test_refused_or_served_every_ticket_is_given_back() -> None:
     async with flow(config("EPD1", *SETTINGS)) as running, http_door(running.core.service) as url:
         await asyncio.gather(*(post(url, asking(slo=NEVER)) for _ in range(7)))
         assert running.core.service._admission.num_taken == 0
