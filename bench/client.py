@@ -1,7 +1,7 @@
 """An open-loop client of the OpenAI-compatible HTTP door: sends at given times, notes token times.
 
-One connection a request, plain asyncio streams: between the socket and the clock stands as little
-as possible. Knows the wire format it needs and nothing of the server.
+Plain asyncio streams, a connection a request unless they are kept: between the socket and the clock
+stands as little as possible. Knows the wire format it needs and nothing of the server.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import msgspec
 from bench.workloads import Ask
 
 _LINE_LIMIT = 1 << 22
+_EVENT = msgspec.json.Decoder(dict[str, Any])
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -114,11 +115,30 @@ class Refused(ValueError):
     """The server said that it has no room: 429 or 503, or what another transport has for them."""
 
 
+class Kept:
+    """Connections to one server that wait for their next request, as clients' libraries keep them.
+    As many are open as there ever were requests at once."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Connection] = []
+
+    def take(self) -> "_Connection | None":
+        """The one that was used last, if any waits."""
+        return self._idle.pop() if self._idle else None
+
+    def give(self, connection: "_Connection") -> None:
+        """Its answer was read to the end."""
+        self._idle.append(connection)
+
+    async def close(self) -> None:
+        """Close those that wait."""
+        while (connection := self.take()) is not None:
+            await _close(connection[1])
+
+
 async def get(target: Target, path: str) -> tuple[int, bytes]:
     """Status and body of a GET."""
-    reader, writer = await asyncio.open_connection(
-        target.host, target.port, limit=_LINE_LIMIT, ssl=target.is_tls or None
-    )
+    reader, writer = await _open(target)
     try:
         writer.write(_head(target, "GET", path))
         status, headers = await _read_head(reader)
@@ -134,32 +154,80 @@ async def _stream(target: Target, body: bytes) -> AsyncIterator[int]:
             yield num_tokens
 
 
-async def events(target: Target, body: bytes) -> AsyncIterator[dict[str, Any]]:
+async def events(
+    target: Target, body: bytes, kept: Kept | None = None
+) -> AsyncIterator[dict[str, Any]]:
     """Events of a streamed chat completion as they come in, the end mark left out. Raises Refused,
-    ValueError (what the server said instead), EOFError or OSError."""
-    reader, writer = await asyncio.open_connection(
-        target.host, target.port, limit=_LINE_LIMIT, ssl=target.is_tls or None
-    )
+    ValueError (what the server said instead), EOFError or OSError. ``kept``: where connections
+    come from and go to."""
+    connection, status, headers = await _post(target, body, kept)
+    can_keep = kept is not None and _is_kept(headers)
+    is_whole = False
     try:
-        writer.write(_head(target, "POST", "/v1/chat/completions", len(body)) + body)
-        await writer.drain()
-        status, headers = await _read_head(reader)
-        pieces = _read_body(reader, headers)
+        pieces = _read_body(connection[0], headers)
         if status != 200:
             text = b"".join([piece async for piece in pieces])[:300].decode(errors="replace")
+            is_whole = True
             raise (Refused if status in {429, 503} else ValueError)(f"HTTP {status}: {text}")
-        pending = b""
-        async for piece in pieces:
-            *lines, pending = (pending + piece).split(b"\n")
-            for line in lines:
-                data = line.removeprefix(b"data:").strip()
-                if line.startswith(b"data:") and data != b"[DONE]":
-                    yield json.loads(data)
-                elif data == b"[DONE]":
-                    return
+        async for data in _data(pieces):
+            if data == b"[DONE]":
+                if can_keep:
+                    async for _ in pieces:
+                        pass
+                is_whole = True
+                return
+            yield _decoded(data)
         raise EOFError("the stream ended without [DONE]")
     finally:
-        await _close(writer)
+        if is_whole and can_keep and kept is not None:
+            kept.give(connection)
+        else:
+            await _close(connection[1])
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    try:
+        return _EVENT.decode(data)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not an event: {error}") from None
+
+
+async def _data(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What stands in the events of a body."""
+    pending = b""
+    async for piece in pieces:
+        *lines, pending = (pending + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _open(target: Target) -> _Connection:
+    return await asyncio.open_connection(
+        target.host, target.port, limit=_LINE_LIMIT, ssl=target.is_tls or None
+    )
+
+
+async def _post(
+    target: Target, body: bytes, kept: Kept | None
+) -> tuple[_Connection, int, dict[str, str]]:
+    """Send a request; the connection, and status and headers of the answer that comes on it. A kept
+    one that was closed while it waited is given up for the next."""
+    head = _head(target, "POST", "/v1/chat/completions", len(body), is_last=kept is None)
+    while True:
+        old = None if kept is None else kept.take()
+        reader, writer = old or await _open(target)
+        try:
+            writer.write(head + body)
+            await writer.drain()
+            return (reader, writer), *await _read_head(reader)
+        except BaseException as error:
+            await _close(writer)
+            if old is None or not isinstance(error, EOFError | ConnectionError):
+                raise
 
 
 def count(event: dict[str, Any]) -> int:
@@ -198,11 +266,15 @@ def _body(model: str, ask: Ask) -> bytes:
     ).encode()
 
 
-def _head(target: Target, method: str, path: str, length: int = 0) -> bytes:
+def _head(
+    target: Target, method: str, path: str, length: int = 0, *, is_last: bool = True
+) -> bytes:
+    """``is_last``: the connection is of no use behind the answer."""
+    then = "close" if is_last else "keep-alive"
     key = f"Authorization: Bearer {target.api_key}\r\n" if target.api_key else ""
     return (
         f"{method} {target.prefix}{path} HTTP/1.1\r\nHost: {target.host}:{target.port}\r\n{key}"
-        f"Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {length}\r\nConnection: {then}\r\n\r\n"
     ).encode()
 
 
@@ -217,13 +289,24 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]
     return int(words[1]), headers
 
 
+def _is_kept(headers: dict[str, str]) -> bool:
+    """Whether the end of the body is told otherwise than by the end of the connection."""
+    has_end = "content-length" in headers or headers.get("transfer-encoding") == "chunked"
+    return has_end and headers.get("connection") != "close"
+
+
 async def _read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
+    if "content-length" in headers:
+        yield await reader.readexactly(int(headers["content-length"]))
+        return
     if headers.get("transfer-encoding") != "chunked":
         while piece := await reader.read(1 << 16):
             yield piece
         return
     while size := int((await reader.readline()).partition(b";")[0] or b"0", 16):
         yield (await reader.readexactly(size + 2))[:-2]
+    while (await reader.readline()).strip():
+        pass  # what stands behind the last chunk
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:

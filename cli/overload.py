@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
                      help="for the live server")  # fmt: skip
     top.add_argument("--rates", default="1,2,3,4,6,8,12", help="to find the live peak with")
     top.add_argument("--seconds", type=float, default=10.0, help="at each of those rates")
+    top.add_argument("--fresh", action="store_true", help="live: a connection for every request")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return top
 
@@ -115,7 +116,7 @@ async def _live(words: argparse.Namespace) -> Overload:
     """Of a server in processes of its own; the client shares its machine."""
     server = TriptychServer("oracle", words.topology, [*LIVE, *words.set], 60.0)
     await server.start()
-    bar, sender = Bar(), HttpSender(server.target)
+    bar, sender = Bar(), HttpSender(server.target, keeps=not words.fresh)
     one = Contender(f"oracle, {words.topology}", sender, 1.0)
     try:
         source = workload(words.workload)

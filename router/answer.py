@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from triptych.core.ids import RequestId, TenantId
-from triptych.core.request import Request
+from triptych.core.request import Request, Slo
 
 
 class TokenInfo(msgspec.Struct, frozen=True):
@@ -89,6 +89,16 @@ class Service(Protocol):
 
     def admit(self, tenant: TenantId) -> Ticket:
         """Take a ticket before reading a body; raises Overloaded at once when there is none."""
+        ...
+
+    @property
+    def is_choosy(self) -> bool:
+        """Whether bounds decide who is let in, so that they are worth a look before the rest."""
+        ...
+
+    def check(self, tenant: TenantId, slo: Slo, ticket: Ticket) -> None:
+        """Raise Overloaded if not even the smallest request with these bounds could be let in now:
+        before the work of understanding it. ``slo`` may be laxer than what turns out later."""
         ...
 
     def generate(self, request: Request, ticket: Ticket) -> AsyncGenerator[Delta | Final, None]:

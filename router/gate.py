@@ -11,12 +11,13 @@ from collections.abc import Callable
 import msgspec
 
 from scheduler.forecast import Forecast, Outlook, Work
-from scheduler.overload import Load, Standing, clamp, judge
+from scheduler.overload import Load, Standing, Verdict, behind_standing, clamp, judge
 from scheduler.turns import INPUT_WEIGHT, OUTPUT_WEIGHT, Turns
 from triptych.core.clock import Clock
 from triptych.core.config_router import AdmissionConfig
 from triptych.core.errors import Cancelled, DeadlineExceeded, Overloaded, TriptychError
 from triptych.core.ids import RequestId, TenantId
+from triptych.core.lifecycle import Stage
 from triptych.core.request import Request, Slo
 from triptych.core.view import ClusterView, Expected
 
@@ -96,13 +97,16 @@ class Gate:
         """Requests that wait for their turn."""
         return len(self._waiting)
 
-    def check(self, request: Request, arrival_s: float) -> None:
+    def check(self, tenant: TenantId, slo: Slo, arrival_s: float) -> None:
         """Raise Overloaded if not even the smallest request of this tenant with these bounds could
-        be let in: before its prompt is read."""
-        if (outlook := self._outlook(SMALLEST)) is None:
-            return
-        load = self._load(outlook, self._ahead_s(request.tenant, 1.0), arrival_s)
-        verdict = judge(request.slo, load, self._config.slo_share, self._alone(SMALLEST))
+        be let in: before anything else of it is read."""
+        ahead_s = self._ahead_s(tenant, 1.0)
+        verdict = self._unpriced(slo, ahead_s)
+        if verdict is None:
+            if (outlook := self._outlook(SMALLEST)) is None:
+                return
+            load = self._load(outlook, ahead_s, arrival_s)
+            verdict = judge(slo, load, self._config.slo_share, self._alone(SMALLEST))
         if not verdict.is_accepted:
             raise Overloaded(verdict.reason, retry_after_s=verdict.retry_after_s)
 
@@ -185,6 +189,18 @@ class Gate:
         stopping = Cancelled(public="the server is stopping")
         for waiter in list(self._waiting.values()):
             self._turn_away(waiter, stopping)
+
+    def _unpriced(self, slo: Slo, ahead_s: float) -> Verdict | None:
+        """What ``judge`` says of the smallest request where that follows from the queue alone: most
+        refusals of a long overload are such, and predicting costs more than all else of them."""
+        if not self._standing.seen(self._clock.now(), self._turns.waiting_s):
+            return None
+        verdict = behind_standing(slo, ahead_s)
+        if verdict is None or not (self._entering or self._looked.num_jobs()):
+            return None
+        view = self._looked.view()
+        is_whole = view.serving(Stage.PREFILL) and view.serving(Stage.DECODE)
+        return verdict if is_whole else None
 
     def _outlook(self, work: Work) -> Outlook | None:
         return self._forecast.outlook(self._looked.view(), work)

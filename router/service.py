@@ -30,6 +30,7 @@ from triptych.core.errors import (
     Cancelled,
     DeadlineExceeded,
     InvariantBroken,
+    Overloaded,
     RequestError,
     TriptychError,
     Unavailable,
@@ -39,7 +40,7 @@ from triptych.core.hashing import tenant_salt
 from triptych.core.ids import RequestId, TenantId
 from triptych.core.lifecycle import RequestState, Stage
 from triptych.core.metrics import Latency, is_attained, latency
-from triptych.core.request import Prompt, Request
+from triptych.core.request import Prompt, Request, Slo
 from triptych.core.topology import name as role_name
 from triptych.inputs.model_card import ModelCard
 from triptych.inputs.prompts import Prompts
@@ -80,6 +81,21 @@ class RequestService:
             admitted, now_s = self._admission.take(tenant), self._stages.clock.now()
             return Place(self._admission, admitted, now_s, self._released.set)
         except TriptychError as error:
+            self._reject(error)
+            raise
+
+    @property
+    def is_choosy(self) -> bool:
+        """See ``answer.Service``."""
+        return self._gate is not None
+
+    def check(self, tenant: TenantId, slo: Slo, ticket: Ticket) -> None:
+        """Raise Overloaded if no request with these bounds could be let in now; see
+        ``answer.Service``. Counted as every refusal."""
+        try:
+            if self._gate is not None:
+                self._gate.check(tenant, slo, ticket.taken_s)
+        except Overloaded as error:
             self._reject(error)
             raise
 
@@ -161,7 +177,7 @@ class RequestService:
         loop = asyncio.get_running_loop()
         try:
             if self._gate is not None:
-                self._gate.check(request, running.arrival_s)
+                self._gate.check(request.tenant, request.slo, running.arrival_s)
             async with asyncio.timeout_at(request.deadline_s):
                 prompt = await loop.run_in_executor(
                     self._threads, self.prompts.expand, request.messages, request.pictures, salt

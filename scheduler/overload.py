@@ -86,8 +86,8 @@ def judge(
     """
     if load.is_idle:
         return Verdict(is_accepted=True)
-    if load.is_standing and load.ahead_s > STANDING_S:
-        return _refused(slo, load.ahead_s - STANDING_S, "more is asked than can be served")
+    if load.is_standing and (verdict := behind_standing(slo, load.ahead_s)) is not None:
+        return verdict
     ttft_s = math.inf if slo.ttft_s is None else share * slo.ttft_s
     tpot_s = math.inf if slo.tpot_s is None else share * slo.tpot_s
     slow = 0.0 if load.expected.tpot_s <= tpot_s else 1.0 - tpot_s / load.expected.tpot_s
@@ -101,6 +101,13 @@ def judge(
         late_s = first_s - ttft_s
         return _refused(slo, late_s, f"the first token is predicted {late_s:.2f} s too late")
     return Verdict(is_accepted=True)
+
+
+def behind_standing(slo: Slo, ahead_s: float) -> Verdict | None:
+    """The verdict where a queue stands and somebody is served, if it needs no prediction."""
+    if ahead_s <= STANDING_S:
+        return None
+    return _refused(slo, ahead_s - STANDING_S, "more is asked than can be served")
 
 
 def _refused(slo: Slo, wait_s: float, reason: str) -> Verdict:

@@ -1,14 +1,16 @@
 """Any OpenAI-compatible server over HTTP: chat completions as server-sent events.
 
-One connection a request, as strangers have. Knows which fields are OpenAI's own, which every
-open-source server knows, and which are ours.
+One connection a request, as strangers have, or kept ones, as libraries have. Knows which fields are
+OpenAI's own, which every open-source server knows, and which are ours.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from bench.client import Target, count, events, get, picture_part
+import msgspec
+
+from bench.client import Kept, Target, count, events, get, picture_part
 from bench.live.sender import Answer, OnTokens
 from bench.live.turns import Ask, Turn
 
@@ -17,10 +19,19 @@ _PHASES = ("queue", "encode", "encode_transfer", "prefill", "kv_transfer")
 
 class HttpSender:
     """A server at ``target``. ``is_plain``: nothing is said that only Triptych knows.
-    ``is_strict``: nothing that OpenAI's own API does not know, so answers may end early."""
+    ``is_strict``: nothing that OpenAI's own API does not know, so answers may end early.
+    ``keeps``: connections serve one request after the other."""
 
-    def __init__(self, target: Target, *, is_plain: bool = False, is_strict: bool = False) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        is_plain: bool = False,
+        is_strict: bool = False,
+        keeps: bool = False,
+    ) -> None:
         self._target = target
+        self._kept = Kept() if keeps else None
         self._has_slo = not (is_plain or is_strict)
         self._is_strict = is_strict
 
@@ -48,14 +59,14 @@ class HttpSender:
         if self._has_slo:
             body |= {"timeout_s": ask.timeout_s}
             body |= {"slo": {"class": ask.slo}} if ask.slo else {}
-        return json.dumps(body).encode()
+        return msgspec.json.encode(body)
 
     async def send(self, prepared: bytes, on_tokens: OnTokens) -> Answer:
         """Send a body; see ``sender.Sender``."""
         text: list[str] = []
         usage: Mapping[str, Any] = {}
         told: Mapping[str, Any] = {}
-        async for event in events(self._target, prepared):
+        async for event in events(self._target, prepared, self._kept):
             if num_tokens := count(event):
                 on_tokens(num_tokens)
             for choice in event.get("choices") or ():
@@ -65,7 +76,9 @@ class HttpSender:
         return _answer("".join(text), usage, told)
 
     async def close(self) -> None:
-        """Connections end with their requests."""
+        """Close what is kept; other connections ended with their requests."""
+        if self._kept is not None:
+            await self._kept.close()
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -27,8 +27,8 @@ things help put years different away again off went old number great tell men sa
 WORDS = tuple(_TEXT.split())
 """Each a token of its own for most tokenizers."""
 
-_ALBUM = 1024
-"""Pictures kept; a workload that has more draws them again."""
+_ALBUM_BYTES = 1 << 29
+"""Of pictures kept; a workload that has more draws them again, while requests are due."""
 
 
 class Wording(msgspec.Struct, frozen=True):
@@ -66,8 +66,8 @@ def words_of(seed: int, count: int) -> str:
 class Album:
     """Pictures by number and size, drawn once."""
 
-    def __init__(self, size: int = _ALBUM) -> None:
-        self._size = size
+    def __init__(self, size_bytes: int = _ALBUM_BYTES) -> None:
+        self._left_bytes = size_bytes
         self._kept: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
 
     def png(self, image: Image) -> bytes:
@@ -76,8 +76,9 @@ class Album:
         if key not in self._kept:
             drawn = picture(random.Random(f"picture {image.content}"), image.width, image.height)
             self._kept[key] = drawn
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+            self._left_bytes -= len(drawn)
+            while self._left_bytes < 0 and len(self._kept) > 1:
+                self._left_bytes += len(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(key)
         return self._kept[key]
 

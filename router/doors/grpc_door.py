@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from router.answer import Delta, Final, Service, Ticket, TokenInfo
 from router.doors.auth import ApiKeys
-from router.doors.intake import Intake, Options, convert_options
+from router.doors.intake import Intake, Options, convert_options, laxest
 from triptych.core.errors import (
     Cancelled,
     ConfigError,
@@ -24,7 +24,7 @@ from triptych.core.errors import (
     TriptychError,
 )
 from triptych.core.ids import RequestId, TenantId
-from triptych.core.request import ImagePart, Message, Part, Picture, Request, TextPart
+from triptych.core.request import ImagePart, Message, Part, Picture, Request, Slo, TextPart
 from triptych.v1 import inference_pb2 as pb
 from triptych.wire.status import grpc_status, trailers
 
@@ -117,10 +117,10 @@ class _Door:
         context: grpc.aio.ServicerContext,
         ticket: Ticket,
     ) -> None:
-        message = await self._message(messages)
-        request = await asyncio.to_thread(
-            self._request, message, self._tenant(context), context.time_remaining()
-        )
+        message, tenant = await self._message(messages), self._tenant(context)
+        if self._service.is_choosy and (slo := _peek_slo(message)) is not None:
+            self._service.check(tenant, slo, ticket)
+        request = await asyncio.to_thread(self._request, message, tenant, context.time_remaining())
         await self._write(context, pb.GenerateResponse(started=pb.Started(request_id=request.id)))
         reasons = [""] * request.num_choices
         async with aclosing(self._service.generate(request, ticket)) as parts:
@@ -292,16 +292,28 @@ def _options(message: pb.GenerateRequest, timeout_s: float | None) -> Options:
     if message.HasField("num_choices"):
         values["n"] = message.num_choices
     if message.HasField("slo"):
-        slo: dict[str, Any] = {field.name: value for field, value in message.slo.ListFields()}
-        if "name" in slo:
-            slo["class"] = slo.pop("name")
-        values["slo"] = slo
+        values["slo"] = _slo_values(message)
     values["stop"] = list(message.stop)
     values["stop_token_ids"] = list(message.stop_token_ids)
     values["ignore_eos"] = message.ignore_eos
     values["timeout_s"] = timeout_s
     values["priority"] = message.priority
     return convert_options(values)
+
+
+def _slo_values(message: pb.GenerateRequest) -> dict[str, Any]:
+    slo: dict[str, Any] = {field.name: value for field, value in message.slo.ListFields()}
+    if "name" in slo:
+        slo["class"] = slo.pop("name")
+    return slo
+
+
+def _peek_slo(message: pb.GenerateRequest) -> Slo | None:
+    """The bounds that a message names; None where they are wrong, which is told later."""
+    try:
+        return laxest(convert_options({"slo": _slo_values(message)}).slo)
+    except RequestError:
+        return None
 
 
 def _delta(delta: Delta) -> pb.TextDelta:

@@ -21,13 +21,15 @@ from router.doors.auth import PUBLIC, ApiKeys
 from router.doors.http_reply import ClientGone, Reply, read_body, until_gone
 from router.doors.intake import Intake
 from router.doors.openai_answer import BodyWriter, ChunkWriter
-from router.doors.openai_request import Chat, parse_chat
+from router.doors.openai_request import Chat, parse_chat, peek_slo
 from triptych.core.errors import InvariantBroken, RequestError, TriptychError
 from triptych.core.ids import TenantId
 
 log = logging.getLogger(__name__)
 
 PARSE_THREADS = 2
+SHORT_BYTES = 1 << 16
+"""Bodies up to this are skimmed on the event loop: that takes less than a thread's turn."""
 _REQUEST_ID = "x-request-id"
 _IGNORED = "x-triptych-ignored"
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -147,10 +149,10 @@ class _Completions:
     async def create(
         self, headers: Headers, receive: Receive, reply: Reply, tenant: TenantId
     ) -> None:
-        """Ticket, body, answer."""
+        """Ticket, body, a look at its bounds, answer."""
         ticket = self._service.admit(tenant)
         try:
-            chat = await self._read(headers, receive, tenant)
+            chat = await self._read(headers, receive, tenant, ticket)
             reply.headers[_REQUEST_ID] = chat.request.id
             if chat.ignored:
                 reply.headers[_IGNORED] = ", ".join(chat.ignored)
@@ -159,13 +161,26 @@ class _Completions:
         finally:
             ticket.release()
 
-    async def _read(self, headers: Headers, receive: Receive, tenant: TenantId) -> Chat:
+    async def _read(
+        self, headers: Headers, receive: Receive, tenant: TenantId, ticket: Ticket
+    ) -> Chat:
         limits = self._intake.limits
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise RequestError("is not supported", field="content-encoding")
         length = headers.get("content-length")
         body = await read_body(receive, limits.max_body_bytes, length, limits.write_stall_s)
-        return await asyncio.get_running_loop().run_in_executor(
+        loop = asyncio.get_running_loop()
+        if self._service.is_choosy:
+            # A refusal must cost little: it is said before pictures are decoded and words read.
+            is_short = len(body) <= SHORT_BYTES
+            slo = (
+                peek_slo(body)
+                if is_short
+                else await loop.run_in_executor(self._threads, peek_slo, body)
+            )
+            if slo is not None:
+                self._service.check(tenant, slo, ticket)
+        return await loop.run_in_executor(
             self._threads, parse_chat, body, tenant, self._service.model, self._intake
         )
 

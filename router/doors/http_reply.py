@@ -26,12 +26,12 @@ class Reply:
 
     async def whole(self, status: int, body: bytes, media_type: str = "application/json") -> None:
         """Status, headers and body at once."""
-        await self._start(status, {"content-type": media_type, "content-length": str(len(body))})
-        await self._write({"type": "http.response.body", "body": body})
+        start = self._head(status, {"content-type": media_type, "content-length": str(len(body))})
+        await self._write(start, {"type": "http.response.body", "body": body})
 
     async def begin_events(self) -> None:
         """Begin a stream of server-sent events."""
-        await self._start(
+        start = self._head(
             200,
             {
                 "content-type": "text/event-stream; charset=utf-8",
@@ -39,6 +39,7 @@ class Reply:
                 "x-accel-buffering": "no",
             },
         )
+        await self._write(start)
 
     async def event(self, data: bytes) -> None:
         """One event; returns when the connection takes more."""
@@ -64,15 +65,16 @@ class Reply:
             self.headers["connection"] = "close"
         await self.whole(http_status(error), data)
 
-    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+    def _head(self, status: int, headers: Mapping[str, str]) -> Message:
         self.is_started = True
         raw = [(k.encode(), v.encode("latin-1")) for k, v in {**self.headers, **headers}.items()]
-        await self._write({"type": "http.response.start", "status": status, "headers": raw})
+        return {"type": "http.response.start", "status": status, "headers": raw}
 
-    async def _write(self, message: Message) -> None:
+    async def _write(self, *messages: Message) -> None:
         try:
             async with asyncio.timeout(self._stall_s):
-                await self._send(message)
+                for message in messages:
+                    await self._send(message)
         except TimeoutError:
             raise ClientGone("reads nothing") from None
         except OSError:

@@ -38,6 +38,8 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Milliseconds = Annotated[float, Meta(gt=0, le=1e9)]
 ECHO_CHARACTERS = 300
 """An error message that repeats a client's words ends here."""
+_BY_PICTURES = "multi-image"
+"""The class whose bound depends on how many pictures there are."""
 
 
 class SloOptions(msgspec.Struct, frozen=True):
@@ -162,6 +164,15 @@ class Intake:
         if asked_s > self.limits.max_deadline_s:
             raise RequestError(f"at most {self.limits.max_deadline_s:g} seconds", field="timeout_s")
         return asked_s
+
+
+def laxest(options: SloOptions | None) -> Slo:
+    """The bounds of a request of which nothing else is known: never stricter than what is found
+    when its pictures are counted. Raises RequestError for an unknown class."""
+    slo = _slo(options, 0)
+    if options is None or options.name != _BY_PICTURES or options.ttft_ms is not None:
+        return slo
+    return msgspec.structs.replace(slo, ttft_s=None)
 
 
 def convert_options(values: dict[str, Any]) -> Options:

@@ -11,10 +11,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from router.doors.intake import ECHO_CHARACTERS, Intake, Options, Positive, raise_invalid
+from router.doors.intake import (
+    ECHO_CHARACTERS,
+    Intake,
+    Options,
+    Positive,
+    SloOptions,
+    laxest,
+    raise_invalid,
+)
 from triptych.core.errors import RequestError
 from triptych.core.ids import TenantId
-from triptych.core.request import ImagePart, Message, Part, Picture, Request, TextPart
+from triptych.core.request import ImagePart, Message, Part, Picture, Request, Slo, TextPart
 
 MAX_IGNORED_NAMES = 16
 _DEFAULT_TEMPERATURE = 1.0
@@ -66,6 +74,12 @@ class ChatBody(Options, frozen=True, kw_only=True):
     return_token_ids: bool | None = None
 
 
+class _Bounds(msgspec.Struct, frozen=True):
+    """What of a body decides whether the rest is read."""
+
+    slo: SloOptions | None = None
+
+
 class Chat(msgspec.Struct, frozen=True):
     """A body understood: the request, and how the client wants the answer."""
 
@@ -80,6 +94,7 @@ class Chat(msgspec.Struct, frozen=True):
 
 
 _DECODER = msgspec.json.Decoder(ChatBody)
+_BOUNDS = msgspec.json.Decoder(_Bounds)
 _NAMES = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KNOWN = frozenset(field.encode_name for field in msgspec.structs.fields(ChatBody))
 
@@ -102,6 +117,15 @@ def parse_chat(data: bytes, tenant: TenantId, model: str, intake: Intake) -> Cha
         has_token_ids=bool(body.return_token_ids),
         ignored=ignored,
     )
+
+
+def peek_slo(data: bytes) -> Slo | None:
+    """The bounds that a body names, at the cost of skipping the rest; see ``intake.laxest``. None
+    if they cannot be read: what is wrong with a body is told by ``parse_chat``."""
+    try:
+        return laxest(_BOUNDS.decode(data).slo)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestError):
+        return None
 
 
 def _decode(data: bytes) -> tuple[ChatBody, tuple[str, ...]]:

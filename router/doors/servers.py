@@ -42,6 +42,7 @@ class HttpServer:
             ws="none",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # nobody asks who a client says it is
             backlog=BACKLOG,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_S,
@@ -77,7 +78,9 @@ def bind(address: str, key: str) -> socket.socket:
     host = host.strip("[]") or "127.0.0.1"
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # Connections inherit the protocol, and only of those that say TCP asyncio takes Nagle's
+        # delay: with it the second small write of an answer waits 40 ms for a delayed ACK.
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, int(port)))
     except (OSError, ValueError, OverflowError) as error:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from bench.client import Target, get, open_loop
+from bench.client import Kept, Refused, Target, events, get, open_loop
 from bench.workloads import Ask
 
 ASK = Ask((b"png",), "What?", 3)
@@ -142,3 +142,76 @@ async def test_the_key_is_sent():
         assert await get(target, "/v1/models") == (200, b"{}")
     assert heads[0].startswith(b"GET /api/v1/models ")
     assert b"Authorization: Bearer secret\r\n" in heads[0]
+
+
+@asynccontextmanager
+async def keeping(answers, seen):
+    """A server that answers each request with the next of ``answers`` on whatever connection it
+    comes; None: it closes the connection behind the answer before, without a word."""
+    left = list(answers)
+    handlers = set()
+
+    async def serve(reader, writer):
+        handlers.add(asyncio.current_task())
+        number = len(handlers)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while left and left[0] is not None:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
+                seen.append(number)
+                writer.write(left.pop(0))
+                await writer.drain()
+            left[:1] = []
+        writer.close()
+
+    running = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield Target("127.0.0.1", running.sockets[0].getsockname()[1], "demo", 5.0)
+    finally:
+        running.close()
+        await running.wait_closed()
+        await asyncio.gather(*handlers)
+
+
+REFUSAL = b"HTTP/1.1 429 No\r\nContent-Length: 4\r\n\r\nfull"
+ANSWER = OK + tokens(1) + DONE
+
+
+async def ask_all(target, count):
+    """Ask one after the other over kept connections; what became of each."""
+    kept, found = Kept(), []
+    for _ in range(count):
+        try:
+            found.append([event async for event in events(target, b"{}", kept)])
+        except Refused:
+            found.append("refused")
+        await asyncio.sleep(0.05)
+    await kept.close()
+    return found
+
+
+async def test_a_kept_connection_serves_answers_and_refusals(no_leak):
+    seen = []
+    async with keeping([ANSWER, REFUSAL, ANSWER], seen) as target:
+        first, second, third = await ask_all(target, 3)
+    assert len(first) == len(third) == 1 and second == "refused"
+    assert seen == [1, 1, 1]
+
+
+async def test_a_kept_connection_that_was_closed_is_opened_anew(no_leak):
+    seen = []
+    async with keeping([ANSWER, None, ANSWER], seen) as target:
+        found = await ask_all(target, 2)
+    assert [len(each) for each in found] == [1, 1]
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("last", [b"Connection: close\r\n", b""])
+async def test_a_connection_that_ends_with_its_answer_is_not_kept(last, no_leak):
+    seen = []
+    length = b"Content-Length: 4\r\n" if last else b""
+    refusal = b"HTTP/1.1 429 No\r\n" + length + last + b"\r\nfull"
+    async with keeping([refusal, None, ANSWER], seen) as target:
+        found = await ask_all(target, 2)
+    assert found[0] == "refused" and len(found[1]) == 1
+    assert seen == [1, 2]

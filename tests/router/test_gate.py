@@ -9,9 +9,10 @@ from collections import Counter
 import msgspec
 import pytest
 
-from router.gate import Gate, Looked
+from router.gate import SMALLEST, Gate, Looked
 from scheduler.forecast import Forecast, Terms, Work
 from scheduler.latency import Latencies
+from scheduler.overload import judge
 from scheduler.predict import Speeds
 from tests.scheduler.test_placement import cluster, instance
 from tests.scheduler.test_slo import Machine
@@ -70,7 +71,7 @@ class World:
     async def ask(self, request):
         arrival_s = self.clock.now()
         try:
-            self.gate.check(request, arrival_s)
+            self.gate.check(request.tenant, request.slo, arrival_s)
             work = Work(tokens=1000, num_output=10)
             right = await self.gate.enter(request, arrival_s, work)
         except Overloaded as error:
@@ -218,3 +219,57 @@ async def test_who_leaves_the_queue_is_forgotten_and_a_stop_ends_the_rest() -> N
     await world.until(100.0)
     assert world.gate.num_waiting == 0
     assert not world.gate._entering
+
+
+def said(gate, tenant, slo, arrival_s):
+    """What ``check`` says: None, or when to come back and why."""
+    try:
+        gate.check(tenant, slo, arrival_s)
+    except Overloaded as error:
+        return error.retry_after_s, str(error)
+    return None
+
+
+async def test_what_is_said_without_prices_is_what_prices_say() -> None:
+    """All along an overload, for tenants that wait and one that does not, lax and strict, also for
+    who would rather be served late: and the queue stands for some of it."""
+    world, rng, number, quick = World(), random.Random(7), itertools.count(), 0
+    bounds = [SLO, Slo(), Slo("strict", 0.2, 0.01), Slo("custom", 0.2, 0.01, may_degrade=True)]
+    at_s = world.clock.now()
+    for _ in range(400):
+        at_s += rng.expovariate(10 * CAPACITY)
+        await world.until(at_s)
+        now_s, gate = world.clock.now(), world.gate
+        for tenant in (TenantId("heavy"), TenantId("light"), TenantId("absent")):
+            for slo in bounds:
+                outlook = gate._outlook(SMALLEST)
+                load = gate._load(outlook, gate._ahead_s(tenant, 1.0), now_s)
+                verdict = judge(slo, load, gate._config.slo_share, gate._alone(SMALLEST))
+                whole = (verdict.retry_after_s, verdict.reason)
+                assert said(gate, tenant, slo, now_s) == (None if verdict.is_accepted else whole)
+                quick += gate._unpriced(slo, gate._ahead_s(tenant, 1.0)) is not None
+        tenant = "light" if rng.random() < 0.02 else "heavy"
+        request = world.request(next(number), tenant, rng.choice([SLO, Slo()]))
+        world.tasks.append(asyncio.create_task(world.ask(request)))
+        await settle()
+    assert quick > 100, "a queue stood"
+    await world.until(at_s + 1000.0)
+    await asyncio.gather(*world.tasks)
+
+
+async def test_a_standing_queue_keeps_nobody_who_waits_for_a_stage() -> None:
+    """Without a decode instance nobody is refused: its replacement is waited for."""
+    world = World()
+    for number in range(400):
+        await world.until(0.01 * number)
+        world.tasks.append(asyncio.create_task(world.ask(world.request(number, slo=Slo()))))
+        await settle()
+    now_s, tenant = world.clock.now(), TenantId("t")
+    assert said(world.gate, tenant, Slo(), now_s) is not None
+    whole = world.view
+    world.gate._looked = msgspec.structs.replace(
+        world.gate._looked, view=lambda: cluster(*whole().instances[:2])
+    )
+    assert said(world.gate, tenant, Slo(), now_s) is None
+    world.gate.close()
+    await asyncio.gather(*world.tasks, return_exceptions=True)

@@ -17,13 +17,13 @@ def test_a_longer_text_begins_with_the_shorter():
 
 
 def test_pictures_are_drawn_once_and_to_size():
-    album = Album(size=2)
     image = Image(5, 56, 84)
+    album = Album(2 * len(Album().png(image)))
     png = album.png(image)
     assert album.png(image) is png
     assert Pillow.open(io.BytesIO(png)).size == (56, 84)
     for content in range(3):
-        album.png(Image(content, 28, 28))
+        album.png(Image(content, 56, 84))
     again = album.png(image)
     assert again is not png and again == png, "drawn again, to the same bytes"
     assert album.png(Image(6, 56, 84)) != png

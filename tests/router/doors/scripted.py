@@ -58,6 +58,11 @@ class ScriptedService:
             raise Overloaded("full: /tmp/secret 0xdeadbeef", retry_after_s=2.3)
         return CountedTicket(self)
 
+    is_choosy = False
+
+    def check(self, tenant, slo, ticket) -> None:
+        """Nobody is turned away by bounds."""
+
     async def generate(
         self, request: Request, ticket: Ticket
     ) -> AsyncGenerator[Delta | Final, None]:
