@@ -90,6 +90,59 @@ def draw_lines(panels: Sequence[Panel], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
+class Parity(NamedTuple):
+    """Pairs of one figure; on the diagonal both are equal."""
+
+    title: str
+    bound: float
+    """Relative error that is allowed: drawn as a band around the diagonal."""
+    points: Mapping[str, Sequence[tuple[float, float, float, float]]]
+    """By series: measured, its least and its greatest, and what was to be equal."""
+
+
+def draw_parity(panels: Sequence[Parity], path: Path, title: str) -> None:
+    """Write a PNG: a panel for each figure, measured to the right, simulated upwards, both on
+    logarithmic axes. A line across a point goes from the least to the greatest repetition."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.7 * len(panels), 4.4), squeeze=False)
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        every = [value for some in panel.points.values() for each in some for value in each]
+        ends = [0.8 * min(every), 1.25 * max(every)]
+        below, above = ([(1 + sign * panel.bound) * end for end in ends] for sign in (-1, 1))
+        axis.fill_between(ends, below, above, color="C2", alpha=0.15)
+        axis.plot(ends, ends, color="grey", linewidth=1)
+        for index, (name, some) in enumerate(panel.points.items()):
+            x, low, high, y = zip(*some, strict=True)
+            spread = [
+                [max(0.0, at - least) for at, least in zip(x, low, strict=True)],
+                [max(0.0, most - at) for at, most in zip(x, high, strict=True)],
+            ]
+            axis.errorbar(
+                x, y, xerr=spread, fmt="o^sDvP"[index % 6], color=f"C{index}", markersize=5,
+                elinewidth=0.8, alpha=0.8, label=name,
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            each.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            each.set_minor_formatter(ticker.NullFormatter())
+        axis.set_title(f"{panel.title}, bound {panel.bound:.0%}", fontsize="medium")
+        axis.set_xlabel("measured (ms)")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("simulated (ms)")
+    figure.suptitle(title, fontsize="medium")
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=6, fontsize="small"
+    )
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 class Band(NamedTuple):
     """A number, the band that it should lie in, and what somebody else measured."""
 

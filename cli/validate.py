@@ -79,21 +79,23 @@ def _row(each: Figure) -> list[str]:
 
 
 def _write(folder: Path, found: list[Figure], pairs: list[Pair]) -> None:
-    from bench.plots import Panel, draw_lines  # matplotlib: extra `bench`
+    from bench.plots import Parity, draw_parity  # matplotlib: extra `bench`
 
     folder.mkdir(parents=True, exist_ok=True)
     head, *body = rows(found)
     lines = [head, ["---"] * len(head), *body]
     (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     (folder / "runs.json").write_bytes(msgspec.json.encode(pairs))
-    panels = []
-    for name in BOUNDS:
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for each in found:
-            if each.name == name:
-                short = f"{each.topology}, {each.workload.partition(',')[0]}"
-                curves.setdefault(f"{short}: live", []).append((each.rate, each.live_s * 1e3))
-                simulated = (each.rate, each.simulated_s * 1e3)
-                curves.setdefault(f"{short}: simulated", []).append(simulated)
-        panels.append(Panel(f"{name} (ms)", "requests per second", curves))
-    draw_lines(panels, folder / "validation.png", "Simulated and measured")
+    panels = [Parity(name, bound, _points(found, name)) for name, bound in BOUNDS.items()]
+    draw_parity(panels, folder / "validation.png", "Simulated and measured")
+
+
+def _points(found: list[Figure], name: str) -> dict[str, list[tuple[float, float, float, float]]]:
+    points: dict[str, list[tuple[float, float, float, float]]] = {}
+    for each in found:
+        if each.name == name:
+            times = each.live_s, each.low_s, each.high_s, each.simulated_s
+            live, low, high, simulated = (1e3 * seconds for seconds in times)
+            series = f"{each.topology}, {each.workload.partition(',')[0]}"
+            points.setdefault(series, []).append((live, low, high, simulated))
+    return points
