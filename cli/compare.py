@@ -16,7 +16,16 @@ from bench.report import page
 from bench.study import Study
 from cli.progress import Bar
 from simulator.contest import table
-from simulator.contest.contest import Cell, Contest, cells, check, quick, read, with_traces
+from simulator.contest.contest import (
+    Cell,
+    Contest,
+    cells,
+    check,
+    quick,
+    read,
+    short,
+    with_traces,
+)
 from simulator.contest.ledger import Ledger, key_of, measure
 from simulator.contest.match import Result
 from triptych.core.errors import ConfigError
@@ -33,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--traces", type=Path, default=os.environ.get("TRIPTYCH_TRACES"),
                      help="folder of published traces")  # fmt: skip
     top.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
+    top.add_argument("--short", action="store_true", help="two seeds and shorter runs")
     top.add_argument("--quick", action="store_true", help="a few seconds of each: no result")
     top.add_argument("--out", type=Path, default=Path("runs/compare.jsonl"), help="results so far")
     top.add_argument("--scaling", action="store_true", help="show efficiency over the fewest GPUs")
@@ -90,6 +100,8 @@ def _contest(words: argparse.Namespace) -> Contest:
             systems=tuple(one for one in contest.systems if one.name in names) or contest.systems,
             loads=tuple(one for one in contest.loads if one.name in names) or contest.loads,
         )
+    if words.short:
+        contest = short(contest)
     contest = with_traces(quick(contest) if words.quick else contest, words.traces)
     check(contest)
     return contest
@@ -129,6 +141,7 @@ def _options(words: argparse.Namespace) -> list[str]:
     named += ["--traces TRACES"] if words.traces else []
     return [
         *named,
+        *(["--short"] if words.short else []),
         *(["--quick"] if words.quick else []),
         *(["--scaling"] if words.scaling else []),
     ]

@@ -152,6 +152,21 @@ def cells(contest: Contest) -> Iterator[Cell]:
                 yield Cell(contest, load, entry, num_gpus)
 
 
+def short(contest: Contest) -> Contest:
+    """A quarter of the work: two seeds, runs of 20 s, two layouts of each kind, chosen by runs of
+    10 s, a wider tolerance. Intervals over two seeds say little; the order of systems that are
+    further apart than the tolerance stands."""
+    return msgspec.structs.replace(
+        contest,
+        seeds=contest.seeds[:2],
+        duration_s=20.0,
+        plan_duration_s=10.0,
+        warmup_s=4.0,
+        tolerance=0.1,
+        keep=2,
+    )
+
+
 def quick(contest: Contest) -> Contest:
     """The same in a small fraction of the time, to see that it works: one seed, short runs."""
     loads = tuple(msgspec.structs.replace(load, duration_s=0.0) for load in contest.loads)

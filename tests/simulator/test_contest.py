@@ -15,6 +15,7 @@ from simulator.contest.contest import (
     check,
     quick,
     read,
+    short,
     with_traces,
 )
 from simulator.contest.layouts import layouts, multiplied
@@ -46,7 +47,9 @@ def result(cell, rate, key="", low=None, high=None, kind="crossed") -> Result:
 @pytest.mark.parametrize("name", ["h200", "scaling", "ablation"])
 def test_files_of_the_examples_are_contests(name):
     found = with_traces(read(ROOT / "examples" / "compare" / f"{name}.toml"), None)
-    check(quick(found))
+    for less in (short(found), quick(found)):
+        check(less)
+        assert less.seeds == found.seeds[: len(less.seeds)]
     assert len(list(cells(found))) == (len(found.num_gpus) * len(found.loads) * len(found.systems))
 
 
