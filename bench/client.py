@@ -123,8 +123,13 @@ class Kept:
         self._idle: list[_Connection] = []
 
     def take(self) -> "_Connection | None":
-        """The one that was used last, if any waits."""
-        return self._idle.pop() if self._idle else None
+        """The one that was used last, if any waits that the server has not closed."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not (reader.at_eof() or writer.is_closing()):
+                return reader, writer
+            writer.close()
+        return None
 
     def give(self, connection: "_Connection") -> None:
         """Its answer was read to the end."""
@@ -132,8 +137,8 @@ class Kept:
 
     async def close(self) -> None:
         """Close those that wait."""
-        while (connection := self.take()) is not None:
-            await _close(connection[1])
+        while self._idle:
+            await _close(self._idle.pop()[1])
 
 
 async def get(target: Target, path: str) -> tuple[int, bytes]:
@@ -214,20 +219,18 @@ async def _open(target: Target) -> _Connection:
 async def _post(
     target: Target, body: bytes, kept: Kept | None
 ) -> tuple[_Connection, int, dict[str, str]]:
-    """Send a request; the connection, and status and headers of the answer that comes on it. A kept
-    one that was closed while it waited is given up for the next."""
+    """Send a request, once: the connection, and status and headers of the answer that comes on it.
+    A server that closes it behind the request has failed, also on a connection that was kept."""
     head = _head(target, "POST", "/v1/chat/completions", len(body), is_last=kept is None)
-    while True:
-        old = None if kept is None else kept.take()
-        reader, writer = old or await _open(target)
-        try:
-            writer.write(head + body)
-            await writer.drain()
-            return (reader, writer), *await _read_head(reader)
-        except BaseException as error:
-            await _close(writer)
-            if old is None or not isinstance(error, EOFError | ConnectionError):
-                raise
+    old = None if kept is None else kept.take()
+    reader, writer = old or await _open(target)
+    try:
+        writer.write(head + body)
+        await writer.drain()
+        return (reader, writer), *await _read_head(reader)
+    except BaseException:
+        await _close(writer)
+        raise
 
 
 def count(event: dict[str, Any]) -> int:

@@ -26,6 +26,10 @@ class InstanceSpec(msgspec.Struct, frozen=True):
     secret: bytes
 
 
+LAST_WORDS_S = 5.0
+"""How long routers may take to read what an instance that is gone had sent before."""
+
+
 class Hosted(Protocol):
     """One running incarnation."""
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from cluster.host import Hosted, InstanceSpec, child_environment
-from cluster.remote import LAST_WORDS_S, Served, connect
+from cluster.host import LAST_WORDS_S, Hosted, InstanceSpec, child_environment
+from cluster.remote import Served, connect
 from triptych.core.errors import Unavailable
 from triptych.core.ids import InstanceId
 from triptych.wire.client import RemoteInstance

@@ -22,9 +22,9 @@ import ray
 import ray._private.worker
 from ray.exceptions import RayActorError, RayError
 
-from cluster.host import Hosted, InstanceSpec, thread_environment
+from cluster.host import LAST_WORDS_S, Hosted, InstanceSpec, thread_environment
 from cluster.node import Node
-from cluster.remote import LAST_WORDS_S, Served, connect
+from cluster.remote import Served, connect
 from triptych.core import log, topology
 from triptych.core.config import Config, TransferConfig
 from triptych.core.errors import ConfigError, Unavailable

@@ -5,9 +5,6 @@ import msgspec
 from cluster.host import InstanceSpec
 from triptych.wire.client import ClientOptions, RemoteInstance
 
-LAST_WORDS_S = 5.0
-"""How long a router may take to read what an instance that is gone had sent before."""
-
 
 class Served(msgspec.Struct, frozen=True):
     """What a child says when it serves."""

@@ -9,12 +9,13 @@ draining and starting anew; caches are not kept over it. Knows no job.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
 
 from cluster.directory import Directory
-from cluster.host import Host, Hosted, InstanceSpec
+from cluster.host import LAST_WORDS_S, Host, Hosted, InstanceSpec
 from cluster.roles import configs_of, places_of
 from triptych.core import topology
 from triptych.core.config import Config
@@ -248,8 +249,10 @@ class Supervisor:
             if slot.called.is_set() and slot.move is not None:
                 self._on_progress(f"{slot.id}: ends to be {topology.name(slot.move.role)}")
                 await hosted.stop(slot.move.drain_s)
-            elif self._is_closing:  # it still says its last words
-                await self._stopped.wait()
+            elif self._is_closing:  # it may still say its last words; or it hangs, and is ended
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORDS_S):
+                        await self._stopped.wait()
             else:
                 log.warning("%s is lost: %s", slot.id, reason)
                 self._on_progress(f"{slot.id}: lost ({reason})")
@@ -279,8 +282,9 @@ async def _called(slot: Slot) -> str:
 async def _listen(hosted: Hosted, instance: InstanceId) -> str:
     """Follow the heartbeats of an incarnation until they end."""
     try:
-        async for _ in hosted.instance.open(SessionId(f"supervisor/{instance}")):
-            pass
+        async with aclosing(hosted.instance.open(SessionId(f"supervisor/{instance}"))) as stream:
+            async for _ in stream:
+                pass
     except TriptychError as error:
         return str(error)
     return str(InstanceLost("the supervisor's session ended"))

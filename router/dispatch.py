@@ -7,6 +7,7 @@ retry: those are the journey's.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -282,14 +283,15 @@ class Dispatcher:
         """Follow one instance's session to its end."""
         try:
             connection = self._members.instance(instance)
-            async for batch in connection.open(self._session):
-                if instance not in self._live:
-                    self._live.add(instance)
-                    self._views.forget()
-                    self.changed.set()
-                for event in batch.events:
-                    self._deliver(instance, event)
-                self._hear(instance, batch)
+            async with aclosing(connection.open(self._session)) as batches:
+                async for batch in batches:
+                    if instance not in self._live:
+                        self._live.add(instance)
+                        self._views.forget()
+                        self.changed.set()
+                    for event in batch.events:
+                        self._deliver(instance, event)
+                    self._hear(instance, batch)
             reason = "the session ended"
         except KeyError:
             reason = "it left the cluster"

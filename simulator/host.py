@@ -47,7 +47,7 @@ class _Pace:
         self._place = place_of(instance)
         self._recorder = host.recorder
         self._interference = host.interference
-        self.cores = None if host.threads is None else host.threads.lock(instance)
+        self.cores = None if host.threads is None else host.threads.under(instance)
         self.wait_s = 0.0 if host.threads is None else host.threads.costs.step_wait_s
 
     def begin(self, what: str) -> float:

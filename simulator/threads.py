@@ -96,9 +96,10 @@ class Threads:
         await self.hop()
         await self._client.run(self.costs.client.token_s * num_tokens)
 
-    def lock(self, instance: InstanceId) -> Lock:
-        """Of the interpreter in which an instance has its event loop and its steps."""
-        return self._of_place(instance)[1]
+    def under(self, instance: InstanceId) -> Lock | Cores:
+        """What the steps of an instance run on: on processors, under the lock of the interpreter
+        that they share with the instance's event loop. An accelerator computes without it."""
+        return self._of_place(instance)[1] if self.costs.speeds else self.cores
 
     def _of(self, instance: InstanceId) -> Thread:
         return self._of_place(instance)[0]

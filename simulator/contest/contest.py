@@ -153,9 +153,9 @@ def cells(contest: Contest) -> Iterator[Cell]:
 
 
 def short(contest: Contest) -> Contest:
-    """A quarter of the work: two seeds, runs of 20 s, two layouts of each kind, chosen by runs of
-    10 s, a wider tolerance. Intervals over two seeds say little; the order of systems that are
-    further apart than the tolerance stands."""
+    """Less work: two seeds, runs of 20 s (but of loads that say how long they take), two layouts of
+    each kind, chosen by runs of 10 s, a wider tolerance. Intervals over two seeds say little; the
+    order of systems that are further apart than the tolerance stands."""
     return msgspec.structs.replace(
         contest,
         seeds=contest.seeds[:2],

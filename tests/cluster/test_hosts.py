@@ -145,6 +145,17 @@ async def test_a_hung_instance_is_fenced_off_and_replaced():
             assert await driver.ask(question) == question.answer()
 
 
+async def test_a_hung_instance_does_not_hold_a_stop():
+    """It cannot drain, however long it may: it is silent, and is killed."""
+    more = ("cluster.timeout_s=3.0", "cluster.heartbeat_s=0.2", f"cluster.drain_s={9 * PATIENCE_S}")
+    async with running("EPD1", "process", *more) as cluster:
+        (pid,) = cluster.pids().values()
+        stop(pid)
+        async with asyncio.timeout(PATIENCE_S):
+            await cluster.close()
+        assert not is_alive(pid)
+
+
 async def test_a_standstill_of_the_router_costs_no_instance():
     """Ctrl-Z and fg, a paused machine: everybody else was well all the time."""
     more = ("cluster.timeout_s=3.0", "cluster.heartbeat_s=0.2")

@@ -138,7 +138,9 @@ def test_a_cell_is_measured_and_the_same_again():
 
 
 def test_an_interrupted_contest_continues(tmp_path, monkeypatch):
-    wanted = list(cells(contest(Entry("a", topology="EPD2"), Entry("b", topology="EPD2"))))
+    brief = {"seeds": (1,), "duration_s": 1.0, "warmup_s": 0.2}
+    both = Entry("a", topology="EPD2"), Entry("b", topology="EPD2")
+    wanted = list(cells(contest(*both, **brief)))
     asked = []
 
     def run(cell, key, on_progress=None):

@@ -140,6 +140,25 @@ def test_a_job_that_is_paused_stands_still_and_leaves_its_core():
     assert left == 0
 
 
+def test_a_step_that_is_held_again_and_again_does_its_work_and_no_more():
+    """Also while nothing else runs, so that the cores begin to count anew."""
+
+    async def main(world, cores):
+        lock, heard = Lock(cores), {}
+        lock.begin(1.0, lambda: heard.setdefault("step", world.time()))
+        for _ in range(4):
+            await asyncio.sleep(0.2)
+            lock.hold()
+            assert cores.num_running == 0
+            await asyncio.sleep(1.0)
+            lock.free()
+        await asyncio.sleep(1.0)
+        assert cores.work_s == pytest.approx(1.0)
+        return heard
+
+    assert run(main) == pytest.approx({"step": 5.0})
+
+
 def test_a_loop_and_the_steps_beside_it_take_turns():
     """The step of two seconds stands still for the loop's, also one that begins meanwhile."""
 

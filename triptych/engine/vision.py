@@ -57,7 +57,7 @@ class VisionEngine:
         """Those whose entry they wait for, or write."""
         self._num_held = 0
         self._deadlines: list[tuple[float, int, JobId]] = []
-        """A heap of all that are known, and of some that are over: deadline, arrival, job."""
+        """A heap of all that are not over, and of some that are: deadline, arrival, job."""
         self._num_submitted = self._turn = 0
         self._outcomes: list[Outcome] = []
         self._step: Step[VisionPlan] | None = None

@@ -132,5 +132,10 @@ def test_what_is_wrong_is_left_to_the_parser(body) -> None:
 
 async def test_refused_or_served_every_ticket_is_given_back() -> None:
     async with flow(config("EPD1", *SETTINGS)) as running, http_door(running.core.service) as url:
-        await asyncio.gather(*(post(url, asking(slo=NEVER)) for _ in range(7)))
+        company = running.stream(running.request(["hi"], max_tokens=3000))
+        await anext(company)
+        answers = await asyncio.gather(*(post(url, asking(slo=NEVER)) for _ in range(7)))
+        assert {answer.status_code for answer in answers} == {429}
+        assert running.core.service._admission.num_taken == 1, "the one that is served"
+        await company.aclose()
         assert running.core.service._admission.num_taken == 0
