@@ -4,8 +4,9 @@ Knows a client and the accounts of processes; what follows from the figures is `
 """
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from statistics import median
 
@@ -18,6 +19,7 @@ from bench.live.turns import Composer
 from bench.systems import TriptychServer
 from bench.workload import Arrival, Image, Text
 from simulator.profile import processes
+from simulator.profile.steps import Say
 from simulator.recorder import place_of
 from triptych.core.config import Config
 from triptych.core.ids import InstanceId
@@ -69,7 +71,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     instances_s: dict[str, float]
     """By place."""
     ttft_s: float
-    """Lower quartile of the wall's clock (what others on the machine add is not the server's), as
+    """Median of the wall's clock (what others on the machine add at times is not the server's), as
     ..."""
     tpot_s: float
     """... this; 0 for one token."""
@@ -126,14 +128,17 @@ def settings_of(config: Config) -> list[str]:
 
 
 async def probe(
-    server: Server, kinds: Sequence[Kind], count: int, say: Callable[[str, float], None]
+    server: Server, kinds: Sequence[Kind], count: int, rest_s: float, say: Say
 ) -> list[Probe]:
-    """Ask ``count`` requests of each kind, after a few of each that are not counted."""
+    """Ask ``count`` requests of each kind, after a few of each that are not counted.
+
+    ``rest_s``: mean pause between two times of asking. Requests of an open loop find processes that
+    have rested, and a core that has rested is slower: its caches are others' by then."""
     await server.sender.start()
     composer = Composer(await calibrate(server.sender))
     number, found = 0, []
     for kind in kinds:
-        await _ask(server, composer, kind, range(number, number + 2 * kind.at_once))
+        await _ask(server, composer, kind, range(number, number + 2 * kind.at_once), 0.0)
         number += 2 * kind.at_once
     idle, began_s = server.accounts(), time.monotonic()
     await asyncio.sleep(_IDLE_S)
@@ -142,19 +147,25 @@ async def probe(
     idle["client"] = 0.0  # what it did meanwhile was to look
     for kind in kinds:
         whole = -(-count // kind.at_once) * kind.at_once
-        found.append(await _measured(server, composer, kind, range(number, number + whole), idle))
+        numbers = range(number, number + whole)
+        found.append(await _measured(server, composer, kind, numbers, (idle, rest_s)))
         say(f"{server.topology}: {kind.name}", len(found) / len(kinds))
         number += whole
     return found
 
 
 async def _measured(
-    server: Server, composer: Composer, kind: Kind, numbers: range, idle: dict[str, float]
+    server: Server,
+    composer: Composer,
+    kind: Kind,
+    numbers: range,
+    rest: tuple[dict[str, float], float],
 ) -> Probe:
+    idle, rest_s = rest
     for number in numbers:  # as a client under load does, ahead of time
         composer.draw(kind.arrival(number))
     before, began_s = server.accounts(), time.monotonic()
-    answers = await _ask(server, composer, kind, numbers)
+    answers = await _ask(server, composer, kind, numbers, rest_s)
     passed_s, after = time.monotonic() - began_s, server.accounts()
     worked = {
         who: max(0.0, after[who] - before[who] - idle[who] * passed_s) / len(numbers)
@@ -168,15 +179,10 @@ async def _measured(
         router_s=worked.pop("router"),
         decoders_s=worked.pop("decoders"),
         instances_s=worked,
-        ttft_s=_low(each.times_s[0] for each in answers),
-        tpot_s=_low(each.tpot_s for each in answers),
-        whole_s=_low(each.whole_s for each in answers),
+        ttft_s=median(each.times_s[0] for each in answers),
+        tpot_s=median(each.tpot_s for each in answers),
+        whole_s=median(each.whole_s for each in answers),
     )
-
-
-def _low(values: Iterable[float]) -> float:
-    ordered = sorted(values)
-    return ordered[(len(ordered) - 1) // 4]
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -189,9 +195,13 @@ class _Answer(msgspec.Struct, frozen=True):
         return (self.times_s[-1] - self.times_s[0]) / max(1, len(self.times_s) - 1)
 
 
-async def _ask(server: Server, composer: Composer, kind: Kind, numbers: range) -> list[_Answer]:
+async def _ask(
+    server: Server, composer: Composer, kind: Kind, numbers: range, rest_s: float
+) -> list[_Answer]:
     found: list[_Answer] = []
+    source = random.Random(kind.name)
     for first in numbers[:: kind.at_once]:
+        await asyncio.sleep(source.uniform(0.5, 1.5) * rest_s)
         some = range(first, first + kind.at_once)
         found += await asyncio.gather(*(_one(server, composer, kind, each) for each in some))
     return found

@@ -42,10 +42,12 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of each kind."""
     busy_s: float = 3.0
     """For which several cores are at work."""
+    rest_s: float = 0.1
+    """Between two times of asking, in the mean."""
     topologies: tuple[str, ...] = TOPOLOGIES
 
 
-QUICK = Effort(points=2, repetitions=3, num_asked=4, busy_s=0.5)
+QUICK = Effort(points=2, repetitions=3, num_asked=4, busy_s=0.5, rest_s=0.0)
 """To see that it works; its figures are rough."""
 
 
@@ -134,7 +136,7 @@ async def _asked(config: Config, effort: Effort, say: Say) -> list[Probe]:
         part = _part(say, number / of, (number + 1) / of)
         part(f"{topology}: starting", 0.0)
         async with serving(config, topology) as server:
-            found += await probe(server, kinds, effort.num_asked, part)
+            found += await probe(server, kinds, effort.num_asked, effort.rest_s, part)
     return found
 
 
