@@ -1,7 +1,8 @@
 """Long runs in small pools, and what planning costs."""
 
 import random
-import time
+import sys
+from collections import Counter
 
 import pytest
 
@@ -54,22 +55,26 @@ def turn(machine, rng):
         machine.apply()
 
 
-def test_plan_and_apply_are_cheap():
-    """32 sequences of 500 tokens: planning and applying a decode step takes well under 1 ms."""
+def test_plan_and_apply_cost_a_bounded_number_of_calls():
+    """32 sequences of 500 tokens: 51 calls for a token of each. Seconds depend on the machine."""
     bench = Bench(num_blocks=2048, size=16, token_budget=512, chunk_tokens=256, max_sequences=64)
     for index in range(32):
         bench.engine.submit(make_job(f"{index}", range(index, index + 500), max_tokens=200), 0.0)
     while len({said.job for said in bench.of(Drew)}) < 32:
         bench.step()
     bench.step()
-    costs = []
-    for _ in range(50):
-        began = time.perf_counter()
+    calls: Counter[str] = Counter()
+
+    def count(_frame, event, _arg):
+        calls[event] += event == "call"
+
+    for _ in range(64):  # four blocks of each sequence
+        sys.setprofile(count)
         step = bench.engine.plan(0.0)
-        planned = time.perf_counter()
+        sys.setprofile(None)
         assert len(step.plan.segments) == 32
         result = bench.executor.execute(step.plan)
-        executed = time.perf_counter()
+        sys.setprofile(count)
         bench.engine.apply(step, result, 0.0)
-        costs.append(planned - began + time.perf_counter() - executed)
-    assert min(costs) < 1e-3
+        sys.setprofile(None)
+    assert calls["call"] / 64 / 32 < 60
