@@ -32,6 +32,16 @@ def test_a_loop_ends_at_the_budget(source):
     assert sys.gettrace() is None or "_enter_frame" not in repr(sys.gettrace())
 
 
+def test_a_machine_that_stands_still_is_no_fault_of_the_conversation():
+    class Slow:
+        def __str__(self):
+            time.sleep(0.3)
+            return "slow"
+
+    template = ChatTemplate("{{ messages[0].content }}\n{{ messages[0].role }}", budget_s=0.2)
+    assert template.render([{"role": "user", "content": Slow()}]) == "slow\nuser"
+
+
 @pytest.mark.parametrize(
     "source",
     [

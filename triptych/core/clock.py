@@ -1,6 +1,6 @@
 """Time and randomness are passed in.
 
-Knows the clock's interface and its two real forms. Monotonic seconds only; never wall time.
+Knows the clock's interface and its three forms. Monotonic seconds only; never wall time.
 """
 
 import time
@@ -21,6 +21,14 @@ class MonotonicClock:
     def now(self) -> float:
         """Seconds of ``time.monotonic``."""
         return time.monotonic()
+
+
+class ThreadClock:
+    """The processor time of the thread that asks: it stands still while others run."""
+
+    def now(self) -> float:
+        """Seconds of ``time.thread_time``."""
+        return time.thread_time()
 
 
 class ManualClock:
