@@ -206,6 +206,14 @@ async def test_a_kept_connection_that_was_closed_is_opened_anew(no_leak):
     assert seen == [1, 2]
 
 
+async def test_a_server_that_dies_behind_a_request_has_failed_and_is_not_asked_again(no_leak):
+    seen = []
+    async with keeping([ANSWER, b""], seen) as target:
+        with pytest.raises((EOFError, ConnectionError)):
+            await ask_all(target, 2)
+    assert seen == [1, 1]
+
+
 @pytest.mark.parametrize("last", [b"Connection: close\r\n", b""])
 async def test_a_connection_that_ends_with_its_answer_is_not_kept(last, no_leak):
     seen = []

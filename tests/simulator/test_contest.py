@@ -53,6 +53,20 @@ def test_files_of_the_examples_are_contests(name):
     assert len(list(cells(found))) == (len(found.num_gpus) * len(found.loads) * len(found.systems))
 
 
+def test_the_command_takes_less_of_a_contest():
+    file = str(ROOT / "examples" / "compare" / "h200.toml")
+    only = ["--only", "monolith (Sarathi),image-heavy"]
+    whole, less = (
+        compare._contest(compare.parser().parse_args([file, *only, *more]))
+        for more in ([], ["--short"])
+    )
+    assert (len(whole.seeds), len(less.seeds)) == (3, 2)
+    assert less.duration_s < whole.duration_s
+    assert [[one.name for one in part] for part in (less.systems, less.loads)] == [
+        ["monolith (Sarathi)"], ["image-heavy"],
+    ]  # fmt: skip
+
+
 def test_the_comparison_names_what_it_compares():
     found = read(ROOT / "examples" / "compare" / "h200.toml")
     assert [entry.name for entry in found.systems] == [

@@ -90,6 +90,16 @@ def test_a_request_alone_takes_the_sum_of_all_on_any_number_of_cores(card, cores
     assert third - second == pytest.approx(0.011)
 
 
+@pytest.mark.parametrize(("speeds", "gap_s"), [((1.0, 2.0), 0.013), ((), 0.011)])
+def test_a_step_stands_still_while_the_loop_of_its_instance_tells_a_token(card, speeds, gap_s):
+    """Where steps run on processors: an accelerator needs no interpreter to go on."""
+    telling = msgspec.structs.replace(AROUND.instance, token_s=0.002)
+    around = msgspec.structs.replace(AROUND, instance=telling, speeds=speeds)
+    (row,) = rows_of(card(around), [text()])
+    _, second, third = row.token_times_s
+    assert third - second == pytest.approx(gap_s)
+
+
 def test_a_picture_is_read_decoded_and_encoded(card):
     picture = Image(7, 280, 280)
     arrival = Arrival(0.0, (Text(1, 20), picture, Text(2, 20)), 1)
