@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router.answer import Delta, Final, Service, Ticket
 from router.doors.auth import PUBLIC, ApiKeys
-from router.doors.http_reply import ClientGone, Reply, read_body, until_gone
+from router.doors.http_reply import ClientGone, LateBody, Reply, read_body, until_gone
 from router.doors.intake import Intake
 from router.doors.openai_answer import BodyWriter, ChunkWriter
 from router.doors.openai_request import Chat, parse_chat, peek_slo
@@ -92,6 +92,9 @@ class _Door:
             await handler(headers, receive, reply, tenant)
         except ClientGone as error:
             log.info("client gone: %s", error)
+        except LateBody as error:
+            with suppress(ClientGone):
+                await reply.late(error, receive)
         except TriptychError as error:
             await _report(reply, error)
         except Exception:

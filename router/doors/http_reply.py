@@ -6,6 +6,7 @@ not know what is in the bytes.
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 
 import msgspec
 from starlette.types import Message, Receive, Send
@@ -13,6 +14,11 @@ from starlette.types import Message, Receive, Send
 from router.doors.openai_answer import error_object
 from triptych.core.errors import Cancelled, RequestError, TriptychError
 from triptych.wire.status import http_status, retry_after
+
+_JSON = "application/json"
+LINGER_S = 1.0
+"""So long what still comes of a refused body is read away before the connection is closed: closed
+over unread bytes, TCP resets it, and the client may lose the answer."""
 
 
 class Reply:
@@ -24,10 +30,9 @@ class Reply:
         self.headers = dict(headers)
         self.is_started = False
 
-    async def whole(self, status: int, body: bytes, media_type: str = "application/json") -> None:
+    async def whole(self, status: int, body: bytes, media_type: str = _JSON) -> None:
         """Status, headers and body at once."""
-        start = self._head(status, {"content-type": media_type, "content-length": str(len(body))})
-        await self._write(start, {"type": "http.response.body", "body": body})
+        await self._write(*self._whole(status, body, media_type))
 
     async def begin_events(self) -> None:
         """Begin a stream of server-sent events."""
@@ -61,9 +66,21 @@ class Reply:
             return
         if (seconds := retry_after(error)) is not None:
             self.headers["retry-after"] = seconds
-        if isinstance(error, LateBody):
-            self.headers["connection"] = "close"
         await self.whole(http_status(error), data)
+
+    async def late(self, error: "LateBody", receive: Receive) -> None:
+        """The error of a body that is still coming, and the connection's end."""
+        self.headers["connection"] = "close"
+        start, body = self._whole(http_status(error), msgspec.json.encode(error_object(error)))
+        await self._write(start, {**body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await until_gone(receive)
+        await self.end_events()
+
+    def _whole(self, status: int, body: bytes, media_type: str = _JSON) -> tuple[Message, Message]:
+        headers = {"content-type": media_type, "content-length": str(len(body))}
+        return self._head(status, headers), {"type": "http.response.body", "body": body}
 
     def _head(self, status: int, headers: Mapping[str, str]) -> Message:
         self.is_started = True
@@ -121,7 +138,7 @@ async def _pieces(receive: Receive, limit: int) -> bytes:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Return when the client has closed the connection. The body must have been read."""
+    """Return when the client has closed the connection; what it still sends is dropped."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
