@@ -30,6 +30,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     otherwise: str = ""
     """Workload where no such folder is named; empty: the load is left out then."""
     duration_s: Annotated[float, Meta(ge=0)] = 0.0
+    short_s: Annotated[float, Meta(ge=0)] = 0.0
+    """The same with ``--short``."""
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,8 +158,13 @@ def short(contest: Contest) -> Contest:
     """Less work: two seeds, runs of 20 s (but of loads that say how long they take), two layouts of
     each kind, chosen by runs of 10 s, a wider tolerance. Intervals over two seeds say little; the
     order of systems that are further apart than the tolerance stands."""
+    loads = tuple(
+        msgspec.structs.replace(load, duration_s=load.short_s or load.duration_s, short_s=0.0)
+        for load in contest.loads
+    )
     return msgspec.structs.replace(
         contest,
+        loads=loads,
         seeds=contest.seeds[:2],
         duration_s=20.0,
         plan_duration_s=10.0,

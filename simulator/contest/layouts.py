@@ -38,7 +38,8 @@ def layouts(cell: Cell) -> list[Layout]:
         found += PLANNERS[entry.planner](problem, contest.keep)[: contest.keep]
     for family in entry.families:
         found += _family(problem, family)[: contest.keep]
-    made = [Layout(as_system(each, own), each.goodput) for each in ranked(found)]
+    distinct = {(each.topology, each.chunk_tokens): each for each in found}
+    made = [Layout(as_system(each, own), each.goodput) for each in ranked(distinct.values())]
     if entry.topology:
         made.append(Layout(System(entry.topology, entry.topology, own), 0.0))
     factor, rest = divmod(cell.num_gpus, number)

@@ -30,7 +30,10 @@ def key_of(cell: Cell) -> str:
         if name not in ("name", "systems", "loads", "num_gpus")
     }
     entry = msgspec.structs.replace(cell.entry, does="", lacks="")
-    text = msgspec.json.encode([settled, entry, cell.load, cell.num_gpus], order="deterministic")
+    load = msgspec.to_builtins(cell.load)
+    del load["short_s"]  # settled by now
+    parts = [settled, entry, msgspec.Raw(msgspec.json.encode(load)), cell.num_gpus]
+    text = msgspec.json.encode(parts, order="deterministic")
     return hashlib.sha256(text).hexdigest()[:16]
 
 

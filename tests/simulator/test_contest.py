@@ -50,6 +50,8 @@ def test_files_of_the_examples_are_contests(name):
     for less in (short(found), quick(found)):
         check(less)
         assert less.seeds == found.seeds[: len(less.seeds)]
+    for load, settled in zip(found.loads, short(found).loads, strict=True):
+        assert settled.duration_s == (load.short_s or load.duration_s)
     assert len(list(cells(found))) == (len(found.num_gpus) * len(found.loads) * len(found.systems))
 
 
@@ -108,7 +110,8 @@ def test_every_proposed_layout_takes_the_gpus_of_its_cell():
     fair = with_traces(msgspec.structs.replace(file, loads=file.loads[3:4], keep=1), None)
     for cell in cells(fair):
         found = layouts(cell)
-        assert 1 <= len(found) <= 2 * fair.keep
+        assert 1 <= len(found) <= (1 + len(cell.entry.families)) * fair.keep
+        assert len({(one.system.topology, one.system.set) for one in found}) == len(found)
         for layout in found:
             match.scenario_of(cell, layout.system, (1,), 10.0)
             assert layout.system.roles == cell.entry.roles
