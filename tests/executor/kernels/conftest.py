@@ -1,0 +1,16 @@
+"""Kernels against their twins: on a GPU, or else step by step in Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the kernels run."""
+    pytest.importorskip("triton", reason="no Triton for this platform")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""Operations on tensors, each twice: a plain twin, which is its specification, and Triton."""
