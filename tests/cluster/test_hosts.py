@@ -23,6 +23,10 @@ from triptych.core.errors import ConfigError, InstanceLost, TriptychError, Unava
 from triptych.core.lifecycle import InstanceState, Stage
 
 BACKENDS = ["process", pytest.param("ray", marks=pytest.mark.ray)]
+MOSTLY_PROCESSES = [
+    "process", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow, pytest.mark.matrix])
+]  # fmt: skip
+"""Where the flow's tests do the same to Ray's actors: the whole product has both."""
 
 
 def is_alive(pid):
@@ -82,7 +86,7 @@ async def test_the_tokens_are_the_oracles(backend):
         )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MOSTLY_PROCESSES)
 async def test_kill_9_of_each_instance_under_load(backend):
     """Whoever loses an instance hears of it at once; nobody gets a wrong token; it is replaced,
     under another name, and the others hold nothing of the lost work."""
@@ -226,7 +230,7 @@ async def test_a_start_that_cannot_succeed_leaves_nothing(backend):
     assert backend != "local" or isinstance(caught.value, ConfigError)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MOSTLY_PROCESSES)
 async def test_a_stop_waits_for_work_in_flight_and_for_its_readers(backend):
     patient, slow = f"cluster.drain_s={PATIENCE_S}", {"pause_s": 0.003}
     async with running("EPD1", backend, patient) as cluster, driving(cluster, **slow) as driver:

@@ -57,7 +57,7 @@ def host_of(net: Network) -> ProcessHost:
     return ProcessHost(place)
 
 
-async def exact(net: Network, transport: str, count: int = 40) -> None:
+async def exact(net: Network, transport: str, count: int = 24) -> None:
     """The oracle's tokens for pictures and words, every instance on a host of its own."""
     rng = random.Random(f"four hosts {transport}")
     settings = config(TOPOLOGY, f'transfer.transport="{transport}"', backend="process")
@@ -74,7 +74,7 @@ async def exact(net: Network, transport: str, count: int = 40) -> None:
     print(f"{transport}: {count} requests on four hosts, all tokens exact", flush=True)
 
 
-async def moves_away(net: Network, transport: str, count: int = 32) -> None:
+async def moves_away(net: Network, transport: str, count: int = 24) -> None:
     """Share of requests that an instance decodes, before and after its link became slow."""
     with tempfile.TemporaryDirectory() as folder:
         wide.write(DEMO, Path(folder))
