@@ -48,10 +48,12 @@ def check_paged(
     key_scales: Tensor | None,
     value_scales: Tensor | None,
     out: Tensor | None,
+    scale: float,
 ) -> None:
     """``keys``, ``values`` (blocks, block_size, KV heads, head_dim) of one layer, either of the
     query's type or quantised and with scales (blocks, block_size, KV heads); ``table`` int32
     (sequences, blocks of the longest). Raises InvariantBroken."""
+    require(scale > 0, f"scores cannot be scaled by {scale}")
     require(keys.dim() == 4, f"keys must have four dimensions, not {keys.dim()}")
     require(values.shape == keys.shape, "keys and values differ in shape")
     require(values.dtype == keys.dtype, "keys and values differ in type")

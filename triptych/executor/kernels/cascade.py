@@ -18,9 +18,8 @@ from triptych.executor.kernels.decode import (
     launch_merge,
     num_splits,
     scratch,
-    step_and_warps,
 )
-from triptych.executor.kernels.online_softmax import LOG2_E, attend, dot_type, padded
+from triptych.executor.kernels.online_softmax import LOG2_E, attend, dot_type, padded, tiling
 
 _LEAST_SPLIT = 256
 
@@ -129,7 +128,7 @@ def _launch_prefixes(
     scale: float,
     splits: int,
 ) -> None:
-    step, warps = step_and_warps(keys, plan.tile_rows)
+    step, warps, stages = tiling(keys.dtype, query.shape[2], plan.tile_rows)
     prefix_part[(keys.shape[2], len(plan.tiles), splits)](
         query,
         keys,
@@ -160,7 +159,7 @@ def _launch_prefixes(
         STEP=step,
         DOT=dot_type(query.dtype),
         num_warps=warps,
-        num_stages=4,
+        num_stages=stages,
     )
 
 
@@ -187,7 +186,7 @@ def cascade_decode(
     Two phases: ChunkAttention (ACL 2024, arXiv 2402.15220), section 3.2; the merge of attention
     states: FlashInfer, arXiv 2501.01005, section 2.2.
     """
-    check_paged(query, keys, values, table, key_scales, value_scales, out)
+    check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
     check_index(ends, (query.shape[0],), "ends")
     check_index(table, (query.shape[0], table.shape[1]), "table")
     check_index(plan.skips, (query.shape[0],), "skips")

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych.executor.kernels.attention_shapes import check_index, check_paged
-from triptych.executor.kernels.online_softmax import LOG2_E, attend, dot_type, padded
+from triptych.executor.kernels.online_softmax import LOG2_E, attend, dot_type, padded, tiling
 
 UNBOUNDED = 1 << 30
 """A window that nothing falls out of."""
@@ -192,13 +192,6 @@ def num_splits(tokens: int, programs: int, device: torch.device) -> int:
     return max(1, min(wanted, -(-tokens // _LEAST_SPLIT)))
 
 
-def step_and_warps(keys: Tensor, rows: int) -> tuple[int, int]:
-    """Tokens by step, and warps, for ``rows`` queries in a tile. Rows of a tile are held by warps
-    in turns of 16, and a step is about 16 KiB of keys."""
-    row_bytes = padded(keys.shape[3]) * keys.element_size()
-    return max(32, min(128 if rows <= 32 else 64, 16384 // row_bytes)), 8 if rows > 64 else 4
-
-
 def launch_decode(
     query: Tensor,
     keys: Tensor,
@@ -223,7 +216,7 @@ def launch_decode(
     kv_heads = keys.shape[2]
     group = query.shape[1] // kv_heads
     rows = max(16, triton.next_power_of_2(group))
-    step, warps = step_and_warps(keys, rows)
+    step, warps, stages = tiling(keys.dtype, query.shape[2], rows)
     decode_part[(kv_heads, query.shape[0], splits)](
         query,
         keys,
@@ -257,7 +250,7 @@ def launch_decode(
         DOT=dot_type(query.dtype),
         IS_WHOLE=stats is None,
         num_warps=warps,
-        num_stages=4,
+        num_stages=stages,
     )
 
 
@@ -317,7 +310,7 @@ def paged_decode(
     Split contexts: Flash-Decoding (PyTorch blog, 2023). Heads that share keys as rows of one tile:
     FlashInfer, arXiv 2501.01005, section 3.2.
     """
-    check_paged(query, keys, values, table, key_scales, value_scales, out)
+    check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
     check_index(ends, (query.shape[0],), "ends")
     check_index(table, (query.shape[0], table.shape[1]), "table")
     out = torch.empty_like(query) if out is None else out

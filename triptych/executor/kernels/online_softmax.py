@@ -32,13 +32,27 @@ def padded(head_dim: int) -> int:
     return max(16, int(triton.next_power_of_2(head_dim)))
 
 
+def tiling(kv: torch.dtype, head_dim: int, rows: int) -> tuple[int, int, int]:
+    """(tokens by step, warps, stages) for tiles of ``rows`` queries against keys of type ``kv``.
+
+    Chosen by what a compiler for sm_90 reports: two programs by processor where rows are few and
+    the pace is that of memory; no spilled register where they are many. Bytes become numbers in
+    registers, so that quantised keys come in shorter steps than their size suggests.
+    """
+    row_bytes = padded(head_dim) * kv.itemsize
+    if rows <= 32:
+        return (64 if row_bytes <= 256 else 32), 4, 4
+    return (64 if row_bytes <= 256 and kv.itemsize > 1 else 32), (8 if rows > 64 else 4), 3
+
+
 @triton.jit
-def fold(scores, maximum, total):
-    """Weights of ``scores`` (base 2), the new maximum and sum, and what older sums are scaled by.
-    A row that has seen nothing yet keeps its maximum at -inf and its sum at 0."""
-    higher = tl.maximum(maximum, tl.max(scores, 1))
+def fold(scores, factor, maximum, total):
+    """Weights of ``scores`` times ``factor`` (positive, to base 2), the new maximum and sum, and
+    what older sums are scaled by. A row that has seen nothing yet keeps its maximum at -inf and its
+    sum at 0."""
+    higher = tl.maximum(maximum, tl.max(scores, 1) * factor)
     ground = tl.where(higher == float("-inf"), 0.0, higher)
-    weights = tl.exp2(scores - ground[:, None])
+    weights = tl.exp2(scores * factor - ground[:, None])
     fade = tl.exp2(maximum - ground)
     return weights, higher, total * fade + tl.sum(weights, 1), fade
 
@@ -75,22 +89,25 @@ def attend(
     ``[lows[r], highs[r])``, else every row sees whole steps. Pointers are those of the sequence's
     table and of the KV head; tokens behind ``last`` are never read, whatever lies there."""
     dims = tl.arange(0, acc.shape[1])
-    for start in range(first, last, STEP):
-        tokens = start + tl.arange(0, STEP)
+    tokens = first + tl.arange(0, STEP)
+    # The table is read a step ahead. Were a step to read its own, the compiler would have to give
+    # half of its pipeline's stages to the wait for it, and keys would arrive later.
+    pages = tl.load(table + tokens // BLOCK_SIZE, mask=tokens < last, other=0)
+    for _ in range(first, last, STEP):
         real = tokens < last
-        blocks = tl.load(table + tokens // BLOCK_SIZE, mask=real, other=0).to(tl.int64)
+        blocks = pages.to(tl.int64)
         within = tokens % BLOCK_SIZE
         mask = real[:, None] & (dims < HEAD_DIM)[None, :]
         key_at = keys + (blocks * key_block + within * key_token)[:, None] + dims[None, :]
         key = tl.load(key_at, mask=mask, other=0.0)
-        scores = tl.dot(query, tl.trans(key.to(DOT)), input_precision="ieee") * factor
+        scores = tl.dot(query, tl.trans(key.to(DOT)), input_precision="ieee")
         if key_scales is not None:
             scale_at = blocks * scale_block + within * scale_token
             scores *= tl.load(key_scales + scale_at, mask=real, other=0.0)[None, :]
         if MASKED:
             is_seen = (tokens[None, :] >= lows[:, None]) & (tokens[None, :] < highs[:, None])
             scores = tl.where(is_seen, scores, float("-inf"))
-        weights, maximum, total, fade = fold(scores, maximum, total)
+        weights, maximum, total, fade = fold(scores, factor, maximum, total)
         acc *= fade[:, None]
         value_at = values + (blocks * value_block + within * value_token)[:, None] + dims[None, :]
         value = tl.load(value_at, mask=mask, other=0.0)
@@ -98,4 +115,6 @@ def attend(
             scale_at = blocks * scale_block + within * scale_token
             weights *= tl.load(value_scales + scale_at, mask=real, other=0.0)[None, :]
         acc = tl.dot(weights.to(DOT), value.to(DOT), acc, input_precision="ieee")
+        tokens += STEP
+        pages = tl.load(table + tokens // BLOCK_SIZE, mask=tokens < last, other=0)
     return maximum, total, acc

@@ -51,11 +51,10 @@ def _span_steps(
         if MAIN < HEAD_DIM:
             key = tl.load(keys + (at * key_row)[:, None] + more, mask=mask, other=0.0)
             scores = tl.dot(query_rest, tl.trans(key.to(DOT)), scores, input_precision="ieee")
-        scores *= factor
         if MASKED:
             is_seen = (tokens[None, :] >= lows[:, None]) & (tokens[None, :] < highs[:, None])
             scores = tl.where(is_seen, scores, float("-inf"))
-        weights, maximum, total, fade = fold(scores, maximum, total)
+        weights, maximum, total, fade = fold(scores, factor, maximum, total)
         weights = weights.to(DOT)
         value = tl.load(values + (at * value_row)[:, None] + dims, mask=real[:, None], other=0.0)
         acc = tl.dot(weights, value.to(DOT), acc * fade[:, None], input_precision="ieee")
@@ -155,6 +154,7 @@ def varlen_attention(
         require(part.shape == query.shape, f"keys and values must be {tuple(query.shape)}")
         require(part.dtype == query.dtype, f"{query.dtype} meets {part.dtype}")
         require(part.stride(2) == 1, "keys and values must be contiguous by head")
+    require(scale > 0, f"scores cannot be scaled by {scale}")
     require(head_dim >= 16, f"no kernel for heads of {head_dim}")
     check_index(plan.lows, (tokens,), "lows")
     out = torch.empty_like(query) if out is None else out

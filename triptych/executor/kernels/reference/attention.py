@@ -52,7 +52,7 @@ def paged_decode(
     out: Tensor | None = None,
 ) -> Tensor:
     """One token of each sequence; see ``decode.paged_decode``."""
-    check_paged(query, keys, values, table, key_scales, value_scales, out)
+    check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
     check_index(ends, (query.shape[0],), "ends")
     del deterministic  # a sequence at a time: always so
     out = torch.empty_like(query) if out is None else out
@@ -109,7 +109,7 @@ def paged_prefill(
     out: Tensor | None = None,
 ) -> Tensor:
     """Several tokens of each sequence; see ``prefill.paged_prefill``."""
-    check_paged(query, keys, values, table, key_scales, value_scales, out)
+    check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
     out = torch.empty_like(query) if out is None else out
     starts = plan.row_starts.tolist()
     for index, end in enumerate(plan.ends.tolist()):
