@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triptych.executor.kernels.attention_shapes import require
+from triptych.executor.kernels.attention_shapes import check_index, require
 
 _ALIGNED = 4
 """int32 values in 16 bytes: a kernel is compiled once for addresses that divide by that."""
@@ -31,6 +31,17 @@ class PrefillPlan(NamedTuple):
     tile_rows: int
     group: int
     """Query heads that share a KV head."""
+    num_tokens: int
+    longest: int
+    """Tokens of the longest context."""
+
+    def check(self, query: Tensor, keys: Tensor, table: Tensor) -> None:
+        """Raises InvariantBroken if the plan is for other sequences than these."""
+        require(query.shape[1] == keys.shape[2] * self.group, f"a plan for groups of {self.group}")
+        require(len(query) >= self.num_tokens, f"a plan for {self.num_tokens} tokens")
+        require(table.shape[1] * keys.shape[1] >= self.longest, "a table is too short")
+        check_index(self.ends, (len(table),), "ends")
+        check_index(self.row_starts, (len(table) + 1,), "row_starts")
 
 
 class CascadePlan(NamedTuple):
@@ -51,6 +62,11 @@ class CascadePlan(NamedTuple):
     """Query heads that share a KV head."""
     longest: int
     """Tokens of the longest shared prefix."""
+
+    def check(self, query: Tensor, keys: Tensor) -> None:
+        """Raises InvariantBroken if the plan is for other sequences than these."""
+        require(query.shape[1] == keys.shape[2] * self.group, f"a plan for groups of {self.group}")
+        check_index(self.skips, (len(query),), "skips")
 
 
 class VarlenPlan(NamedTuple):
@@ -111,7 +127,7 @@ def plan_prefill(
         ],
         device,
     )
-    return PrefillPlan(*sent, size, group)
+    return PrefillPlan(*sent, size, group, sum(rows), max(ends))
 
 
 def plan_cascade(

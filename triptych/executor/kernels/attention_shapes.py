@@ -40,6 +40,21 @@ def check_query(query: Tensor, heads: int, head_dim: int, out: Tensor | None) ->
         require(out.stride(2) == 1, "out must be contiguous in its last dimension")
 
 
+def check_spans(
+    query: Tensor, key: Tensor, value: Tensor, lows: Tensor, out: Tensor | None, scale: float
+) -> None:
+    """``query``, ``key``, ``value`` (tokens, heads, head_dim) of one type, ``lows`` by token.
+    Raises InvariantBroken."""
+    check_query(query, query.shape[1], query.shape[-1], out)
+    require(scale > 0, f"scores cannot be scaled by {scale}")
+    require(query.shape[2] >= 16, f"no kernel for heads of {query.shape[2]}")
+    for part in (key, value):
+        require(part.shape == query.shape, f"keys and values must be {tuple(query.shape)}")
+        require(part.dtype == query.dtype, f"{query.dtype} meets {part.dtype}")
+        require(part.stride(2) == 1, "keys and values must be contiguous by head")
+    check_index(lows, (query.shape[0],), "lows")
+
+
 def check_paged(
     query: Tensor,
     keys: Tensor,

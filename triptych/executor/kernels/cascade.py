@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych.executor.kernels.attention_plan import CascadePlan
-from triptych.executor.kernels.attention_shapes import check_index, check_paged, require
+from triptych.executor.kernels.attention_shapes import check_index, check_paged
 from triptych.executor.kernels.decode import (
     UNBOUNDED,
     launch_decode,
@@ -189,9 +189,8 @@ def cascade_decode(
     check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
     check_index(ends, (query.shape[0],), "ends")
     check_index(table, (query.shape[0], table.shape[1]), "table")
-    check_index(plan.skips, (query.shape[0],), "skips")
+    plan.check(query, keys)
     kv_heads = keys.shape[2]
-    require(query.shape[1] == kv_heads * plan.group, f"the plan is for groups of {plan.group}")
     out = torch.empty_like(query) if out is None else out
     if not len(query):
         return out

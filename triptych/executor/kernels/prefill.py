@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych.executor.kernels.attention_plan import PrefillPlan
-from triptych.executor.kernels.attention_shapes import check_index, check_paged, require
+from triptych.executor.kernels.attention_shapes import check_paged
 from triptych.executor.kernels.decode import UNBOUNDED
 from triptych.executor.kernels.online_softmax import LOG2_E, attend, dot_type, padded, tiling
 
@@ -134,14 +134,10 @@ def paged_prefill(
     FlashAttention-2, arXiv 2307.08691, section 3; chunks: Sarathi-Serve, arXiv 2403.02310.
     """
     check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
-    sequences = table.shape[0]
-    check_index(plan.ends, (sequences,), "ends")
-    check_index(plan.row_starts, (sequences + 1,), "row_starts")
-    kv_heads = keys.shape[2]
-    require(query.shape[1] == kv_heads * plan.group, f"the plan is for groups of {plan.group}")
+    plan.check(query, keys, table)
     out = torch.empty_like(query) if out is None else out
     step, warps, stages = tiling(keys.dtype, query.shape[2], plan.tile_rows)
-    prefill_tile[(kv_heads, len(plan.tiles))](
+    prefill_tile[(keys.shape[2], len(plan.tiles))](
         query,
         keys,
         values,

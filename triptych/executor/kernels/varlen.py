@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triptych.executor.kernels.attention_plan import VarlenPlan
-from triptych.executor.kernels.attention_shapes import check_index, check_query, require
+from triptych.executor.kernels.attention_shapes import check_spans
 from triptych.executor.kernels.online_softmax import LOG2_E, dot_type, fold
 
 
@@ -148,15 +148,8 @@ def varlen_attention(
 
     FlashAttention-2, arXiv 2307.08691, section 3, without its causal mask.
     """
-    check_query(query, key.shape[1], key.shape[2], out)
-    tokens, heads, head_dim = query.shape
-    for part in (key, value):
-        require(part.shape == query.shape, f"keys and values must be {tuple(query.shape)}")
-        require(part.dtype == query.dtype, f"{query.dtype} meets {part.dtype}")
-        require(part.stride(2) == 1, "keys and values must be contiguous by head")
-    require(scale > 0, f"scores cannot be scaled by {scale}")
-    require(head_dim >= 16, f"no kernel for heads of {head_dim}")
-    check_index(plan.lows, (tokens,), "lows")
+    check_spans(query, key, value, plan.lows, out, scale)
+    _, heads, head_dim = query.shape
     out = torch.empty_like(query) if out is None else out
     main = 1 << (head_dim.bit_length() - 1)
     varlen_tile[(heads, len(plan.tiles))](

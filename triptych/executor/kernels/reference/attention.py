@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from triptych.executor.kernels.attention_plan import CascadePlan, PrefillPlan, VarlenPlan
-from triptych.executor.kernels.attention_shapes import check_index, check_paged, check_query
+from triptych.executor.kernels.attention_shapes import check_index, check_paged, check_spans
 
 
 def _context(stored: Tensor, blocks: Tensor, scales: Tensor | None, length: int) -> Tensor:
@@ -54,6 +54,7 @@ def paged_decode(
     """One token of each sequence; see ``decode.paged_decode``."""
     check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
     check_index(ends, (query.shape[0],), "ends")
+    check_index(table, (query.shape[0], table.shape[1]), "table")
     del deterministic  # a sequence at a time: always so
     out = torch.empty_like(query) if out is None else out
     for row, end in enumerate(ends.tolist()):
@@ -81,7 +82,7 @@ def cascade_decode(
     out: Tensor | None = None,
 ) -> Tensor:
     """Decode of sequences that share prefixes is decode: sharing saves reads, nothing else."""
-    check_index(plan.skips, (query.shape[0],), "skips")
+    plan.check(query, keys)
     return paged_decode(
         query,
         keys,
@@ -110,6 +111,7 @@ def paged_prefill(
 ) -> Tensor:
     """Several tokens of each sequence; see ``prefill.paged_prefill``."""
     check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
+    plan.check(query, keys, table)
     out = torch.empty_like(query) if out is None else out
     starts = plan.row_starts.tolist()
     for index, end in enumerate(plan.ends.tolist()):
@@ -131,7 +133,7 @@ def varlen_attention(
     out: Tensor | None = None,
 ) -> Tensor:
     """Tokens of a span see one another; see ``varlen.varlen_attention``."""
-    check_query(query, key.shape[1], key.shape[2], out)
+    check_spans(query, key, value, plan.lows, out, scale)
     out = torch.empty_like(query) if out is None else out
     starts = plan.starts.tolist()
     for start, end in zip(starts, starts[1:], strict=False):
