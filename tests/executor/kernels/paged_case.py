@@ -13,7 +13,6 @@ TOLERANCE = {
     # The same with 8 bits; and the interpreter cuts where a GPU rounds.
     torch.bfloat16: 4e-2,
 }
-INT8_STEP = 1 / 32
 
 
 @dataclass
@@ -107,7 +106,9 @@ def make_case(
 def random_query(rows: int, heads: int, head_dim: int, dtype: torch.dtype, device) -> Tensor:
     """Heads of a wider tensor: strided, and what lies between is NaN."""
     wide = torch.full((rows, heads + 3, head_dim), float("nan"))
-    wide[:, :heads] = torch.from_numpy(np.random.default_rng(5).normal(size=(rows, heads, head_dim)))
+    wide[:, :heads] = torch.from_numpy(
+        np.random.default_rng(5).normal(size=(rows, heads, head_dim))
+    )
     return wide.to(dtype).to(device)[:, :heads]
 
 

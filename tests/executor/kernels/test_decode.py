@@ -16,7 +16,7 @@ from triptych.executor.kernels.reference import attention as reference
 
 pytest.importorskip("triton", reason="no Triton for this platform")
 
-from triptych.executor.kernels import cascade, decode  # noqa: E402
+from triptych.executor.kernels import cascade, decode
 
 FLOATS = list(TOLERANCE)
 
@@ -85,7 +85,9 @@ def test_long_contexts_are_split_and_merged(device, window):
 
 
 def test_bits_of_a_sequence_do_not_depend_on_the_batch(device):
-    case = make_case([1100, 513, 1, 700, 17, 40, 512], device, head_dim=16, kv_heads=1, block_size=64)
+    case = make_case(
+        [1100, 513, 1, 700, 17, 40, 512], device, head_dim=16, kv_heads=1, block_size=64
+    )
     query = random_query(7, 2, 16, torch.float32, device)
 
     def bits(rows, blocks=0):
@@ -149,13 +151,13 @@ def test_a_captured_graph_follows_lengths(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_cascade_equals_decode_and_arithmetic(device, dtype):
-    case = make_case([300, 271, 259, 7, 272, 0], device, dtype=dtype, shared=(3, 16))
+    case = make_case([300, 259, 7, 0], device, dtype=dtype, shared=(2, 16))
     kind = torch.float16 if dtype == torch.int8 else dtype
-    query = random_query(6, 6, 32, kind, device)
+    query = random_query(4, 6, 32, kind, device)
     plan = plan_cascade(
         case.table.cpu().numpy(), case.ends.tolist(), block_size=16, group=3, device=device
     )
-    assert plan.skips.tolist() == [256, 256, 256, 0, 0, 0]
+    assert plan.skips.tolist() == [256, 256, 0, 0]
     given = {"scale": case.scale, **case.scales}
     answer = cascade.cascade_decode(query, *case.pages, case.ends, plan, **given)
     check(

@@ -110,16 +110,16 @@ def plan_prefill(
     device: torch.device,
     deterministic: bool = False,
 ) -> PrefillPlan:
-    """Sequence ``s`` brings ``rows[s]`` queries, the last of which sees ``ends[s]`` tokens; ``group``
-    heads share a KV head. With ``deterministic`` the size of a tile is always the same. Raises
-    InvariantBroken if a sequence has no rows, or more rows than tokens."""
+    """Sequence ``s`` brings ``rows[s]`` queries, the last of which sees ``ends[s]`` tokens;
+    ``group`` heads share a KV head. With ``deterministic`` the size of a tile is always the same.
+    Raises InvariantBroken if a sequence has no rows, or more rows than tokens."""
     require(len(rows) == len(ends) > 0, "a prefill needs rows and an end by sequence")
     for count, end in zip(rows, ends, strict=True):
         require(0 < count <= end, f"{count} rows do not end at token {end}")
     size = 64 if max(rows) * group <= 64 and not deterministic else 128
     tiles = _cut([count * group for count in rows], size)
     tiles.sort(key=lambda tile: -(ends[tile[0]] - rows[tile[0]] + tile[1] // group))
-    sent = _send(
+    row_starts, sent_ends, sent_tiles = _send(
         [
             np.cumsum([0, *rows], dtype=np.int32),
             np.array(ends, dtype=np.int32),
@@ -127,7 +127,8 @@ def plan_prefill(
         ],
         device,
     )
-    return PrefillPlan(*sent, size, group, sum(rows), max(ends))
+    longest = max(ends)
+    return PrefillPlan(row_starts, sent_ends, sent_tiles, size, group, sum(rows), longest)
 
 
 def plan_cascade(
@@ -140,8 +141,8 @@ def plan_cascade(
     least: int = 256,
 ) -> CascadePlan:
     """Groups of rows of ``table`` (sequences, blocks) whose first blocks are the same, where that
-    is ``least`` tokens or more; ``group`` heads share a KV head. One level: a row is in one group at
-    most, and rows join while that saves reads. Raises InvariantBroken if lengths do not fit."""
+    is ``least`` tokens or more; ``group`` heads share a KV head. One level: a row is in one group
+    at most, and rows join while that saves reads. Raises InvariantBroken if lengths do not fit."""
     require(table.ndim == 2 and len(table) == len(ends), "one end by row of the table")
     whole = np.array(ends, dtype=np.int32) // block_size
     require(bool((whole <= table.shape[1]).all()), "a table is shorter than its sequence")
@@ -153,7 +154,7 @@ def plan_cascade(
     widest = max(counts, default=1) * group
     size = min(128, max(16, 1 << (widest - 1).bit_length()))
     tiles = _cut([count * group for count in counts], size)
-    sent = _send(
+    members, group_starts, prefix_ends, sent_skips, sent_tiles = _send(
         [
             np.array([row for rows, _ in groups for row in rows], dtype=np.int32),
             np.cumsum([0, *counts], dtype=np.int32),
@@ -163,7 +164,10 @@ def plan_cascade(
         ],
         device,
     )
-    return CascadePlan(*sent, size, group, int(skips.max(initial=0)))
+    longest = int(skips.max(initial=0))
+    return CascadePlan(
+        members, group_starts, prefix_ends, sent_skips, sent_tiles, size, group, longest
+    )
 
 
 def _sharing(
@@ -211,7 +215,7 @@ def plan_varlen(
                 (first, min(first + size, end), start, end, 1) for first in range(start, end, size)
             ]
     tiles.sort(key=lambda tile: tile[2] - tile[3])
-    sent = _send(
+    sent_starts, lows, highs, sent_tiles = _send(
         [
             starts,
             np.repeat(starts[:-1], lengths),
@@ -220,4 +224,4 @@ def plan_varlen(
         ],
         device,
     )
-    return VarlenPlan(*sent, size)
+    return VarlenPlan(sent_starts, lows, highs, sent_tiles, size)

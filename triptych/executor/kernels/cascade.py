@@ -1,7 +1,7 @@
 """Decode of sequences that share a prefix: its keys are read once a group, not once a sequence.
 
-Two phases, then a merge by log-sum-exp: all queries of a group against its prefix (many rows in one
-tile), and each sequence against the rest of its own context (``decode`` from where the prefix ends).
+Two phases, then a merge by log-sum-exp: all queries of a group against its prefix, many rows in a
+tile, and each sequence against the rest of its own context (``decode`` from where its prefix ends).
 Knows which sequences share from a plan; who made the prefix shared is the cache's business.
 """
 
@@ -26,41 +26,12 @@ _LEAST_SPLIT = 256
 
 @triton.jit(do_not_specialize=["splits", "slots"])
 def prefix_part(
-    query,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    table,
-    members,
-    group_starts,
-    prefix_ends,
-    tiles,
-    partial,
-    stats,
-    query_row,
-    query_head,
-    key_block,
-    key_token,
-    key_head,
-    value_block,
-    value_token,
-    value_head,
-    scale_block,
-    scale_token,
-    table_row,
-    factor,
-    splits,
-    slots,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    STEP: tl.constexpr,
-    DOT: tl.constexpr,
-):
+    query, keys, values, key_scales, value_scales, table, members, group_starts, prefix_ends,
+    tiles, partial, stats, query_row, query_head, key_block, key_token, key_head, value_block,
+    value_token, value_head, scale_block, scale_token, table_row, factor, splits, slots,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
     """A tile's (member, head) pairs of one KV head against a split of their prefix, to slot
     ``split`` of each. The prefix is read through the table of the group's first member."""
     kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -83,32 +54,15 @@ def prefix_part(
     if first < last:
         query_at = query + (rows * query_row + heads * query_head)[:, None] + dims[None, :]
         maximum, total, acc = attend(
-            tl.load(query_at, mask=mask, other=0.0).to(DOT),
-            maximum,
-            total,
-            acc,
-            tl.full([ROWS], 0, tl.int32),
-            tl.full([ROWS], 0, tl.int32) + last,
-            first,
-            last,
-            keys + kv_head * key_head,
-            values + kv_head * value_head,
+            tl.load(query_at, mask=mask, other=0.0).to(DOT), maximum, total, acc,
+            tl.full([ROWS], 0, tl.int32), tl.full([ROWS], 0, tl.int32) + last, first, last,
+            keys + kv_head * key_head, values + kv_head * value_head,
             key_scales if key_scales is None else key_scales + kv_head,
             value_scales if value_scales is None else value_scales + kv_head,
-            table + tl.load(members + start).to(tl.int64) * table_row,
-            key_block,
-            key_token,
-            value_block,
-            value_token,
-            scale_block,
-            scale_token,
-            factor,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            STEP,
-            DOT,
-            True,
-        )
+            table + tl.load(members + start).to(tl.int64) * table_row, key_block, key_token,
+            value_block, value_token, scale_block, scale_token, factor, HEAD_DIM, BLOCK_SIZE,
+            STEP, DOT, True,
+        )  # fmt: skip
         tl.store(partial + slot[:, None] * HEAD_DIM + dims[None, :], acc, mask=mask)
     tl.store(stats + slot * 2, maximum, mask=is_pair)
     tl.store(stats + slot * 2 + 1, total, mask=is_pair)

@@ -28,45 +28,13 @@ _ASSUMED_PROCESSORS = 132
 
 @triton.jit(do_not_specialize=["window", "splits", "least", "slots", "offset"])
 def decode_part(
-    query,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    table,
-    ends,
-    skips,
-    target,
-    stats,
-    query_row,
-    query_head,
-    key_block,
-    key_token,
-    key_head,
-    value_block,
-    value_token,
-    value_head,
-    scale_block,
-    scale_token,
-    table_row,
-    target_row,
-    target_head,
-    factor,
-    window,
-    splits,
-    least,
-    slots,
-    offset,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    STEP: tl.constexpr,
-    DOT: tl.constexpr,
-    IS_WHOLE: tl.constexpr,
-):
+    query, keys, values, key_scales, value_scales, table, ends, skips, target, stats, query_row,
+    query_head, key_block, key_token, key_head, value_block, value_token, value_head,
+    scale_block, scale_token, table_row, target_row, target_head, factor, window, splits, least,
+    slots, offset, HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, STEP: tl.constexpr,
+    DOT: tl.constexpr, IS_WHOLE: tl.constexpr,
+):  # fmt: skip
     """A split's heads of one KV head. Writes the answer to ``target`` if IS_WHOLE, else a sum
     that is not normalised to slot ``offset + split``, and its (maximum, total) to ``stats``."""
     kv_head, row, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -92,32 +60,14 @@ def decode_part(
         query_at = query + row * query_row + heads[:, None] * query_head + dims[None, :]
         rows = tl.load(query_at, mask=mask, other=0.0).to(DOT)
         maximum, total, acc = attend(
-            rows,
-            maximum,
-            total,
-            acc,
-            tl.full([ROWS], 0, tl.int32) + first,
-            tl.full([ROWS], 0, tl.int32) + last,
-            first,
-            last,
-            keys + kv_head * key_head,
+            rows, maximum, total, acc, tl.full([ROWS], 0, tl.int32) + first,
+            tl.full([ROWS], 0, tl.int32) + last, first, last, keys + kv_head * key_head,
             values + kv_head * value_head,
             key_scales if key_scales is None else key_scales + kv_head,
             value_scales if value_scales is None else value_scales + kv_head,
-            table + row * table_row,
-            key_block,
-            key_token,
-            value_block,
-            value_token,
-            scale_block,
-            scale_token,
-            factor,
-            HEAD_DIM,
-            BLOCK_SIZE,
-            STEP,
-            DOT,
-            True,
-        )
+            table + row * table_row, key_block, key_token, value_block, value_token, scale_block,
+            scale_token, factor, HEAD_DIM, BLOCK_SIZE, STEP, DOT, True,
+        )  # fmt: skip
     if IS_WHOLE:
         answer = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         target_at = target + row * target_row + heads[:, None] * target_head + dims[None, :]
@@ -131,19 +81,9 @@ def decode_part(
 
 @triton.jit(do_not_specialize=["slots", "shared"])
 def merge_parts(
-    partial,
-    stats,
-    skips,
-    out,
-    out_row,
-    out_head,
-    slots,
-    shared,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
+    partial, stats, skips, out, out_row, out_head, slots, shared, HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     """The slots of one (head, sequence), first to last. Empty ones have a maximum of -inf and are
     not read; they add exact zeros, so that their number changes no bit. The first ``shared`` slots
     are of prefixes: a row that skips nothing has none."""

@@ -1,8 +1,8 @@
 """The loop that attention kernels share: queries against a range of paged keys and values.
 
-Softmax goes by in one pass: a running maximum and sum, and what was summed before is scaled when the
-maximum grows (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691, section
-3.1). Exponents are of base 2. Knows pages and scales; not which sequence or split it works for.
+Softmax goes by in one pass: a running maximum and sum, and what was summed before is scaled when
+the maximum grows (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691,
+section 3.1). Exponents are of base 2. Knows pages and scales; not whose they are.
 """
 
 import torch
@@ -59,32 +59,11 @@ def fold(scores, factor, maximum, total):
 
 @triton.jit
 def attend(
-    query,
-    maximum,
-    total,
-    acc,
-    lows,
-    highs,
-    first,
-    last,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    table,
-    key_block,
-    key_token,
-    value_block,
-    value_token,
-    scale_block,
-    scale_token,
-    factor,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    STEP: tl.constexpr,
-    DOT: tl.constexpr,
+    query, maximum, total, acc, lows, highs, first, last, keys, values, key_scales, value_scales,
+    table, key_block, key_token, value_block, value_token, scale_block, scale_token, factor,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
     MASKED: tl.constexpr,
-):
+):  # fmt: skip
     """Adds tokens ``[first, last)`` to (maximum, total, acc). With MASKED row ``r`` sees those of
     ``[lows[r], highs[r])``, else every row sees whole steps. Pointers are those of the sequence's
     table and of the KV head; tokens behind ``last`` are never read, whatever lies there."""

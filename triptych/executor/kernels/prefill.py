@@ -18,40 +18,12 @@ from triptych.executor.kernels.online_softmax import LOG2_E, attend, dot_type, p
 
 @triton.jit(do_not_specialize=["window"])
 def prefill_tile(
-    query,
-    keys,
-    values,
-    key_scales,
-    value_scales,
-    table,
-    row_starts,
-    ends,
-    tiles,
-    out,
-    query_row,
-    query_head,
-    key_block,
-    key_token,
-    key_head,
-    value_block,
-    value_token,
-    value_head,
-    scale_block,
-    scale_token,
-    table_row,
-    out_row,
-    out_head,
-    factor,
-    window,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    STEP: tl.constexpr,
-    DOT: tl.constexpr,
-    IS_WINDOWED: tl.constexpr,
-):
+    query, keys, values, key_scales, value_scales, table, row_starts, ends, tiles, out,
+    query_row, query_head, key_block, key_token, key_head, value_block, value_token, value_head,
+    scale_block, scale_token, table_row, out_row, out_head, factor, window, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    STEP: tl.constexpr, DOT: tl.constexpr, IS_WINDOWED: tl.constexpr,
+):  # fmt: skip
     """One tile and KV head: three ranges of keys, masked, whole and masked again."""
     kv_head, tile = tl.program_id(0), tl.program_id(1)
     sequence, pair = tl.load(tiles + tile * 2), tl.load(tiles + tile * 2 + 1)
@@ -127,11 +99,9 @@ def paged_prefill(
     ``window`` where that is above 0. Returns (tokens, heads, head_dim) in the query's type; rows
     that no sequence owns are left as they are.
 
-    A tile holds rows of one sequence and steps begin at multiples of their length, so that a
-    sequence's bits depend on the others only through the plan's size of a tile, which is fixed by
-    ``plan_prefill(deterministic=True)``. Raises InvariantBroken if shapes or types do not fit.
-
-    FlashAttention-2, arXiv 2307.08691, section 3; chunks: Sarathi-Serve, arXiv 2403.02310.
+    A tile is of one sequence and steps begin at multiples of their length: bits depend on others
+    only through the size of a tile, which ``plan_prefill(deterministic=True)`` fixes. Raises
+    InvariantBroken if shapes or types do not fit. FlashAttention-2, arXiv 2307.08691, section 3.
     """
     check_paged(query, keys, values, table, key_scales, value_scales, out, scale)
     plan.check(query, keys, table)

@@ -17,28 +17,10 @@ from triptych.executor.kernels.online_softmax import LOG2_E, dot_type, fold
 
 @triton.jit
 def _span_steps(
-    query,
-    query_rest,
-    maximum,
-    total,
-    acc,
-    acc_rest,
-    lows,
-    highs,
-    first,
-    last,
-    keys,
-    values,
-    key_row,
-    value_row,
-    factor,
-    HEAD_DIM: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    STEP: tl.constexpr,
-    DOT: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+    query, query_rest, maximum, total, acc, acc_rest, lows, highs, first, last, keys, values,
+    key_row, value_row, factor, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    STEP: tl.constexpr, DOT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
     dims = tl.arange(0, MAIN)
     more = MAIN + tl.arange(0, REST)
     for start in range(first, last, STEP):
@@ -67,29 +49,10 @@ def _span_steps(
 
 @triton.jit
 def varlen_tile(
-    query,
-    keys,
-    values,
-    lows,
-    highs,
-    tiles,
-    out,
-    query_row,
-    query_head,
-    key_row,
-    key_head,
-    value_row,
-    value_head,
-    out_row,
-    out_head,
-    factor,
-    HEAD_DIM: tl.constexpr,
-    MAIN: tl.constexpr,
-    REST: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    DOT: tl.constexpr,
-):
+    query, keys, values, lows, highs, tiles, out, query_row, query_head, key_row, key_head,
+    value_row, value_head, out_row, out_head, factor, HEAD_DIM: tl.constexpr, MAIN: tl.constexpr,
+    REST: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
     """One tile and head. Whole steps of a single span need no mask."""
     head, tile = tl.program_id(0), tl.program_id(1)
     tiles += tile * 5
@@ -142,9 +105,9 @@ def varlen_attention(
 ) -> Tensor:
     """``query``, ``key``, ``value`` (tokens, heads, head_dim) of one type, float32, float16 or
     bfloat16, views of one tensor if need be: only the last dimension must be contiguous, and
-    head_dim be 16 or more. Each token sees all tokens of its span in ``plan``, and no other. Returns
-    (tokens, heads, head_dim) in the query's type. Raises InvariantBroken if shapes or types do not
-    fit.
+    head_dim be 16 or more. Each token sees all tokens of its span in ``plan``, and no other.
+    Returns (tokens, heads, head_dim) in the query's type. Raises InvariantBroken if shapes or types
+    do not fit.
 
     FlashAttention-2, arXiv 2307.08691, section 3, without its causal mask.
     """

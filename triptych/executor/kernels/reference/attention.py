@@ -1,8 +1,10 @@
 """Attention over paged KV and over spans, a sequence at a time, in float32.
 
-What the kernels of ``decode``, ``cascade``, ``prefill`` and ``varlen`` must give. Plans are read for
-their lengths only: how work is cut changes no result.
+What the kernels of ``decode``, ``cascade``, ``prefill`` and ``varlen`` must give. Plans are read
+for their lengths only: how work is cut changes no result.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -136,7 +138,7 @@ def varlen_attention(
     check_spans(query, key, value, plan.lows, out, scale)
     out = torch.empty_like(query) if out is None else out
     starts = plan.starts.tolist()
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in pairwise(starts):
         span = slice(start, end)
         mask = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device)
         held, worth = key[span].float(), value[span].float()
