@@ -57,7 +57,8 @@ def make_case(
     shared: tuple[int, int] = (0, 0),
     seed: int = 3,
 ) -> Case:
-    """``shared`` = (sequences, blocks): the first sequences have the same first blocks."""
+    """``shared`` = (sequences, blocks): of each so many sequences, those that are long enough have
+    the first blocks of the first of them."""
     rng = torch.Generator().manual_seed(seed)
     widths = [-(-end // block_size) for end in ends]
     blocks = iter(torch.randperm(sum(widths), generator=rng).tolist())
@@ -68,15 +69,17 @@ def make_case(
     table = torch.full((len(ends), max(widths) + spare), total - 1, dtype=torch.int32)
     exact = []
     for row, end in enumerate(ends):
+        leader = row - row % max(shared[0], 1)
+        is_sharing = leader < row and min(end, ends[leader]) >= shared[1] * block_size
         held = torch.empty((2, end, kv_heads, head_dim), dtype=torch.float64)
         for index in range(widths[row]):
             table[row, index] = next(blocks)
-            if 0 < row < shared[0] and index < shared[1]:
-                table[row, index] = table[0, index]
+            if is_sharing and index < shared[1]:
+                table[row, index] = table[leader, index]
         for token in range(end):
             block, offset = int(table[row, token // block_size]), token % block_size
-            if 0 < row < shared[0] and token < shared[1] * block_size:
-                held[:, token] = exact[0][:, token]
+            if is_sharing and token < shared[1] * block_size:
+                held[:, token] = exact[leader][:, token]
                 continue
             fresh = torch.randn((2, kv_heads, head_dim), generator=rng)
             factor = torch.ones(2, kv_heads, 1)

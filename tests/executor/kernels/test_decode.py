@@ -151,13 +151,15 @@ def test_a_captured_graph_follows_lengths(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_cascade_equals_decode_and_arithmetic(device, dtype):
-    case = make_case([300, 259, 7, 0], device, dtype=dtype, shared=(2, 16))
+    ends = [100, 70, 65, 79, 7, 0]
+    case = make_case(ends, device, dtype=dtype, shared=(2, 4))
     kind = torch.float16 if dtype == torch.int8 else dtype
-    query = random_query(4, 6, 32, kind, device)
+    query = random_query(6, 6, 32, kind, device)
     plan = plan_cascade(
-        case.table.cpu().numpy(), case.ends.tolist(), block_size=16, group=3, device=device
+        case.table.cpu().numpy(), ends, block_size=16, group=3, device=device, least=64
     )
-    assert plan.skips.tolist() == [256, 256, 0, 0]
+    assert plan.skips.tolist() == [64, 64, 64, 64, 0, 0]
+    assert len(plan.tiles) == 2
     given = {"scale": case.scale, **case.scales}
     answer = cascade.cascade_decode(query, *case.pages, case.ends, plan, **given)
     check(

@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.executor.kernels.attention_plan import CascadePlan
 from triptych.executor.kernels.attention_shapes import check_index, check_paged
 from triptych.executor.kernels.decode import (
+    LEAST_SPLIT,
     UNBOUNDED,
     launch_decode,
     launch_merge,
@@ -20,8 +21,6 @@ from triptych.executor.kernels.decode import (
     scratch,
 )
 from triptych.executor.kernels.online_softmax import LOG2_E, attend, dot_type, padded, tiling
-
-_LEAST_SPLIT = 256
 
 
 @triton.jit(do_not_specialize=["splits", "slots"])
@@ -166,7 +165,7 @@ def cascade_decode(
         scale=scale,
         window=UNBOUNDED,
         splits=own,
-        least=_LEAST_SPLIT,
+        least=LEAST_SPLIT,
         slots=shared + own,
         offset=shared,
     )

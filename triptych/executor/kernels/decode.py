@@ -20,7 +20,8 @@ UNBOUNDED = 1 << 30
 """A window that nothing falls out of."""
 _FIXED_SPLIT = 512
 """Tokens of a split where results must not depend on the batch."""
-_LEAST_SPLIT = 256
+LEAST_SPLIT = 256
+"""Below this a merge costs more than a split saves."""
 _LONGEST_SPLIT = 4096
 """However full the device is: one long context must not outlast all others."""
 _ASSUMED_PROCESSORS = 132
@@ -129,7 +130,7 @@ def num_splits(tokens: int, programs: int, device: torch.device) -> int:
     are ``programs`` without a split."""
     wanted = -(-2 * processors(device) // max(programs, 1))
     wanted = max(wanted, -(-tokens // _LONGEST_SPLIT))
-    return max(1, min(wanted, -(-tokens // _LEAST_SPLIT)))
+    return max(1, min(wanted, -(-tokens // LEAST_SPLIT)))
 
 
 def launch_decode(
@@ -275,7 +276,7 @@ def paged_decode(
         scale=scale,
         window=window or UNBOUNDED,
         splits=splits,
-        least=_FIXED_SPLIT if deterministic else _LEAST_SPLIT,
+        least=_FIXED_SPLIT if deterministic else LEAST_SPLIT,
         slots=splits,
         offset=0,
     )
