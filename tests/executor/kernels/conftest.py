@@ -1,12 +1,42 @@
 """Kernels against their twins: on a GPU, or else step by step in Triton's interpreter."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+IS_INTERPRETED = not torch.cuda.is_available()
+if IS_INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
+
+
+def repair_interpreter() -> None:
+    """Two things that Triton 3.6's interpreter lacks: its library's own jitted functions if torch
+    imported it before the variable was set, and loop bounds under numpy 2.4, which makes no
+    integer of an array of one."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+    from triton.runtime.jit import JITFunction
+
+    for module in (tl.standard, tl):
+        for name, value in vars(module).copy().items():
+            if isinstance(value, JITFunction):
+                made = getattr(tl.standard, name, value)
+                if isinstance(made, JITFunction):
+                    made = interpreter.InterpretedFunction(value.fn)
+                setattr(module, name, made)
+    patch = interpreter._patch_lang_tensor
+
+    def patch_more(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_more
+
+
+if IS_INTERPRETED and find_spec("triton") is not None:
+    repair_interpreter()
 
 
 @pytest.fixture(scope="session")
