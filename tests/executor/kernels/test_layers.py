@@ -28,7 +28,7 @@ def normal(*shape, dtype=torch.float32, seed=0, device="cpu"):
 
 def agree(found, wanted, dtype):
     found, wanted = found.double(), wanted.double()
-    bound = CLOSE[dtype] * torch.maximum(wanted.abs(), wanted.abs().max() / 64)
+    bound = CLOSE[dtype] * torch.maximum(wanted.abs(), wanted.abs().max() / 64) + 1e-30
     assert ((found - wanted).abs() <= bound).all()
 
 
@@ -105,7 +105,7 @@ def scales_for(keys):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("tokens", "heads", "kv_heads", "size"), [(1, 1, 1, 2), (7, 14, 2, 80), (17, 9, 9, 16)]
+    ("tokens", "heads", "kv_heads", "size"), [(1, 1, 1, 2), (5, 14, 2, 80), (3, 9, 9, 16)]
 )
 def test_rotate_and_write(device, dtype, tokens, heads, kv_heads, size):
     qkv, cosines, sines, slots = case(device, dtype, tokens, heads, kv_heads, size)
@@ -132,7 +132,7 @@ def test_rotate_and_write(device, dtype, tokens, heads, kv_heads, size):
 @pytest.mark.parametrize("codes", [torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rotate_and_write_codes_are_the_twins_bit_for_bit(device, codes, dtype):
-    qkv, cosines, sines, slots = case(device, dtype, 17, 9, 3, 20)
+    qkv, cosines, sines, slots = case(device, dtype, 5, 9, 3, 20)
     qkv[3] = 0
     keys, values, store = memory(device, codes, 3, 20)
     twin_keys, twin_values, twin_store = memory(device, codes, 3, 20)
@@ -148,7 +148,7 @@ def test_rotate_and_write_codes_are_the_twins_bit_for_bit(device, codes, dtype):
     assert torch.equal(store.view(torch.uint8), twin_store.view(torch.uint8))
     assert torch.equal(scales[0], twin_scales[0])
     assert torch.equal(scales[1], twin_scales[1])
-    assert (scales[0] != -1).sum() == 16 * 3
+    assert (scales[0] != -1).sum() == 4 * 3
 
 
 def test_rotate_and_write_does_not_see_other_tokens(device):

@@ -76,33 +76,34 @@ def tile_of(
 
 @triton.jit
 def threshold(
-    line, history, asked, heads, is_small, count, vocab, best, target,
+    line, history, asked, heads, is_small, count, vocab, best, keys, weights, target,
     BY_COUNT: tl.constexpr, IS_STRICT: tl.constexpr, HAS_HISTORY: tl.constexpr,
-    TILE: tl.constexpr,
+    IS_ONE_TILE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The largest key so that tokens of it or above reach ``target`` in number or in weight
-    (``IS_STRICT``: exceed it); NO_KEY if all together do not."""
+    (``IS_STRICT``: exceed it); NO_KEY if all together do not. ``keys`` and ``weights`` are those
+    of the first tile."""
     found = count.to(tl.int64) * 0
     for step in range(16):
         unit = (found * 0 + 1) << (30 - 2 * step)
         first = (found + unit + NO_KEY).to(tl.int32)
         second = (found + 2 * unit + NO_KEY).to(tl.int32)
         third = (found + 3 * unit + NO_KEY).to(tl.int32)
-        sum_1 = tl.zeros((TILE,), tl.float64)
-        sum_2 = tl.zeros((TILE,), tl.float64)
-        sum_3 = tl.zeros((TILE,), tl.float64)
-        for start in range(0, count, TILE):
-            _, x, is_inside = tile_of(
-                line, history, asked, heads, is_small, start, count, vocab, HAS_HISTORY, TILE
-            )
-            key = keys_of(x, is_inside)
-            if BY_COUNT:
-                weight = tl.full((TILE,), 1.0, tl.float64)
-            else:
-                weight = tl.exp(depth_of(x, best, asked))
-            sum_1 += tl.where(key >= first, weight, 0.0)
-            sum_2 += tl.where(key >= second, weight, 0.0)
-            sum_3 += tl.where(key >= third, weight, 0.0)
+        weight = tl.full((TILE,), 1.0, tl.float64) if BY_COUNT else weights
+        sum_1 = tl.where(keys >= first, weight, 0.0)
+        sum_2 = tl.where(keys >= second, weight, 0.0)
+        sum_3 = tl.where(keys >= third, weight, 0.0)
+        if not IS_ONE_TILE:
+            for start in range(TILE, count, TILE):
+                _, x, is_inside = tile_of(
+                    line, history, asked, heads, is_small, start, count, vocab, HAS_HISTORY, TILE
+                )
+                key = keys_of(x, is_inside)
+                if not BY_COUNT:
+                    weight = tl.exp(depth_of(x, best, asked))
+                sum_1 += tl.where(key >= first, weight, 0.0)
+                sum_2 += tl.where(key >= second, weight, 0.0)
+                sum_3 += tl.where(key >= third, weight, 0.0)
         reached = tl.where(is_reached(tl.sum(sum_1, axis=0), target, IS_STRICT), 1, 0)
         reached = tl.where(is_reached(tl.sum(sum_2, axis=0), target, IS_STRICT), 2, reached)
         reached = tl.where(is_reached(tl.sum(sum_3, axis=0), target, IS_STRICT), 3, reached)
@@ -121,26 +122,28 @@ def is_reached(total, target, IS_STRICT: tl.constexpr):
 
 @triton.jit
 def around(
-    line, history, asked, heads, is_small, count, vocab, best, key_at,
-    HAS_HISTORY: tl.constexpr, TILE: tl.constexpr,
+    line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
+    HAS_HISTORY: tl.constexpr, IS_ONE_TILE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """How many tokens are above a key and their weight, how many are at it and the weight of
     each."""
-    above = tl.zeros((TILE,), tl.int32)
-    ties = tl.zeros((TILE,), tl.int32)
-    mass = tl.zeros((TILE,), tl.float64)
-    each = tl.zeros((TILE,), tl.float64)
-    for start in range(0, count, TILE):
-        _, x, is_inside = tile_of(
-            line, history, asked, heads, is_small, start, count, vocab, HAS_HISTORY, TILE
-        )
-        key = keys_of(x, is_inside)
-        weight = tl.exp(depth_of(x, best, asked))
-        above += (key > key_at).to(tl.int32)
-        mass += tl.where(key > key_at, weight, 0.0)
-        is_tie = is_inside & (key == key_at)
-        ties += is_tie.to(tl.int32)
-        each = tl.where(is_tie, weight, each)
+    is_tie = (keys == key_at) & (keys != NO_KEY)
+    above = (keys > key_at).to(tl.int32)
+    ties = is_tie.to(tl.int32)
+    mass = tl.where(keys > key_at, weights, 0.0)
+    each = tl.where(is_tie, weights, 0.0)
+    if not IS_ONE_TILE:
+        for start in range(TILE, count, TILE):
+            _, x, is_inside = tile_of(
+                line, history, asked, heads, is_small, start, count, vocab, HAS_HISTORY, TILE
+            )
+            key = keys_of(x, is_inside)
+            weight = tl.exp(depth_of(x, best, asked))
+            above += (key > key_at).to(tl.int32)
+            mass += tl.where(key > key_at, weight, 0.0)
+            is_tie = is_inside & (key == key_at)
+            ties += is_tie.to(tl.int32)
+            each = tl.where(is_tie, weight, each)
     return (
         tl.sum(above, axis=0).to(tl.float64),
         tl.sum(mass, axis=0),
@@ -172,34 +175,42 @@ def token_at(
 @triton.jit
 def drawn(
     line, history, asked, sums, heads, best, vocab, chunks,
-    HAS_HISTORY: tl.constexpr, CAPACITY: tl.constexpr, CHUNKS: tl.constexpr, TILE: tl.constexpr,
+    is_small, count,
+    HAS_HISTORY: tl.constexpr, CHUNKS: tl.constexpr, IS_ONE_TILE: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
-    """The token of a row that is not greedy."""
-    _, size, is_small = head_of(sums, asked, vocab, chunks, CAPACITY, CHUNKS)
-    count = tl.where(is_small, size, vocab)
+    """The token of a row that is not greedy, among ``count`` candidates: those gathered if
+    ``is_small``, else all. If they are one tile they are loaded once."""
+    _, x, is_inside = tile_of(
+        line, history, asked, heads, is_small, 0, count, vocab, HAS_HISTORY, TILE
+    )
+    keys = keys_of(x, is_inside)
+    weights = tl.exp(depth_of(x, best, asked))
     top_k, top_p, min_p = tl.load(asked + TOP_K), tl.load(asked + TOP_P), tl.load(asked + MIN_P)
     keep = total_of(sums, 4, chunks, CHUNKS)
     kept = total_of(sums, 10, chunks, CHUNKS)
     if (top_k > 0) & (top_k < vocab):
         key_at = threshold(
-            line, history, asked, heads, is_small, count, vocab, best, top_k,
-            True, False, HAS_HISTORY, TILE,
+            line, history, asked, heads, is_small, count, vocab, best, keys, weights, top_k,
+            True, False, HAS_HISTORY, IS_ONE_TILE, TILE,
         )  # fmt: skip
         above, mass, ties, each = around(
-            line, history, asked, heads, is_small, count, vocab, best, key_at, HAS_HISTORY, TILE
-        )
+            line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
+        HAS_HISTORY, IS_ONE_TILE, TILE,
+        )  # fmt: skip
         taken = tl.minimum(top_k - above, ties)
         keep = tl.minimum(keep, above + taken)
         kept = mass + taken * each
     if top_p < 1.0:
         target = top_p * kept
         key_at = threshold(
-            line, history, asked, heads, is_small, count, vocab, best, target,
-            False, False, HAS_HISTORY, TILE,
+            line, history, asked, heads, is_small, count, vocab, best, keys, weights, target,
+            False, False, HAS_HISTORY, IS_ONE_TILE, TILE,
         )  # fmt: skip
         above, mass, ties, each = around(
-            line, history, asked, heads, is_small, count, vocab, best, key_at, HAS_HISTORY, TILE
-        )
+            line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
+        HAS_HISTORY, IS_ONE_TILE, TILE,
+        )  # fmt: skip
         taken = tl.where(each > 0.0, tl.ceil((target - mass) / each), 1.0)
         taken = tl.maximum(tl.minimum(taken, ties), 1.0)
         if above + taken < keep:
@@ -213,23 +224,25 @@ def drawn(
     keep = tl.maximum(keep, 1.0)  # the best always stays, and its weight is 1
     target = tl.load(asked + UNIFORM) * tl.maximum(kept, 1.0)
     key_at = threshold(
-        line, history, asked, heads, is_small, count, vocab, best, target,
-        False, True, HAS_HISTORY, TILE,
+        line, history, asked, heads, is_small, count, vocab, best, keys, weights, target,
+        False, True, HAS_HISTORY, IS_ONE_TILE, TILE,
     )  # fmt: skip
     above, mass, ties, each = around(
-        line, history, asked, heads, is_small, count, vocab, best, key_at, HAS_HISTORY, TILE
-    )
+        line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
+        HAS_HISTORY, IS_ONE_TILE, TILE,
+    )  # fmt: skip
     taken = tl.where(each > 0.0, tl.floor((target - mass) / each) + 1.0, 1.0)
     taken = tl.maximum(tl.minimum(taken, ties), 1.0)
     rank = tl.minimum(tl.minimum(above + taken, keep), count.to(tl.float64))
     if rank < above + taken:  # by rounding only: the last that is left
         key_at = threshold(
-            line, history, asked, heads, is_small, count, vocab, best, rank,
-            True, False, HAS_HISTORY, TILE,
+            line, history, asked, heads, is_small, count, vocab, best, keys, weights, rank,
+            True, False, HAS_HISTORY, IS_ONE_TILE, TILE,
         )  # fmt: skip
         above, mass, ties, each = around(
-            line, history, asked, heads, is_small, count, vocab, best, key_at, HAS_HISTORY, TILE
-        )
+            line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
+        HAS_HISTORY, IS_ONE_TILE, TILE,
+        )  # fmt: skip
         taken = rank - above
     return token_at(
         line, history, asked, heads, is_small, count, vocab, key_at, taken.to(tl.int32),

@@ -82,16 +82,16 @@ def merge_best_kernel(
     chosen = tl.load(logits + row * logits_stride + token).to(tl.float64)
     tl.store(own + row, (chosen - level).to(tl.float32))
     if count > 0:
-        place = tl.arange(0, CANDIDATES)
-        is_inside = place < chunks * count
-        key = tl.load(keys + row * chunks * count + place, mask=is_inside, other=NO_KEY)
+        candidate = tl.arange(0, CANDIDATES)
+        is_inside = candidate < chunks * count
+        key = tl.load(keys + row * chunks * count + candidate, mask=is_inside, other=NO_KEY)
         for number in range(count):
             # Chunks lie in order and so do equals in a chunk: the first of equals is the lowest.
             most, at = tl.max(key, axis=0, return_indices=True)
             tl.store(ids_out + row * count + number, tl.load(ids_in + row * chunks * count + at))
             value = flip(most).to(tl.float32, bitcast=True).to(tl.float64) - level
             tl.store(values + row * count + number, value.to(tl.float32))
-            key = tl.where(place == at, NO_KEY, key)
+            key = tl.where(candidate == at, NO_KEY, key)
 
 
 def top_logprobs(

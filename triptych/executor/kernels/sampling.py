@@ -133,7 +133,7 @@ def gather_kernel(
             is_inside = ids < vocab
             line = logits + row * logits_stride
             x = load_shaped(line, history, asked, ids, is_inside, vocab, HAS_HISTORY)
-            width = 3.0 * (1 << head).to(tl.float64)
+            width = 3.0 * tl.exp2(head.to(tl.float64))
             is_in = is_inside & (depth_of(x, best, asked) >= -width)
             place = first + tl.cumsum(is_in.to(tl.int32), axis=0) - 1
             is_in = is_in & (place < CAPACITY)
@@ -166,10 +166,20 @@ def draw_kernel(
     token = tl.load(places + row * chunks + chunk)
     if is_sound:
         if tl.load(asked + TEMPERATURE) > 0:
-            token = drawn(
-                logits + row * logits_stride, history, asked, partial + row * FIELDS * chunks,
-                heads + row * CAPACITY, best, vocab, chunks, HAS_HISTORY, CAPACITY, CHUNKS, TILE,
-            )  # fmt: skip
+            line, head = logits + row * logits_stride, heads + row * CAPACITY
+            sums = partial + row * FIELDS * chunks
+            _, size, is_small = head_of(sums, asked, vocab, chunks, CAPACITY, CHUNKS)
+            count = tl.where(is_small, size, vocab)
+            if count <= TILE:
+                token = drawn(
+                    line, history, asked, sums, head, best, vocab, chunks, is_small, count,
+                    HAS_HISTORY, CHUNKS, True, TILE,
+                )  # fmt: skip
+            else:
+                token = drawn(
+                    line, history, asked, sums, head, best, vocab, chunks, is_small, count,
+                    HAS_HISTORY, CHUNKS, False, TILE,
+                )  # fmt: skip
     else:
         token = 0
     tl.store(tokens + row, token.to(tl.int64))
