@@ -56,7 +56,7 @@ def compiled(kernel, warps, types, **constants):
 
 def pointers(kind, *names, **others):
     """Types of arguments: pointers to ``kind``, and others."""
-    return {name: f"*{kind}" for name in names} | others
+    return dict.fromkeys(names, f"*{kind}") | others
 
 
 def layers():

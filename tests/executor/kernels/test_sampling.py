@@ -25,13 +25,13 @@ def sizes(request, monkeypatch):
     """Rows in one chunk and one tile; in many; and without room to gather a row's head."""
     chunk, capacity, tile = {
         "one chunk": (512, 512, 512),
-        "many chunks": (32, 512, 64),
-        "no room": (128, 2, 128),
+        "many chunks": (100, 512, 128),
+        "no room": (256, 2, 256),
     }[request.param]
     monkeypatch.setattr(sampling, "CHUNK", chunk)
     monkeypatch.setattr(sampling, "CAPACITY", capacity)
     monkeypatch.setattr(sampling, "TILE", tile)
-    return 24 if request.param == "one chunk" else 5  # rows: the interpreter is slow in loops
+    return 20 if request.param == "one chunk" else 4  # rows: the interpreter is slow in loops
 
 
 def samplings(count, seed):
@@ -58,7 +58,7 @@ def batch(count, vocab, seed, device, *, is_tied=False):
     logits = 4 * torch.randn(count, vocab, generator=generator)
     if is_tied:
         logits = logits.round() + torch.where(torch.rand(logits.shape) < 0.5, 0.0, -0.0)
-        logits[:, :: 5] = -torch.inf
+        logits[:, 1::5] = -torch.inf
     draws, rows = [], []
     for one in samplings(count, seed):
         tokens = torch.randint(0, vocab, (12,), generator=generator) // 7
@@ -70,10 +70,10 @@ def batch(count, vocab, seed, device, *, is_tied=False):
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
-@pytest.mark.parametrize("vocab", [1, 37, 257])
+@pytest.mark.parametrize("vocab", [1, 257])
 def test_tokens_are_the_specified_ones(device, sizes, vocab, is_tied):
     """Penalties round to float32 here: with random logits that orders no two tokens anew."""
-    count = sizes if vocab > 37 else 5
+    count = sizes if vocab > 1 else 3
     logits, draws, params, history = batch(count, vocab, vocab, device, is_tied=is_tied)
     before = logits.clone()
     tokens, sound = sampling.sample(logits, params, history)
@@ -84,20 +84,20 @@ def test_tokens_are_the_specified_ones(device, sizes, vocab, is_tied):
 
 
 def test_a_row_does_not_see_its_neighbours(device):
-    logits, _, params, history = batch(6, 100, 5, device)
+    logits, _, params, history = batch(4, 100, 5, device)
     together, _ = sampling.sample(logits, params, history)
-    for row in range(6):
+    for row in range(4):
         part = slice(row, row + 1)
         assert sampling.sample(logits[part], params[part], history)[0] == together[row]
 
 
-@pytest.mark.parametrize("cut", [{}, {"top_k": 9}, {"top_p": 0.8}, {"min_p": 0.1}])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.2}])
 def test_every_part_of_the_uniform_range_draws_its_token(device, cut):
     """Just below and just above each border between two tokens of the sorted order."""
-    logits = torch.randn(1, 23, generator=torch.Generator().manual_seed(4)).mul(2).to(device)
+    logits = torch.randn(1, 11, generator=torch.Generator().manual_seed(4)).to(device)
     one = Draw(Sampling(temperature=0.8, **cut), 0, 0)
     weights, order = (logits[0].double() / 0.8).softmax(0).sort(descending=True)
-    kept = weights[: cut.get("top_k", 23)]
+    kept = weights[: cut.get("top_k", 11)]
     if "top_p" in cut:
         kept = kept[: int((kept.cumsum(0) < 0.8).sum()) + 1]
     kept = kept[kept >= cut.get("min_p", 0) * kept[0]]
@@ -142,7 +142,7 @@ def test_a_large_vocabulary_in_whole_chunks(device):
     assert tokens.tolist() == [one.token for one in draw(logits.cpu(), draws)]
 
 
-@pytest.mark.parametrize(("vocab", "count"), [(1, 1), (37, 5), (300, 32), (300, 0)])
+@pytest.mark.parametrize(("vocab", "count"), [(1, 1), (37, 20), (37, 0)])
 @pytest.mark.parametrize("chunk", [16, 512])
 def test_logprobs(device, monkeypatch, vocab, count, chunk):
     monkeypatch.setattr(logprobs, "CHUNK", chunk)

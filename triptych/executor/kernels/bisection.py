@@ -49,7 +49,7 @@ def head_of(sums, asked, vocab, chunks, CAPACITY: tl.constexpr, CHUNKS: tl.const
     needed = mass * tl.where(top_p < 1.0, top_p, tl.load(asked + UNIFORM))
     is_cut = (top_k > 0) & (top_k < vocab)
     head = 4
-    size = 0.0
+    size = mass
     for back in tl.static_range(4):
         count = total_of(sums, 3 - back, chunks, CHUNKS)
         inner = total_of(sums, 9 - back, chunks, CHUNKS)
@@ -114,10 +114,7 @@ def threshold(
 @triton.jit
 def is_reached(total, target, IS_STRICT: tl.constexpr):
     """Whether a prefix goes far enough."""
-    if IS_STRICT:
-        return total > target
-    else:
-        return total >= target
+    return total > target if IS_STRICT else total >= target
 
 
 @triton.jit

@@ -94,9 +94,7 @@ def merge_best_kernel(
             key = tl.where(candidate == at, NO_KEY, key)
 
 
-def top_logprobs(
-    logits: Tensor, tokens: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities float32 (rows,) of ``tokens``, and the ``count`` likeliest of each row:
     int64 ids and float32 log-probabilities (rows, count), likeliest first, equals in order of id.
 

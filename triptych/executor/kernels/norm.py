@@ -43,9 +43,7 @@ def rms_norm_kernel(
     mean = tl.sum(value * value, axis=0) / width
     scaled = value * tl.rsqrt(mean + eps)
     scaled *= tl.load(weight + columns, mask=is_inside, other=0.0).to(tl.float32)
-    tl.store(
-        out + row * out_stride + columns, scaled.to(out.dtype.element_ty), mask=is_inside
-    )
+    tl.store(out + row * out_stride + columns, scaled.to(out.dtype.element_ty), mask=is_inside)
 
 
 def rms_norm(

@@ -30,9 +30,7 @@ def load_logits(logits, ids, is_inside):
 
 
 @triton.jit
-def load_shaped(
-    logits, history, asked, ids, is_inside, vocab, HAS_HISTORY: tl.constexpr
-):
+def load_shaped(logits, history, asked, ids, is_inside, vocab, HAS_HISTORY: tl.constexpr):
     """The same after the row's penalties, which are worked out in float64."""
     x = load_logits(logits, ids, is_inside)
     if HAS_HISTORY:

@@ -52,23 +52,25 @@ def scales_of(most_bits, KIND: tl.constexpr):
 def codes_of(scaled, KIND: tl.constexpr):
     """Numbers in units as codes, rounded to nearest even."""
     if KIND == 1:
-        return ((scaled + NO_FRACTION) - NO_FRACTION).to(tl.int8)
+        codes = ((scaled + NO_FRACTION) - NO_FRACTION).to(tl.int8)
     else:
         bits = (scaled * TO_E4M3).to(tl.int32, bitcast=True)
         low = bits & 0x7FFFFFFF
         low = (low + ((low >> 20) & 1) + 0x7FFFF) >> 20
-        return ((low & 0x7F) | ((bits >> 24) & 0x80)).to(tl.uint8)
+        codes = ((low & 0x7F) | ((bits >> 24) & 0x80)).to(tl.uint8)
+    return codes
 
 
 @triton.jit
 def numbers_of(codes, KIND: tl.constexpr):
     """Codes as float32 numbers in units."""
     if KIND == 1:
-        return codes.to(tl.float32)
+        numbers = codes.to(tl.float32)
     else:
         wide = codes.to(tl.int32)
         bits = ((wide & 0x80) << 24) | ((wide & 0x7F) << 20)
-        return bits.to(tl.float32, bitcast=True) * FROM_E4M3
+        numbers = bits.to(tl.float32, bitcast=True) * FROM_E4M3
+    return numbers
 
 
 @triton.jit

@@ -19,9 +19,7 @@ def silu_mul_kernel(gate_up, out, inner, row_stride, out_stride, BLOCK: tl.const
     gate = tl.load(place, mask=is_inside, other=0.0).to(tl.float32)
     up = tl.load(place + inner, mask=is_inside, other=0.0).to(tl.float32)
     value = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(
-        out + row * out_stride + columns, value.to(out.dtype.element_ty), mask=is_inside
-    )
+    tl.store(out + row * out_stride + columns, value.to(out.dtype.element_ty), mask=is_inside)
 
 
 def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:

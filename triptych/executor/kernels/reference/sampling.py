@@ -60,9 +60,7 @@ def sample(
     return (tokens, is_sound) if out is None else (out[0].copy_(tokens), out[1].copy_(is_sound))
 
 
-def top_logprobs(
-    logits: Tensor, tokens: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """See ``kernels.logprobs``."""
     wide = logits.double().log_softmax(-1)
     values, ids = wide.sort(dim=-1, descending=True, stable=True)
