@@ -123,7 +123,7 @@ def gather_kernel(
     asked = params + row * COLUMNS
     if tl.load(asked + TEMPERATURE) > 0:
         sums = partial + row * FIELDS * chunks
-        head, _, is_small = head_of(sums, asked, vocab, chunks, CAPACITY, CHUNKS)
+        head, _size, is_small = head_of(sums, asked, vocab, chunks, CAPACITY, CHUNKS)
         if is_small:
             best, _, _ = peak_of(peaks + row * chunks, chunks, CHUNKS)
             before = tl.arange(0, CHUNKS)
