@@ -25,13 +25,13 @@ def sizes(request, monkeypatch):
     """Rows in one chunk and one tile; in many; and without room to gather a row's head."""
     chunk, capacity, tile = {
         "one chunk": (512, 512, 512),
-        "many chunks": (100, 512, 128),
-        "no room": (256, 2, 256),
+        "many chunks": (128, 512, 128),
+        "no room": (256, 2, 128),
     }[request.param]
     monkeypatch.setattr(sampling, "CHUNK", chunk)
     monkeypatch.setattr(sampling, "CAPACITY", capacity)
     monkeypatch.setattr(sampling, "TILE", tile)
-    return 20 if request.param == "one chunk" else 4  # rows: the interpreter is slow in loops
+    return 14 if request.param == "one chunk" else 3  # rows: the interpreter is slow in loops
 
 
 def samplings(count, seed):

@@ -170,9 +170,33 @@ def token_at(
 
 
 @triton.jit
+def prefix(
+    line, history, asked, heads, is_small, count, vocab, best, keys, weights, target,
+    BY_COUNT: tl.constexpr, IS_STRICT: tl.constexpr, HAS_HISTORY: tl.constexpr,
+    IS_ONE_TILE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The threshold of the shortest prefix that reaches ``target``, how many tokens are above it
+    and their weight, how many of those at it belong to the prefix, and the weight of each."""
+    key_at = threshold(
+        line, history, asked, heads, is_small, count, vocab, best, keys, weights, target,
+        BY_COUNT, IS_STRICT, HAS_HISTORY, IS_ONE_TILE, TILE,
+    )  # fmt: skip
+    above, mass, ties, each = around(
+        line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
+        HAS_HISTORY, IS_ONE_TILE, TILE,
+    )  # fmt: skip
+    if BY_COUNT:
+        taken = target - above
+    elif IS_STRICT:
+        taken = tl.where(each > 0.0, tl.floor((target - mass) / each) + 1.0, 1.0)
+    else:
+        taken = tl.where(each > 0.0, tl.ceil((target - mass) / each), 1.0)
+    return key_at, above, mass, tl.maximum(tl.minimum(taken, ties), 1.0), each
+
+
+@triton.jit
 def drawn(
-    line, history, asked, sums, heads, best, vocab, chunks,
-    is_small, count,
+    line, history, asked, sums, heads, best, vocab, chunks, is_small, count,
     HAS_HISTORY: tl.constexpr, CHUNKS: tl.constexpr, IS_ONE_TILE: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
@@ -187,29 +211,17 @@ def drawn(
     keep = total_of(sums, 4, chunks, CHUNKS)
     kept = total_of(sums, 10, chunks, CHUNKS)
     if (top_k > 0) & (top_k < vocab):
-        key_at = threshold(
+        key_at, above, mass, taken, each = prefix(
             line, history, asked, heads, is_small, count, vocab, best, keys, weights, top_k,
             True, False, HAS_HISTORY, IS_ONE_TILE, TILE,
         )  # fmt: skip
-        above, mass, ties, each = around(
-            line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
-        HAS_HISTORY, IS_ONE_TILE, TILE,
-        )  # fmt: skip
-        taken = tl.minimum(top_k - above, ties)
         keep = tl.minimum(keep, above + taken)
         kept = mass + taken * each
     if top_p < 1.0:
-        target = top_p * kept
-        key_at = threshold(
-            line, history, asked, heads, is_small, count, vocab, best, keys, weights, target,
-            False, False, HAS_HISTORY, IS_ONE_TILE, TILE,
+        key_at, above, mass, taken, each = prefix(
+            line, history, asked, heads, is_small, count, vocab, best, keys, weights,
+            top_p * kept, False, False, HAS_HISTORY, IS_ONE_TILE, TILE,
         )  # fmt: skip
-        above, mass, ties, each = around(
-            line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
-        HAS_HISTORY, IS_ONE_TILE, TILE,
-        )  # fmt: skip
-        taken = tl.where(each > 0.0, tl.ceil((target - mass) / each), 1.0)
-        taken = tl.maximum(tl.minimum(taken, ties), 1.0)
         if above + taken < keep:
             keep = above + taken
             kept = mass + taken * each
@@ -220,27 +232,16 @@ def drawn(
             kept = total_of(sums, 11, chunks, CHUNKS)
     keep = tl.maximum(keep, 1.0)  # the best always stays, and its weight is 1
     target = tl.load(asked + UNIFORM) * tl.maximum(kept, 1.0)
-    key_at = threshold(
+    key_at, above, mass, taken, each = prefix(
         line, history, asked, heads, is_small, count, vocab, best, keys, weights, target,
         False, True, HAS_HISTORY, IS_ONE_TILE, TILE,
     )  # fmt: skip
-    above, mass, ties, each = around(
-        line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
-        HAS_HISTORY, IS_ONE_TILE, TILE,
-    )  # fmt: skip
-    taken = tl.where(each > 0.0, tl.floor((target - mass) / each) + 1.0, 1.0)
-    taken = tl.maximum(tl.minimum(taken, ties), 1.0)
     rank = tl.minimum(tl.minimum(above + taken, keep), count.to(tl.float64))
     if rank < above + taken:  # by rounding only: the last that is left
-        key_at = threshold(
+        key_at, above, mass, taken, each = prefix(
             line, history, asked, heads, is_small, count, vocab, best, keys, weights, rank,
             True, False, HAS_HISTORY, IS_ONE_TILE, TILE,
         )  # fmt: skip
-        above, mass, ties, each = around(
-            line, history, asked, heads, is_small, count, vocab, best, keys, weights, key_at,
-        HAS_HISTORY, IS_ONE_TILE, TILE,
-        )  # fmt: skip
-        taken = rank - above
     return token_at(
         line, history, asked, heads, is_small, count, vocab, key_at, taken.to(tl.int32),
         HAS_HISTORY, TILE,

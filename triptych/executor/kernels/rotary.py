@@ -59,34 +59,11 @@ def write(
 
 @triton.jit
 def rotate_and_write_kernel(
-    qkv,
-    cosines,
-    sines,
-    out,
-    keys,
-    values,
-    slots,
-    key_scales,
-    value_scales,
-    heads,
-    kv_heads,
-    block_size,
-    half,
-    qkv_stride,
-    angle_stride,
-    out_stride,
-    key_block,
-    key_row,
-    key_head,
-    value_block,
-    value_row,
-    value_head,
-    scale_block,
-    scale_row,
-    KIND: tl.constexpr,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-):
+    qkv, cosines, sines, out, keys, values, slots, key_scales, value_scales,
+    heads, kv_heads, block_size, half, qkv_stride, angle_stride, out_stride,
+    key_block, key_row, key_head, value_block, value_row, value_head, scale_block, scale_row,
+    KIND: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
     """HEADS query heads of a token, or (last along axis 1) HEADS of its keys and values."""
     token = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * HEADS
