@@ -185,9 +185,7 @@ def test_an_empty_sequence_among_others(device):
     lengths, ends = [20, 0, 9], [52, 16, 30]
     args = case(device, lengths, ends)
     parts = [(20, 52), (9, 30)]
-    mask = packed(
-        [BlockMask.of(causal(*one, 16, 16)[None].to(device), 16, 16) for one in parts]
-    )
+    mask = packed([BlockMask.of(causal(*one, 16, 16)[None].to(device), 16, 16) for one in parts])
     mine = sparse_prefill(**args, blocks=mask, scale=0.2)
     close(mine, twin.sparse_prefill(**args, blocks=mask, scale=0.2), torch.float32)
     none = BlockMask(mask.counts[:, :0], mask.indices[:, :0], 16, 16)

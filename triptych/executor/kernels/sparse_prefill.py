@@ -124,7 +124,7 @@ def _sparse_prefill(
     acc = tl.zeros([TILE_Q, WIDTH], tl.float32)
     top = tl.full([TILE_Q], float("-inf"), tl.float32)
     total = tl.zeros([TILE_Q], tl.float32)
-    for step in range(0, whole * PARTS):
+    for step in range(whole * PARTS):
         first = tl.load(listed + step // PARTS) * TILE_K + step % PARTS * STEP
         acc, top, total = _attend_tile(
             acc, top, total, q, keys, values, key_scales, value_scales, table, first, positions,
