@@ -39,7 +39,7 @@ class Modality:
     columns: int = 64
     diagonals: int = 256
     probes: int = 64
-    band: int = 32
+    band: int = 16
     """Lags on either side of a grid's phase."""
     grid_share: float = 0.5
     """Weight beyond the nearest tile that a grid must hold."""

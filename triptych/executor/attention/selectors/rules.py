@@ -93,6 +93,11 @@ def density(mask: BlockMask, rows: int, context: int) -> float:
 def recall(mask: BlockMask, view: View, rows: Tensor) -> Tensor:
     """Share of the true softmax's mass that lies in kept tiles: float32 (heads, rows), exact, for
     the given rows of the view."""
+    return (view.weights(rows) * kept_keys(mask, view, rows)).sum(-1)
+
+
+def kept_keys(mask: BlockMask, view: View, rows: Tensor) -> Tensor:
+    """bool (heads, rows, context): which keys lie in tiles that the given rows keep."""
     kept = mask.keep(view.context).repeat_interleave(view.heads // mask.counts.shape[0], 0)
     kept = kept[:, rows // mask.tile_q].repeat_interleave(mask.tile_k, 2)
-    return (view.weights(rows) * kept[..., : view.context]).sum(-1)
+    return kept[..., : view.context]
