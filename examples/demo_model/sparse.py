@@ -113,7 +113,7 @@ class DemoModel:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        _mask: Tensor | None,
         scaling: float,
         **_others: Any,
     ) -> tuple[Tensor, None]:

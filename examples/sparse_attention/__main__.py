@@ -17,10 +17,12 @@ import torch
 from cli.compare import write_into
 from cli.progress import Bar
 from examples.sparse_attention.measure import Loss, Sample
-from examples.sparse_attention.plot import Panel, draw
+from examples.sparse_attention.plot import Panel, Point, draw
 from examples.sparse_attention.settings import BOUND, Setting, large, small
 from examples.sparse_attention.synthetic import context
 from triptych.executor.attention.selectors.rules import Rules
+
+RECALL = "recall of attention mass"
 
 
 class Row(NamedTuple):
@@ -52,21 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began, bar = time.process_time(), Bar()
     demo, dense = demo_rows(words.questions, words.prompts, bar)
     panels = [
-        Panel("Demo model, 280 to 550 tokens, tiles of 16", "recall of attention", lines(demo)),
+        Panel(
+            "Demo model, 280 to 550 tokens, tiles of 16", "recall of attention mass", lines(demo)
+        ),
         Panel(
             f"Demo model, {words.questions} questions",
             "answers that are right",
-            {name: [(x, y, None) for x, y, _ in points]
-             for name, points in lines(demo, is_accuracy=True).items()},
+            lines(demo, is_accuracy=True),
             dense,
         ),
-    ]  # fmt: skip
+    ]
     heading = f"Demo model, tiles of 16; {words.questions} questions, {dense:.1%} right when dense:"
     parts = [heading, table(demo)]
     for frames in map(int, words.frames.split(",")):
         rows, tokens = synthetic_rows(frames, bar)
         name = f"Synthetic video, {frames} frames, {tokens:,} tokens, tiles of 128"
-        panels.append(Panel(name, "recall of attention", lines(rows)))
+        panels.append(Panel(name, RECALL, lines(rows)))
         parts += [f"{name}:", table(rows)]
     bar.done()
     parts.append(f"{time.process_time() - began:.0f} s of one core, torch {torch.__version__}.")
@@ -100,7 +103,9 @@ def demo_rows(questions: int, prompts: int, bar: Bar) -> tuple[list[Row], float]
         told = f"demo model: {setting.family}, {setting.label}"
         bar(told, share)
         row = row_of(setting, [sample.loss(setting.selector) for sample in samples])
-        rows.append(row._replace(accuracy=right(model, groups, setting, bar, told, share)))
+        if setting.family != BOUND:
+            row = row._replace(accuracy=right(model, groups, setting, bar, told, share))
+        rows.append(row)
     return rows, dense
 
 
@@ -140,14 +145,15 @@ def row_of(setting: Setting, losses: Sequence[Loss]) -> Row:
     )
 
 
-def lines(
-    rows: Sequence[Row], *, is_accuracy: bool = False
-) -> dict[str, list[tuple[float, float, float | None]]]:
+def lines(rows: Sequence[Row], *, is_accuracy: bool = False) -> dict[str, list[Point]]:
     """Points of the plot by family."""
-    found: dict[str, list[tuple[float, float, float | None]]] = {}
+    found: dict[str, list[Point]] = {}
     for row in rows:
-        y = row.accuracy if is_accuracy and row.accuracy is not None else row.recall
-        found.setdefault(row.setting.family, []).append((row.density, y, row.low))
+        y = row.accuracy if is_accuracy else row.recall
+        if y is None:
+            continue
+        low = None if is_accuracy else row.low
+        found.setdefault(row.setting.family, []).append((row.density, y, low))
     return found
 
 
@@ -155,12 +161,13 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown."""
     head = ["selector", "setting", "density", "recall", "nine tenths reach", "error of outputs"]
     has_answers = rows[0].accuracy is not None
-    head += ["right answers"] if has_answers else []
+    head += ["right answers"] * has_answers
     text = ["| " + " | ".join(head) + " |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
     for row in rows:
         figures = [row.density, row.recall, row.low, row.error]
-        figures += [row.accuracy] if row.accuracy is not None else []
         cells = [row.setting.family, row.setting.label, *(f"{one:.1%}" for one in figures)]
+        if has_answers:
+            cells.append("" if row.accuracy is None else f"{row.accuracy:.1%}")
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text)
 

@@ -62,7 +62,8 @@ def tile_mass(view: View) -> Tensor:
     if known is not None and known[0] is view.query:
         return known[1]
     mass = torch.zeros(view.heads, view.query_tiles, view.key_tiles * view.tile_k)
-    for rows in torch.arange(0, view.rows, _STEP).split(_AT_ONCE):
+    for start in range(0, view.rows, _STEP * _AT_ONCE):
+        rows = torch.arange(start, min(start + _STEP * _AT_ONCE, view.rows), _STEP)
         mass[..., : view.context].index_add_(1, rows // view.tile_q, view.weights(rows))
     summed = mass.view(view.heads, view.query_tiles, view.key_tiles, view.tile_k).sum(-1)
     _MASSES[0] = (view.query, summed)

@@ -40,8 +40,8 @@ def context(frames: int, seed: int = 0) -> Context:
     A token's features, each of length 1: *local*, random waves whose product falls off over some
     100 tokens; *grid*, harmonics of the frame's length, alike at one place of all frames; *marks*,
     on for the first text and one visual token of 400; *objects*, one code each for eight blobs that
-    move slowly and are there for a quarter of the frames. Keys are the features, queries the same times the head's
-    weights of ``HEADS``; both with normal noise that puts about 1 on every score.
+    move slowly and are there for a quarter of the frames. Keys are the features, queries the same
+    times the head's weights of ``HEADS``; both with normal noise that puts about 1 on every score.
     """
     dice = torch.Generator().manual_seed(seed)
     per_frame = ROWS * COLUMNS

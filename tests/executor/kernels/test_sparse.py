@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from triptych.core.errors import InvariantBroken
+from triptych.executor.attention.selectors.rules import Rules
+from triptych.executor.attention.selectors.view import VisualSpan
+from triptych.executor.attention.selectors.xattention import XAttention
 from triptych.executor.kernels.block_mask import BlockMask, packed
 from triptych.executor.kernels.reference import sparse as twin
 from triptych.executor.kernels.sparse_prefill import sparse_prefill
@@ -179,6 +182,22 @@ def test_a_row_without_keys_is_zero_and_full_lists_are_plain_attention(device):
     some = sparse_prefill(**args, blocks=BlockMask.of(keep.to(device), 16, 16), scale=0.2)
     assert torch.equal(some[:16], full[:16])
     assert (some[16:] == 0).all()
+
+
+def test_text_rows_answer_as_under_full_lists_bit_for_bit(device):
+    args = case(device, [60], [60], kv_heads=2)
+    keys = args["keys"][args["table"][0, :4].long()].flatten(0, 1)[:60]
+    spans = [VisualSpan(6, 42, (1, 6, 6))]  # tiles 0 and 2, 3 hold text, tile 1 does not
+    results = []
+    for tau in (0.2, 1.0):
+        selector = XAttention(tau, rules=Rules(16, 16, min_tokens=0, sink_tiles=0))
+        mask = selector.select(args["query"], keys, spans, scale=3.0)
+        results.append(sparse_prefill(**args, blocks=mask, scale=3.0))
+    thin, whole = results
+    is_text = torch.ones(60, dtype=torch.bool)
+    is_text[16:32] = False
+    assert torch.equal(thin[is_text], whole[is_text])
+    assert not torch.equal(thin[~is_text], whole[~is_text])
 
 
 def test_an_empty_sequence_among_others(device):
