@@ -39,7 +39,7 @@ class Row(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     """Words of the command line."""
     top = argparse.ArgumentParser(prog="examples.sparse_attention", description=__doc__)
-    top.add_argument("--questions", type=int, default=200, help="asked of the demo model")
+    top.add_argument("--questions", type=int, default=120, help="asked of the demo model")
     top.add_argument("--frames", default="8,29", help="of the synthetic videos, 560 tokens each")
     top.add_argument("--prompts", type=int, default=5, help="whose attention is looked at")
     top.add_argument("--plot", type=Path, help="PNG to write")

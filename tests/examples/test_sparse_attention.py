@@ -93,6 +93,6 @@ def test_the_whole_study_on_little(tmp_path, capsys):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert text.count("| xattention |") == 10
+    assert text.count("| xattention |") == 9
     assert "right when dense" in capsys.readouterr().out
     assert (tmp_path / "plot.png").exists()

@@ -45,8 +45,37 @@ def repair_interpreter() -> None:
     builder.create_dot = lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest)
 
 
+def hasten_interpreter() -> None:
+    """Triton 3.6's interpreter prepares the language anew for every call between device functions,
+    ten milliseconds each. Once a launch is enough for those that see the same modules."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    prepared: set[frozenset[str]] = set()
+    launch = interpreter.GridExecutor.__call__
+
+    def launch_afresh(self, *arguments, **named):
+        prepared.clear()
+        return launch(self, *arguments, **named)
+
+    def call(self, *arguments, **named):
+        seen = self.__dict__.get("seen")
+        if seen is None:
+            names = self.fn.__globals__.items()
+            seen = frozenset(name for name, value in names if value is tl or value is tl.core)
+            self.seen = seen
+        if seen not in prepared:
+            prepared.add(seen)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*arguments, **named)
+
+    interpreter.GridExecutor.__call__ = launch_afresh
+    interpreter.InterpretedFunction.__call__ = call
+
+
 if IS_INTERPRETED and find_spec("triton") is not None:
     repair_interpreter()
+    hasten_interpreter()
 
 
 @pytest.fixture(scope="session")
