@@ -1,5 +1,6 @@
 """Density against what is kept, as a PNG. matplotlib comes with the extra ``bench``."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 from matplotlib import pyplot
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 _INK, _PALE = "#333333", "#8a8a8a"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -56,18 +57,24 @@ def draw(panels: Sequence[Panel], path: Path, bound: str) -> None:
         axis.set_title(panel.title, size=10.5, color=_INK, loc="left")
         axis.set_xlabel("density: share of causal tiles kept", size=9, color=_INK)
         axis.set_ylabel(panel.y, size=9, color=_INK)
-        axis.set_xlim(0.0, 1.0)
+        least = min(point[0] for points in panel.lines.values() for point in points)
+        axis.set_xlim(math.floor(least * 10 - 0.2) / 10, 1.0)
         for each in (axis.xaxis, axis.yaxis):
-            each.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            each.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+            each.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         axis.tick_params(labelsize=8.5, colors=_INK, length=0)
         axis.grid(color="#e4e4e4", lw=0.7)
         for side in ("top", "right", "left", "bottom"):
             axis.spines[side].set_visible(False)
-    handles, names = axes[0, 0].get_legend_handles_labels()
+    named = {}
+    for axis in axes.flat:
+        handles, names = axis.get_legend_handles_labels()
+        named.update(zip(names, handles, strict=True))
+    named[bound] = named.pop(bound)  # the last one
     figure.tight_layout(rect=(0, 0.085, 1, 1), h_pad=2.2, w_pad=2.0)
     figure.legend(
-        handles, names, loc="lower center", bbox_to_anchor=(0.5, 0.022), ncol=4, frameon=False,
-        fontsize=9,
+        list(named.values()), list(named), loc="lower center", bbox_to_anchor=(0.5, 0.022),
+        ncol=4, frameon=False, fontsize=9,
     )  # fmt: skip
     note = (
         "solid: mean over rows · dotted: what nine tenths of the rows reach · "
