@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help serve ask setup runtime test test-fast test-matrix test-ray test-gpu check fmt lint \
-	type imports docs proto bench bench-gpu bench-links bench-conversation bench-overlap \
+	type imports docs proto bench bench-gpu bench-links bench-conversation bench-overlap bench-sparse \
 	reproduce compare overload scaling eval-demo train-demo doctor size clean
 
 help: ## Show this list
@@ -89,6 +89,9 @@ bench-conversation: setup ## Ten turns about three pictures: time and reuse by t
 
 bench-overlap: setup ## What overlap of stages and transfers hides, by switch
 	@exec $(RUN) -m bench overlap $(ARGS)
+
+bench-sparse: setup ## What selectors of sparse attention keep and lose (minutes)
+	@exec $(RUN) -m examples.sparse_attention $(ARGS)
 
 reproduce: setup ## Published results, simulated: docs/reproduction.md (ARGS="--traces DIR 3 9")
 	@exec $(VENV)/bin/triptych reproduce --page docs/reproduction.md \
