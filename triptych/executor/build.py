@@ -3,6 +3,7 @@
 Knows every concrete class of this package. Nobody else does.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from triptych.executor.models import config as model_config
 from triptych.executor.models import decoder, oracle, registry
 from triptych.executor.models.vision import VisionTower
 from triptych.executor.models.weights import Weights
+from triptych.executor.orders import Orders
+from triptych.executor.ranks import Ranks
+from triptych.executor.team import Team
 from triptych.executor.vision import TowerModel, VisionExecutor
 from triptych.inputs import oracle_words
 from triptych.inputs.model_card import ImageGeometry, load_card
@@ -33,9 +37,18 @@ class Executors:
     """The one embedding store that both executors of an instance share."""
     memory_bytes: dict[str, int]
     """Bytes of ``weights``, ``kv`` and ``embedding``."""
+    team: Team | None = None
+    """The other ranks' processes, where there are any."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """See ``core.ports.Executors``."""
+        return () if self.team is None else self.team.pids
 
     def close(self) -> None:
-        """Give the stores back."""
+        """End the followers, give the stores back."""
+        if self.team is not None:
+            self.team.close()
         if self.language is not None:
             self.language.memory.close()
         if self.embeddings is not None:
@@ -75,24 +88,59 @@ def _build_model(
     spec = registry.read_spec(model_config.read(folder))
     _check_geometry(spec.vision, geometry)
     embeddings = _embedding_store(config, role, dtype, spec.vision.out_size, fingerprint, device)
-    memory = language = vision = None
-    with Weights(folder, dtype=DTYPES[dtype], device=device) as weights:
-        if role & {Stage.PREFILL, Stage.DECODE}:
-            layout = decoder.kv_layout(
-                spec.text,
-                block_size=config.cache.block_size,
-                dtype=dtype,
-                model=fingerprint,
-                num_shards=config.model.tensor_parallel,
-            )
-            memory = _kv_store(config, layout, device)
-            readable = embeddings if Stage.PREFILL in role else None
-            model = decoder.Decoder(spec, weights, memory, readable)
-            language = LanguageExecutor(model, memory, readable)
-        if Stage.ENCODE in role and embeddings is not None:
-            tower = TowerModel(VisionTower(spec.vision, weights), geometry)
-            vision = VisionExecutor(tower, embeddings, geometry)
-    return Executors(language, vision, embeddings, _sizes(weights.num_bytes, memory, embeddings))
+    memory = language = vision = team = None
+    num_bytes = 0
+    with ExitStack() as failing:
+        with Weights(folder, dtype=DTYPES[dtype], device=device) as weights:
+            if role & {Stage.PREFILL, Stage.DECODE}:
+                layout = decoder.kv_layout(
+                    spec.text,
+                    block_size=config.cache.block_size,
+                    dtype=dtype,
+                    model=fingerprint,
+                    num_shards=config.model.tensor_parallel,
+                )
+                memory = _kv_store(config, layout, device)
+                if _has_processes(config):
+                    team = _team(folder, config, memory, device)
+                    failing.callback(team.close)
+                readable = embeddings if Stage.PREFILL in role else None
+                ranks = team or Ranks(layout.num_shards)
+                model = decoder.Decoder(spec, weights, memory, readable, ranks)
+                language = LanguageExecutor(model, memory, readable)
+            if Stage.ENCODE in role and embeddings is not None:
+                tower = TowerModel(VisionTower(spec.vision, weights), geometry)
+                vision = VisionExecutor(tower, embeddings, geometry)
+        if team is not None:
+            num_bytes = team.join()
+        failing.pop_all()
+    sizes = _sizes(weights.num_bytes + num_bytes, memory, embeddings)
+    return Executors(language, vision, embeddings, sizes, team)
+
+
+def _has_processes(config: Config) -> bool:
+    return config.model.parallel == "processes" and config.model.tensor_parallel > 1
+
+
+def _team(folder: Path, config: Config, memory: BlockStore, device: str) -> Team:
+    """The other ranks, which load their weights while we load ours."""
+    if memory.fd < 0:
+        raise ConfigError(
+            f"model.parallel: processes share the KV store's memory, which those on {device} cannot"
+        )
+    orders = Orders(
+        path=str(folder),
+        dtype=memory.layout.dtype,
+        rank=1,
+        threads=config.model.threads,
+        layout=memory.layout,
+        num_blocks=memory.num_blocks,
+        store=memory.fd,
+        meeting=-1,
+        start_s=config.cluster.start_timeout_s,
+        timeout_s=config.cluster.timeout_s,
+    )
+    return Team(orders, memory)
 
 
 def _build_oracle(
@@ -101,6 +149,8 @@ def _build_oracle(
     embeddings = _embedding_store(config, role, "uint8", oracle.WIDTH, fingerprint, "cpu")
     memory = language = vision = None
     if role & {Stage.PREFILL, Stage.DECODE}:
+        if _has_processes(config):
+            raise ConfigError("model.parallel: the oracle computes nothing that processes could")
         layout = oracle.kv_layout(
             block_size=config.cache.block_size,
             model=fingerprint,
