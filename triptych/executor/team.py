@@ -45,8 +45,9 @@ class Team:
         self._is_over = False
         try:
             for rank in range(1, num_ranks):
-                own = msgspec.structs.replace(self._orders, rank=rank)
-                self._followers.append(_Follower(own))
+                follower = _Follower(msgspec.structs.replace(self._orders, rank=rank))
+                self._followers.append(follower)
+                follower.begin()
         except OSError as error:
             self.close()
             raise Unavailable(f"a follower cannot be started: {error}") from error
@@ -102,6 +103,7 @@ class _Follower:
     """One process, which dies with this one or at its word."""
 
     def __init__(self, orders: Orders) -> None:
+        self._orders = orders
         self._name = f"rank {orders.rank}"
         self._connection, theirs = socket.socketpair()
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
@@ -120,21 +122,25 @@ class _Follower:
         finally:
             theirs.close()
         self.pid = self._process.pid
-        self._start_s, self._timeout_s = orders.start_s, orders.timeout_s
-        self._connection.settimeout(self._start_s)
-        send(self._connection, msgspec.msgpack.encode(orders))
+
+    def begin(self) -> None:
+        """Tell it what it is. Raises OSError."""
+        self._connection.settimeout(self._orders.start_s)
+        send(self._connection, msgspec.msgpack.encode(self._orders))
 
     def ready(self) -> int:
         """Wait for its word that its weights are loaded; their bytes."""
         try:
             word = msgspec.msgpack.decode(receive(self._connection), type=Ready)
         except TimeoutError as error:
-            raise Unavailable(f"{self._name} is not ready after {self._start_s:g} s") from error
+            raise Unavailable(
+                f"{self._name} is not ready after {self._orders.start_s:g} s"
+            ) from error
         except (OSError, EOFError) as error:
             raise Unavailable(f"{self._name} ended while it started") from error
         if word.error:
             raise ConfigError(f"{word.error} ({self._name})")
-        self._connection.settimeout(self._timeout_s)
+        self._connection.settimeout(self._orders.timeout_s)
         return word.num_bytes
 
     def tell(self, data: bytes) -> None:
