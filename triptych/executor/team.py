@@ -133,9 +133,8 @@ class _Follower:
         try:
             word = msgspec.msgpack.decode(receive(self._connection), type=Ready)
         except TimeoutError as error:
-            raise Unavailable(
-                f"{self._name} is not ready after {self._orders.start_s:g} s"
-            ) from error
+            late = f"{self._name} is not ready after {self._orders.start_s:g} s"
+            raise Unavailable(late) from error
         except (OSError, EOFError) as error:
             raise Unavailable(f"{self._name} ended while it started") from error
         if word.error:
