@@ -79,8 +79,13 @@ def main(number: int) -> int:
     send(connection, msgspec.msgpack.encode(Ready(follower.num_bytes)))
     follower.join(orders)
     decoder = msgspec.msgpack.Decoder(LanguagePlan)
-    while True:
-        follower.compute(decoder.decode(receive(connection)))
+    try:
+        while True:
+            follower.compute(decoder.decode(receive(connection)))
+    except (EOFError, OSError):
+        return 0
+    except RuntimeError as error:
+        sys.exit(f"rank {orders.rank} ends: {error}")
 
 
 def _end_with_leader(number: int) -> None:

@@ -21,6 +21,7 @@ _C10D: Any = distributed
 """Its classes are only half typed."""
 _HOST = "127.0.0.1"
 """Ranks share memory, so they are on one host, and nobody beyond it can reach them."""
+_SMALL_BYTES = 65_536
 
 
 class Share(NamedTuple):
@@ -98,12 +99,17 @@ class ProcessRanks:
         overwritten: the bits of ``Ranks.total``.
 
         Of two numbers the order does not matter. More are added in the order of ranks, which
-        gloo's own sum does not: every rank adds up its part of the tensor, then all is gathered.
+        gloo's own sum does not: every rank adds up its part of the tensor, then all is gathered;
+        of a small tensor every rank adds up all, which is one meeting less.
         """
         (own,), group, num_ranks = summands, self._joined, self._share.num_ranks
         if num_ranks <= 2:
             group.allreduce([own]).wait()
             return own
+        if own.nbytes <= _SMALL_BYTES:
+            found = own.new_empty((num_ranks, *own.shape))
+            group.allgather([list(_bytes(found).unbind())], [_bytes(own)]).wait()
+            return _in_order(found.unbind())
         flat = own.flatten()
         padded = functional.pad(flat, (0, -len(flat) % num_ranks)).view(num_ranks, -1)
         found = torch.empty_like(padded)
