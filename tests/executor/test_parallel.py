@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,8 +26,8 @@ from triptych.executor.block_store import BlockStore
 from triptych.executor.build import _team
 from triptych.executor.models.oracle import kv_layout
 from triptych.executor.orders import Orders
-from triptych.executor.ranks import ProcessRanks, Ranks, Share
-from triptych.executor.team import Team
+from triptych.executor.ranks import ProcessRanks, Ranks, Share, make_board
+from triptych.executor.team import Team, _mesh
 
 IMAGE = 690
 TEAMS = [("demo", 2), ("wide", 2), ("wide", 4)]
@@ -77,29 +76,36 @@ def test_sums_are_those_of_ranks_inside_to_the_bit(num_ranks: int, dtype: torch.
     shapes = [(1, 1), (1, 7), (17, 3), (257, 259)]
     summands = [[torch.randn(shape).to(dtype) for _ in range(num_ranks)] for shape in shapes]
     wanted = [Ranks(num_ranks).total(own) for own in summands]
-    meeting = os.memfd_create("meeting")
+    board, ends = make_board(num_ranks), _mesh(num_ranks)
 
     def rank(index: int) -> list[torch.Tensor]:
         with torch.inference_mode():
-            ranks = ProcessRanks(Share(index, num_ranks))
-            ranks.join(meeting, start_s=PATIENCE_S, timeout_s=PATIENCE_S)
+            ranks = ProcessRanks(Share(index, num_ranks), board, ends[index], PATIENCE_S)
             found = [ranks.total([own[index].clone()]) for own in summands]
-            word = torch.full((3, 5), float(index), dtype=dtype)
+            word = torch.full((299, 301), float(index), dtype=dtype)
             ranks.spread(word)
-            ranks.leave()
+            ranks.close()
             return [*found, word]
 
     with ThreadPoolExecutor(num_ranks) as pool:
         everywhere = list(pool.map(rank, range(num_ranks)))
-    os.close(meeting)
+    os.close(board)
     for *found, word in everywhere:
         assert all(map(torch.equal, found, wanted))
         assert not word.any(), "what rank 0 said"
 
 
 def test_nobody_sums_up_alone():
-    with pytest.raises(RuntimeError, match="has left"):
-        ProcessRanks(Share(0, 2)).total([torch.ones(1)])
+    board, ends = make_board(3), _mesh(3)
+    ranks = ProcessRanks(Share(0, 3), board, ends[0], 0.05)
+    with pytest.raises(InstanceLost, match="silent"):
+        ranks.total([torch.ones(1)])
+    for end in (*ends[1], *ends[2]):
+        end.close()
+    with pytest.raises(InstanceLost, match="gone"):
+        ranks.total([torch.ones(1)])
+    ranks.close()
+    os.close(board)
 
 
 def test_tokens_of_prefill_chunks_decode_and_prefix_hits(team, folders):
@@ -312,30 +318,30 @@ def test_a_start_that_fails_leaves_nobody(folders, tmp_path: Path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("start_s", "error", "message"),
     [
-        ({"path": "/nowhere"}, ConfigError, r"model\.path: .*\(rank 1\)"),
-        ({"start_s": 0.01}, Unavailable, "rank 1 is not ready after 0.01 s"),
+        (PATIENCE_S, ConfigError, r"model\.path: .*\(rank 1\)"),
+        (0.01, Unavailable, "rank 1 is not ready after 0.01 s"),
     ],
 )
-def test_what_a_follower_says_of_its_start_is_heard(folders, change, error, message: str):
+def test_what_a_follower_says_of_its_start_is_heard(start_s: float, error, message: str):
     layout = kv_layout(block_size=4, model="x", num_shards=2)
     memory = BlockStore(layout, 3)
     orders = Orders(
-        path=str(folders["wide"]),
+        path="/nowhere",
         dtype="float32",
         rank=1,
         threads=1,
         layout=layout,
         num_blocks=3,
         store=memory.fd,
-        meeting=-1,
-        start_s=PATIENCE_S,
+        board=-1,
+        peers=(),
         timeout_s=PATIENCE_S,
     )
-    made = Team(msgspec.structs.replace(orders, **change), memory)
+    made = Team(orders, memory, start_s)
     with pytest.raises(error, match=message):
-        made.join()
+        made.ready()
     made.close()
     assert gone(made.pids)
     memory.close()

@@ -158,7 +158,7 @@ def _build_model(
         if Stage.ENCODE in stores.role and stores.embeddings is not None:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
             vision = VisionExecutor(tower, stores.embeddings, geometry)
-    num_bytes = weights.num_bytes + (stores.team.join() if stores.team is not None else 0)
+    num_bytes = weights.num_bytes + (stores.team.ready() if stores.team is not None else 0)
     return Executors(language, vision, stores.embeddings, stores.sizes(num_bytes), stores.team)
 
 
@@ -180,11 +180,11 @@ def _team(folder: Path, config: Config, memory: BlockStore, device: str) -> Team
         layout=memory.layout,
         num_blocks=memory.num_blocks,
         store=memory.fd,
-        meeting=-1,
-        start_s=config.cluster.start_timeout_s,
+        board=-1,
+        peers=(),
         timeout_s=config.cluster.timeout_s,
     )
-    return Team(orders, memory)
+    return Team(orders, memory, config.cluster.start_timeout_s)
 
 
 def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> Executors:

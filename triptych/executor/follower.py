@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, InstanceLost
 from triptych.core.plan import LanguagePlan
 from triptych.executor.attention.plan import Planner
 from triptych.executor.batch import Batcher
@@ -40,7 +40,9 @@ class Follower:
         memory = BlockStore(layout, orders.num_blocks, device=_DEVICE, fd=orders.store)
         self._dtype = DTYPES[orders.dtype]
         self._width = spec.text.hidden_size
-        self._ranks = ProcessRanks(Share(orders.rank, layout.num_shards))
+        share = Share(orders.rank, layout.num_shards)
+        peers = [socket.socket(fileno=number) for number in orders.peers]
+        self._ranks = ProcessRanks(share, orders.board, peers, orders.timeout_s)
         with Weights(Path(orders.path), dtype=self._dtype, device=_DEVICE) as weights:
             self._layers = Layers(spec.text, weights, memory, self._ranks)
         self.num_bytes = weights.num_bytes
@@ -52,13 +54,9 @@ class Follower:
             device=_DEVICE,
         )
 
-    def join(self, orders: Orders) -> None:
-        """Meet the other ranks. Raises RuntimeError."""
-        self._ranks.join(orders.meeting, start_s=orders.start_s, timeout_s=orders.timeout_s)
-
     @torch.inference_mode()
     def compute(self, plan: LanguagePlan) -> None:
-        """This rank's part of a step. Raises RuntimeError if another rank is gone."""
+        """This rank's part of a step. Raises InstanceLost if another rank is gone."""
         batch = self._batcher.make(plan)
         x = torch.empty(plan.num_tokens, self._width, dtype=self._dtype)
         self._ranks.spread(x)
@@ -77,14 +75,13 @@ def main(number: int) -> int:
         send(connection, msgspec.msgpack.encode(Ready(error=str(error))))
         return 1
     send(connection, msgspec.msgpack.encode(Ready(follower.num_bytes)))
-    follower.join(orders)
     decoder = msgspec.msgpack.Decoder(LanguagePlan)
     try:
         while True:
             follower.compute(decoder.decode(receive(connection)))
     except (EOFError, OSError):
         return 0
-    except RuntimeError as error:
+    except (RuntimeError, InstanceLost) as error:
         sys.exit(f"rank {orders.rank} ends: {error}")
 
 

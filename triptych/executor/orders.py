@@ -1,7 +1,6 @@
 """What a leader and its followers say to each other, and how: msgpack frames over a socket pair.
 
-Not by gloo: a plan has no size that is known before, nobody can wait for gloo without an end, and a
-socket tells at once that its other end is gone. Knows no process and no tensor.
+A socket tells at once that its other end is gone. Knows no process and no tensor.
 """
 
 import socket
@@ -28,9 +27,9 @@ class Orders(msgspec.Struct, frozen=True):
     num_blocks: int
     store: int
     """Descriptor of the KV store's memfd."""
-    meeting: int
-    """Descriptor that the ranks meet through; see ``ProcessRanks.join``."""
-    start_s: float
+    board: int
+    peers: tuple[int, ...]
+    """Descriptors of what ``ProcessRanks`` is made of."""
     timeout_s: float
 
 

@@ -6,22 +6,21 @@ of them one after the other: a test bed for moving KV between instances of diffe
 speed-up. ``ProcessRanks`` is one rank among processes. Knows no layers, and starts no process.
 """
 
+import mmap
+import os
+import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed
-from torch.nn import functional
+from torch import Tensor
 
+from triptych.core.errors import InstanceLost
 from triptych.core.plan import LanguagePlan
 
-_C10D: Any = distributed
-"""Its classes are only half typed."""
-_HOST = "127.0.0.1"
-"""Ranks share memory, so they are on one host, and nobody beyond it can reach them."""
-_SMALL_BYTES = 65_536
+_PIECE_BYTES = 262_144
+"""Of a summand; so many stay in a core's cache while they are added up."""
 
 
 class Share(NamedTuple):
@@ -49,7 +48,10 @@ class Ranks:
     def total(self, summands: Sequence[Tensor]) -> Tensor:
         """The sum over all ranks of what each of ``shares`` made, added in the order of ranks:
         every run gives the same bits."""
-        return _in_order(summands)
+        result = summands[0]
+        for summand in summands[1:]:
+            result = result + summand
+        return result
 
     def step(self, plan: LanguagePlan, x: Tensor) -> AbstractContextManager[None]:  # noqa: ARG002
         """Around the layers of a step whose rows are ``x``: nobody else has to hear of it."""
@@ -57,81 +59,82 @@ class Ranks:
 
 
 class ProcessRanks:
-    """One rank of ``share.num_ranks``, each in a process of its own, joined through gloo.
+    """One rank of several, each in a process of its own on this host.
 
-    Who waits for another rank sleeps. Every method but ``leave`` is called by all ranks in the same
-    order; each raises RuntimeError if a rank is gone, or silent for the time given to ``join``.
+    Summands lie on a board that all have mapped, piece by piece, and who has written tells every
+    other rank by one byte over a socket: whoever waits sleeps. ``spread`` and ``total`` are called
+    by all ranks in the same order; they raise InstanceLost if a rank is gone, or silent for
+    ``timeout_s``. ``board`` is a descriptor that ``make_board`` made, ``peers`` lead to the others.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(
+        self, share: Share, board: int, peers: Sequence[socket.socket], timeout_s: float
+    ) -> None:
         self.shares: tuple[Share, ...] = (share,)
         """Of the rank that this process computes."""
-        self._share = share
-        self._group: Any = None
+        self._rank = share.rank
+        self._peers = tuple(peers)
+        for peer in peers:
+            peer.settimeout(timeout_s)
+        memory = mmap.mmap(board, _board_bytes(share.num_ranks), flags=mmap.MAP_SHARED)
+        flat = torch.frombuffer(memory, dtype=torch.uint8)
+        # Two sides: who is a meeting ahead writes on one while the other is still being read, and
+        # nobody can be two ahead.
+        self._board = flat.view(2, share.num_ranks, _PIECE_BYTES)
+        self._side = 0
 
-    def join(self, meeting: int, *, start_s: float, timeout_s: float) -> None:
-        """Wait up to ``start_s`` for all ranks. ``meeting`` is a descriptor of a memfd that they
-        have in common; it stays open until ``leave``. ``timeout_s`` bounds every later wait."""
-        # Without a number of workers the store does nothing at its end, when whose file the
-        # descriptor is could be another matter.
-        store = _C10D.FileStore(f"/proc/self/fd/{meeting}")
-        store.set_timeout(timedelta(seconds=start_s))
-        options = _C10D.ProcessGroupGloo._Options()
-        options._devices = [_C10D.ProcessGroupGloo.create_device(hostname=_HOST)]
-        options._timeout = timedelta(seconds=start_s)
-        options._threads = 1
-        rank, num_ranks = self._share
-        group = _C10D.ProcessGroupGloo(store, rank, num_ranks, options)
-        group.barrier().wait()
-        group._set_default_timeout(timedelta(seconds=timeout_s))
-        self._group = group
-
-    def leave(self) -> None:
+    def close(self) -> None:
         """Part from the others. Idempotent."""
-        self._group = None
+        for peer in self._peers:
+            peer.close()
 
     def spread(self, x: Tensor) -> None:
-        """Fill ``x``, of equal shape everywhere, with what it is at rank 0."""
-        self._joined.broadcast(x, 0).wait()
+        """Fill ``x``, contiguous and of equal shape everywhere, with what it is at rank 0."""
+        for piece in _pieces(x):
+            said = self._board[self._side, 0, : piece.nbytes].view(x.dtype)
+            if self._rank == 0:
+                said.copy_(piece)
+            self._meet()
+            if self._rank != 0:
+                piece.copy_(said)
 
     def total(self, summands: Sequence[Tensor]) -> Tensor:
-        """The sum over all ranks, whose summand here is the only one of ``summands`` and may be
-        overwritten: the bits of ``Ranks.total``.
+        """The sum over all ranks, whose summand here is the only one of ``summands``; it is
+        contiguous, and is overwritten. The bits are those of ``Ranks.total``."""
+        (own,) = summands
+        for piece in _pieces(own):
+            found = self._board[self._side, :, : piece.nbytes].view(own.dtype).unbind()
+            found[self._rank].copy_(piece)
+            self._meet()
+            torch.add(found[0], found[1], out=piece)
+            for summand in found[2:]:
+                piece.add_(summand)
+        return own
 
-        Of two numbers the order does not matter. More are added in the order of ranks, which
-        gloo's own sum does not: every rank adds up its part of the tensor, then all is gathered;
-        of a small tensor every rank adds up all, which is one meeting less.
-        """
-        (own,), group, num_ranks = summands, self._joined, self._share.num_ranks
-        if num_ranks <= 2:
-            group.allreduce([own]).wait()
-            return own
-        if own.nbytes <= _SMALL_BYTES:
-            found = own.new_empty((num_ranks, *own.shape))
-            group.allgather([list(_bytes(found).unbind())], [_bytes(own)]).wait()
-            return _in_order(found.unbind())
-        flat = own.flatten()
-        padded = functional.pad(flat, (0, -len(flat) % num_ranks)).view(num_ranks, -1)
-        found = torch.empty_like(padded)
-        group.alltoall_base(_bytes(found), _bytes(padded), [], []).wait()
-        part = _in_order(found.unbind())
-        group.allgather([list(_bytes(padded).unbind())], [_bytes(part)]).wait()
-        return padded.flatten()[: len(flat)].view_as(own)
-
-    @property
-    def _joined(self) -> Any:
-        if self._group is None:
-            raise RuntimeError("this rank has left the others")
-        return self._group
+    def _meet(self) -> None:
+        """Go on when every rank is here."""
+        self._side = 1 - self._side
+        try:
+            for peer in self._peers:
+                peer.send(b".")
+            if all(peer.recv(1) for peer in self._peers):
+                return
+        except OSError as error:
+            raise InstanceLost(f"a rank is gone or silent: {error}") from error
+        raise InstanceLost("a rank is gone")
 
 
-def _in_order(summands: Sequence[Tensor]) -> Tensor:
-    result = summands[0]
-    for summand in summands[1:]:
-        result = result + summand
-    return result
+def make_board(num_ranks: int) -> int:
+    """A memfd that ``num_ranks`` ranks may meet at."""
+    board = os.memfd_create("triptych-board", os.MFD_CLOEXEC)
+    os.truncate(board, _board_bytes(num_ranks))
+    return board
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    """What is moved, not counted: gloo need not know every dtype."""
-    return tensor.view(torch.uint8)
+def _board_bytes(num_ranks: int) -> int:
+    return 2 * num_ranks * _PIECE_BYTES
+
+
+def _pieces(tensor: Tensor) -> list[Tensor]:
+    flat, size = tensor.view(-1), _PIECE_BYTES // tensor.element_size()
+    return [flat[start : start + size] for start in range(0, len(flat), size)]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain, combinations
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from triptych.core.errors import ConfigError, InstanceLost, Unavailable
 from triptych.core.plan import LanguagePlan
 from triptych.executor.block_store import BlockStore
 from triptych.executor.orders import Orders, Ready, bare, receive, send
-from triptych.executor.ranks import ProcessRanks, Share
+from triptych.executor.ranks import ProcessRanks, Share, make_board
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,44 +30,46 @@ class Team:
     """Rank 0 of ``memory.layout.num_shards``, and the processes of the others.
 
     The KV store is one memory that all have mapped, each writing its own runs of a block: whoever
-    reads ``memory.view`` here sees what every rank wrote. ``orders`` are rank 1's. Raises
-    Unavailable if a process cannot be started.
+    reads ``memory.view`` here sees what every rank wrote. ``orders`` are every follower's but for
+    its rank and its descriptors, which are filled in here. ``start_s`` is how long they may take to
+    be ready. Raises Unavailable if a process cannot be started.
     """
 
-    def __init__(self, orders: Orders, memory: BlockStore) -> None:
-        self._orders = msgspec.structs.replace(
-            orders, store=memory.fd, meeting=os.memfd_create("triptych-meeting", os.MFD_CLOEXEC)
-        )
+    def __init__(self, orders: Orders, memory: BlockStore, start_s: float) -> None:
         num_ranks = orders.layout.num_shards
-        self._ranks = ProcessRanks(Share(0, num_ranks))
-        self.shares: tuple[Share, ...] = self._ranks.shares
-        """Of the rank that this process computes."""
+        self._board = make_board(num_ranks)
+        self._start_s = start_s
         self._followers: list[_Follower] = []
         self._is_over = False
+        ends = _mesh(num_ranks)
+        self._ranks = ProcessRanks(Share(0, num_ranks), self._board, ends[0], orders.timeout_s)
+        self.shares: tuple[Share, ...] = self._ranks.shares
+        """Of the rank that this process computes."""
         try:
             for rank in range(1, num_ranks):
-                follower = _Follower(msgspec.structs.replace(self._orders, rank=rank))
+                peers = tuple(end.fileno() for end in ends[rank])
+                own = msgspec.structs.replace(
+                    orders, rank=rank, store=memory.fd, board=self._board, peers=peers
+                )
+                follower = _Follower(own, start_s)
                 self._followers.append(follower)
                 follower.begin()
         except OSError as error:
             self.close()
             raise Unavailable(f"a follower cannot be started: {error}") from error
+        finally:
+            for end in chain.from_iterable(ends[1:]):
+                end.close()
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Processes of the followers."""
         return tuple(follower.pid for follower in self._followers)
 
-    def join(self) -> int:
-        """Wait until all ranks have their weights and know each other; bytes of the followers'
-        weights. Raises ConfigError or Unavailable."""
-        orders = self._orders
-        num_bytes = sum(follower.ready() for follower in self._followers)
-        try:
-            self._ranks.join(orders.meeting, start_s=orders.start_s, timeout_s=orders.timeout_s)
-        except RuntimeError as error:
-            raise Unavailable(f"the ranks did not find each other: {error}") from error
-        return num_bytes
+    def ready(self) -> int:
+        """Wait until all ranks have their weights; bytes of the followers'. Raises ConfigError or
+        Unavailable."""
+        return sum(follower.ready() for follower in self._followers)
 
     def total(self, summands: Sequence[Tensor]) -> Tensor:
         """See ``ProcessRanks.total``."""
@@ -95,15 +98,25 @@ class Team:
             self._is_over = True
             for follower in self._followers:
                 follower.end()
-            self._ranks.leave()
-            os.close(self._orders.meeting)
+            self._ranks.close()
+            os.close(self._board)
+
+
+def _mesh(num_ranks: int) -> list[list[socket.socket]]:
+    """For each rank its ends of sockets to all others."""
+    ends: list[list[socket.socket]] = [[] for _ in range(num_ranks)]
+    for one, other in combinations(range(num_ranks), 2):
+        for rank, end in zip((one, other), socket.socketpair(), strict=True):
+            ends[rank].append(end)
+    return ends
 
 
 class _Follower:
     """One process, which dies with this one or at its word."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, start_s: float) -> None:
         self._orders = orders
+        self._start_s = start_s
         self._name = f"rank {orders.rank}"
         self._connection, theirs = socket.socketpair()
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
@@ -114,7 +127,7 @@ class _Follower:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads},
-                pass_fds=(theirs.fileno(), orders.store, orders.meeting),
+                pass_fds=(theirs.fileno(), orders.store, orders.board, *orders.peers),
             )
         except BaseException:
             self._connection.close()
@@ -125,7 +138,7 @@ class _Follower:
 
     def begin(self) -> None:
         """Tell it what it is. Raises OSError."""
-        self._connection.settimeout(self._orders.start_s)
+        self._connection.settimeout(self._start_s)
         send(self._connection, msgspec.msgpack.encode(self._orders))
 
     def ready(self) -> int:
@@ -133,7 +146,7 @@ class _Follower:
         try:
             word = msgspec.msgpack.decode(receive(self._connection), type=Ready)
         except TimeoutError as error:
-            late = f"{self._name} is not ready after {self._orders.start_s:g} s"
+            late = f"{self._name} is not ready after {self._start_s:g} s"
             raise Unavailable(late) from error
         except (OSError, EOFError) as error:
             raise Unavailable(f"{self._name} ended while it started") from error
