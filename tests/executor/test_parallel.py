@@ -241,7 +241,7 @@ def test_a_leader_that_fails_within_a_step_ends_the_team(pair):
 
 
 def test_close_ends_all_and_leaves_nothing(folders, no_leak):
-    for _ in range(3):
+    for _ in range(2):
         made = executors(folders["wide"], num_ranks=2, parallel="processes")
         begun(made)
         made.close()

@@ -85,6 +85,7 @@ async def test_who_loses_a_rank_is_replaced_and_no_request_is_lost(plain) -> Non
     """A follower is killed under load, one while nothing is to be done, and a leader."""
     seen: list[psutil.Process] = []
     async with flow(cluster("E1,P2,D1", "{P = TWO, D = TWO}", "process")) as running:
+        await replaced(running, "nobody")
         for name, pid in pids(running).items():
             found = followers(pid)
             assert len(found) == (0 if name.startswith("encode") else 1)
