@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from cluster.bulletin import Bulletin
+from cluster.followers import watch
 from cluster.host import InstanceSpec
 from cluster.instance import HostedInstance, Parts, Rows, Service
 from cluster.machine import Machine, ThisMachine
@@ -128,13 +129,16 @@ class _Assembly:
         self._censuses.append(lambda: (self._outbox.census() + self._receiver.census(), {}))
         publishing = Publishing(self._spec, self._bulletin, self._sessions, self._links)
         self._closing.push_async_callback(publishing.close)
+        pumps = [pump.run() for pump in self._pumps]
+        if self._executors.pids:
+            pumps.append(watch(self._executors.pids))
         instance = HostedInstance(
             Parts(
                 description=self._describe(endpoint),
                 services=self._services,
                 lending=self._lending,
                 sessions=self._sessions,
-                pumps=tuple(pump.run() for pump in self._pumps),
+                pumps=tuple(pumps),
                 censuses=tuple(self._censuses),
                 checks=tuple(self._checks) if self._spec.config.cluster.verify_idle else (),
                 close=self.close,

@@ -88,6 +88,7 @@ class Computing(msgspec.Struct, frozen=True):
     vision: "SimulatedVision | None"
     embeddings: EmptyMemory | None
     memory_bytes: dict[str, int]
+    pids: tuple[int, ...] = ()
 
     def close(self) -> None:
         """Nothing was taken."""

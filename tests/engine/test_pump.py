@@ -10,6 +10,7 @@ from tests.patience import PATIENCE_S
 from triptych.cache.kv import KvCache
 from triptych.core.clock import ManualClock, MonotonicClock
 from triptych.core.config import EngineConfig
+from triptych.core.errors import InstanceLost
 from triptych.core.plan import LanguageResult
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Drew, Dropped, Ended
@@ -124,6 +125,23 @@ async def test_failure_fails_the_jobs_of_its_step_and_the_pump_goes_on(hall, fai
     assert hall.tokens("good") == expected(good)
     assert hall.engine.is_idle
     assert hall.engine.census()[0] == []
+
+
+async def test_the_loss_of_what_computes_ends_the_pump_and_answers_nobody():
+    """The jobs are not over: who has them learns it by the end of a session, and tries again."""
+    hall = Hall()
+
+    def lose(plan):
+        raise InstanceLost("a rank is gone")
+
+    hall.breaks["a"] = lose
+    running = asyncio.create_task(hall.pump.run())
+    hall.submit(make_job("a", range(30)))
+    with pytest.raises(InstanceLost, match="a rank is gone"):
+        async with asyncio.timeout(PATIENCE_S):
+            await running
+    assert hall.ends() == {}
+    await hall.pump.close()
 
 
 async def test_idle_pump_does_nothing(hall):

@@ -12,7 +12,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests import checkpoints
-from triptych.core.config import CacheConfig, Config, ModelConfig
+from tests.patience import PATIENCE_S
+from triptych.core.config import CacheConfig, ClusterConfig, Config, ModelConfig
 from triptych.core.hashing import digest
 from triptych.core.ids import BlockId, JobId
 from triptych.core.lifecycle import Role, Stage
@@ -32,12 +33,20 @@ EPD: Role = frozenset(Stage)
 
 
 def executors(
-    path: Path | str, role: Role = EPD, *, dtype: str = "float32", num_ranks: int = 1, **cache: int
+    path: Path | str,
+    role: Role = EPD,
+    *,
+    dtype: str = "float32",
+    num_ranks: int = 1,
+    parallel: str = "inside",
+    timeout_s: float = PATIENCE_S,
+    **cache: int,
 ) -> Executors:
     """Executors of small stores on a CPU."""
     sizes = {"kv_blocks": 160, "embedding_blocks": 80, "block_size": 16, "embedding_block_size": 7}
-    model = ModelConfig(dtype=dtype, device="cpu", tensor_parallel=num_ranks)
-    config = Config(model=model, cache=CacheConfig(**{**sizes, **cache}))
+    model = ModelConfig(dtype=dtype, device="cpu", tensor_parallel=num_ranks, parallel=parallel)
+    cluster = ClusterConfig(timeout_s=timeout_s, start_timeout_s=2 * PATIENCE_S)
+    config = Config(model=model, cluster=cluster, cache=CacheConfig(**{**sizes, **cache}))
     return build(str(path), config, role, "tiny")
 
 

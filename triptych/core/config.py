@@ -33,10 +33,13 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:N`` or ``auto``."""
     threads: Count = 1
-    """Arithmetic threads of each instance on a CPU."""
+    """Arithmetic threads of each instance on a CPU, and of each rank that is a process."""
     tensor_parallel: Count = 1
-    """Ranks among which one process divides the language model's heads; KV blocks have a run for
-    each. They share one device, so this changes the shape of KV and gains no speed."""
+    """Ranks among which the language model's heads are divided; KV blocks have a run for each."""
+    parallel: str = "inside"
+    """Where these ranks are computed: ``inside``, one after the other in the instance's process,
+    which changes the shape of KV and gains no speed; or ``processes``, each in its own, side by
+    side (on a CPU only)."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -343,6 +346,7 @@ def _check(config: Config) -> None:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.parallel": ("inside", "processes"),
     "engine.order": ("fcfs", "longest_prefix", "mlfq", "edf", "slack"),
     "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),
     "engine.encode_order": ("fcfs", "twsrf", "slack"),

@@ -105,6 +105,11 @@ class Executors(Protocol):
         """Bytes of ``weights``, ``kv`` and ``embedding``."""
         ...
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Other processes that compute for them. When one ends, none of them can go on."""
+        ...
+
     def close(self) -> None:
         """Give the stores back."""
         ...

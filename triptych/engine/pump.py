@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from triptych.core.clock import Clock
-from triptych.core.errors import InvariantBroken
+from triptych.core.errors import InstanceLost, InvariantBroken
 from triptych.engine.outcome import Outcome
 from triptych.engine.step import Engine, Executor, Step
 
@@ -134,9 +134,12 @@ class Pump(Generic[PlanT, ResultT]):
         return asyncio.get_running_loop().call_later(left_s, self._interrupt)
 
     def _finish(self, step: Step[PlanT], future: "asyncio.Future[ResultT]") -> None:
-        """Take in what the thread made of the step. Whatever it raised, only its jobs fail."""
+        """Take in what the thread made of the step. Whatever it raised, only its jobs fail, but for
+        the loss of what computes: then no step can follow."""
         self._is_executing = False
         error = future.exception()
+        if isinstance(error, InstanceLost):
+            raise error
         outcomes: list[Outcome] = []
         if error is None:
             try:

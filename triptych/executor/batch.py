@@ -42,10 +42,11 @@ class Batch:
 
 
 class Batcher:
-    """Makes batches for one model: its merge size, its stores' block sizes, its device."""
+    """Makes batches for one model: its merge size, its stores' block sizes, its device. Without an
+    ``embedding_block_size`` nothing is spliced in: the rows come from elsewhere."""
 
     def __init__(
-        self, planner: Planner, *, merge_size: int, embedding_block_size: int, device: str
+        self, planner: Planner, *, merge_size: int, embedding_block_size: int | None, device: str
     ) -> None:
         self._planner = planner
         self._merge_size = merge_size
@@ -91,6 +92,8 @@ class Batcher:
         rows: list[NDArray[np.int64]] = []
         sources: list[NDArray[np.int64]] = []
         row, size = 0, self._embedding_block_size
+        if size is None:
+            return None
         for segment in segments:
             for placed in segment.items:
                 first = max(placed.item.offset, segment.start)

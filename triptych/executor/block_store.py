@@ -28,12 +28,19 @@ class BlockStore:
     ``tensor`` has the shape ``(num_blocks * layout.num_shards, *layout.shape)``: the run of shard
     ``s`` of block ``b`` is ``b * layout.num_shards + s``. ``view`` are the same bytes on a CPU.
     On a GPU ``view`` is a pinned host copy: ``stage`` fills its blocks from the device before they
-    are sent, ``absorb`` carries received blocks to the device. Raises ConfigError that names
-    ``setting`` when the machine has no room.
+    are sent, ``absorb`` carries received blocks to the device. ``fd`` is a descriptor of another
+    process's store of the same layout, which is mapped then and not made. Raises ConfigError that
+    names ``setting`` when the machine has no room.
     """
 
     def __init__(
-        self, layout: Layout, num_blocks: int, *, device: str = "cpu", setting: str = "num_blocks"
+        self,
+        layout: Layout,
+        num_blocks: int,
+        *,
+        device: str = "cpu",
+        setting: str = "num_blocks",
+        fd: int = -1,
     ) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
@@ -44,7 +51,8 @@ class BlockStore:
         shape = (num_blocks * layout.num_shards, *layout.shape)
         try:
             if torch.device(device).type == "cpu":
-                self.fd, memory = _map(layout.kind, self.num_bytes)
+                self.fd = fd if fd >= 0 else _create(layout.kind, self.num_bytes)
+                memory = _map(self.fd, self.num_bytes)
                 self.view = memoryview(memory)
                 flat = torch.frombuffer(memory, dtype=DTYPES[layout.dtype])
                 self.tensor = flat.view(shape)
@@ -101,13 +109,22 @@ def _check_room(num_bytes: int, setting: str) -> None:
         raise ConfigError(f"{setting}: {num_bytes} bytes do not fit into {installed} of memory")
 
 
-def _map(kind: str, num_bytes: int) -> tuple[int, mmap.mmap]:
-    """A sealed, pre-faulted memfd: its size is fixed, so a peer cannot pull it from under us."""
+def _create(kind: str, num_bytes: int) -> int:
+    """A sealed memfd: its size is fixed, so a peer cannot pull it from under us."""
     fd = os.memfd_create(f"triptych-{kind}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, num_bytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        return fd, mmap.mmap(fd, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _map(fd: int, num_bytes: int) -> mmap.mmap:
+    """All of a memfd, pre-faulted."""
+    try:
+        return mmap.mmap(fd, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
     except OSError:
         os.close(fd)
         raise

@@ -3,6 +3,7 @@
 Knows every concrete class of this package. Nobody else does.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from triptych.executor.models import config as model_config
 from triptych.executor.models import decoder, oracle, registry
 from triptych.executor.models.vision import VisionTower
 from triptych.executor.models.weights import Weights
+from triptych.executor.orders import Orders
+from triptych.executor.ranks import Ranks
+from triptych.executor.team import Team
 from triptych.executor.vision import TowerModel, VisionExecutor
 from triptych.inputs import oracle_words
 from triptych.inputs.model_card import ImageGeometry, load_card
@@ -33,9 +37,18 @@ class Executors:
     """The one embedding store that both executors of an instance share."""
     memory_bytes: dict[str, int]
     """Bytes of ``weights``, ``kv`` and ``embedding``."""
+    team: Team | None = None
+    """The other ranks' processes, where there are any."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """See ``core.ports.Executors``."""
+        return () if self.team is None else self.team.pids
 
     def close(self) -> None:
-        """Give the stores back."""
+        """End the followers, give the stores back."""
+        if self.team is not None:
+            self.team.close()
         if self.language is not None:
             self.language.memory.close()
         if self.embeddings is not None:
@@ -47,9 +60,15 @@ def build(path: str, config: Config, role: Role, fingerprint: str) -> Executors:
     with the oracle. Raises ConfigError that names the key, file or tensor that does not fit."""
     torch.set_num_threads(config.model.threads)
     geometry = load_card(path).image
-    if path == oracle_words.NAME:
-        return _build_oracle(config, role, fingerprint, geometry)
-    return _build_model(Path(path), config, role, fingerprint, geometry)
+    stores = _Stores(config, role, fingerprint)
+    with ExitStack() as failing:
+        failing.callback(stores.close)
+        if path == oracle_words.NAME:
+            made = _build_oracle(config, stores, geometry)
+        else:
+            made = _build_model(Path(path), config, stores, geometry)
+        failing.pop_all()
+    return made
 
 
 def resolve(config: Config) -> tuple[str, str]:
@@ -68,65 +87,123 @@ def resolve(config: Config) -> tuple[str, str]:
     return device, dtype
 
 
+class _Stores:
+    """What an instance of ``role`` holds beside its weights, as it is made."""
+
+    def __init__(self, config: Config, role: Role, fingerprint: str) -> None:
+        self.role = role
+        self.fingerprint = fingerprint
+        self.embeddings: BlockStore | None = None
+        self.kv: BlockStore | None = None
+        self.team: Team | None = None
+        self._cache = config.cache
+
+    def make_embeddings(self, dtype: str, width: int, device: str) -> None:
+        """Where pictures are encoded or prefilled."""
+        if self.role & {Stage.ENCODE, Stage.PREFILL}:
+            size, count = self._cache.embedding_block_size, self._cache.embedding_blocks
+            layout = Layout("embedding", self.fingerprint, dtype, (size, width), size)
+            setting = "cache.embedding_blocks"
+            self.embeddings = BlockStore(layout, count, device=device, setting=setting)
+
+    def make_kv(self, layout: Layout, device: str) -> BlockStore:
+        """The KV store."""
+        count, setting = self._cache.kv_blocks, "cache.kv_blocks"
+        self.kv = BlockStore(layout, count, device=device, setting=setting)
+        return self.kv
+
+    @property
+    def readable(self) -> BlockStore | None:
+        """The embeddings, where they are prefilled."""
+        return self.embeddings if Stage.PREFILL in self.role else None
+
+    def sizes(self, weights: int) -> dict[str, int]:
+        """See ``Executors.memory_bytes``."""
+        return {
+            "weights": weights,
+            "kv": self.kv.num_bytes if self.kv is not None else 0,
+            "embedding": self.embeddings.num_bytes if self.embeddings is not None else 0,
+        }
+
+    def close(self) -> None:
+        """Give it all back; nobody writes to a store that is."""
+        for each in (self.team, self.kv, self.embeddings):
+            if each is not None:
+                each.close()
+
+
 def _build_model(
-    folder: Path, config: Config, role: Role, fingerprint: str, geometry: ImageGeometry
+    folder: Path, config: Config, stores: _Stores, geometry: ImageGeometry
 ) -> Executors:
     device, dtype = resolve(config)
     spec = registry.read_spec(model_config.read(folder))
     _check_geometry(spec.vision, geometry)
-    embeddings = _embedding_store(config, role, dtype, spec.vision.out_size, fingerprint, device)
-    memory = language = vision = None
+    stores.make_embeddings(dtype, spec.vision.out_size, device)
+    language = vision = None
     with Weights(folder, dtype=DTYPES[dtype], device=device) as weights:
-        if role & {Stage.PREFILL, Stage.DECODE}:
+        if stores.role & {Stage.PREFILL, Stage.DECODE}:
             layout = decoder.kv_layout(
                 spec.text,
                 block_size=config.cache.block_size,
                 dtype=dtype,
-                model=fingerprint,
+                model=stores.fingerprint,
                 num_shards=config.model.tensor_parallel,
             )
-            memory = _kv_store(config, layout, device)
-            readable = embeddings if Stage.PREFILL in role else None
-            model = decoder.Decoder(spec, weights, memory, readable)
-            language = LanguageExecutor(model, memory, readable)
-        if Stage.ENCODE in role and embeddings is not None:
+            memory = stores.make_kv(layout, device)
+            if _has_processes(config):
+                stores.team = _team(folder, config, memory, device)
+            ranks = stores.team or Ranks(layout.num_shards)
+            model = decoder.Decoder(spec, weights, memory, stores.readable, ranks)
+            language = LanguageExecutor(model, memory, stores.readable)
+        if Stage.ENCODE in stores.role and stores.embeddings is not None:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
-            vision = VisionExecutor(tower, embeddings, geometry)
-    return Executors(language, vision, embeddings, _sizes(weights.num_bytes, memory, embeddings))
+            vision = VisionExecutor(tower, stores.embeddings, geometry)
+    num_bytes = weights.num_bytes + (stores.team.ready() if stores.team is not None else 0)
+    return Executors(language, vision, stores.embeddings, stores.sizes(num_bytes), stores.team)
 
 
-def _build_oracle(
-    config: Config, role: Role, fingerprint: str, geometry: ImageGeometry
-) -> Executors:
-    embeddings = _embedding_store(config, role, "uint8", oracle.WIDTH, fingerprint, "cpu")
-    memory = language = vision = None
-    if role & {Stage.PREFILL, Stage.DECODE}:
+def _has_processes(config: Config) -> bool:
+    return config.model.parallel == "processes" and config.model.tensor_parallel > 1
+
+
+def _team(folder: Path, config: Config, memory: BlockStore, device: str) -> Team:
+    """The other ranks, which load their weights while we load ours."""
+    if memory.fd < 0:
+        raise ConfigError(
+            f"model.parallel: processes share the KV store's memory, which those on {device} cannot"
+        )
+    orders = Orders(
+        path=str(folder),
+        dtype=memory.layout.dtype,
+        rank=1,
+        threads=config.model.threads,
+        layout=memory.layout,
+        num_blocks=memory.num_blocks,
+        store=memory.fd,
+        board=-1,
+        peers=(),
+        timeout_s=config.cluster.timeout_s,
+    )
+    return Team(orders, memory, config.cluster.start_timeout_s)
+
+
+def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> Executors:
+    stores.make_embeddings("uint8", oracle.WIDTH, "cpu")
+    language = vision = None
+    if stores.role & {Stage.PREFILL, Stage.DECODE}:
+        if _has_processes(config):
+            raise ConfigError("model.parallel: the oracle computes nothing that processes could")
         layout = oracle.kv_layout(
             block_size=config.cache.block_size,
-            model=fingerprint,
+            model=stores.fingerprint,
             num_shards=config.model.tensor_parallel,
         )
-        memory = _kv_store(config, layout, "cpu")
-        readable = embeddings if Stage.PREFILL in role else None
-        language = LanguageExecutor(oracle.OracleLanguage(memory, readable), memory, readable)
-    if Stage.ENCODE in role and embeddings is not None:
-        vision = VisionExecutor(oracle.OracleVision(), embeddings, geometry)
-    return Executors(language, vision, embeddings, _sizes(0, memory, embeddings))
-
-
-def _embedding_store(
-    config: Config, role: Role, dtype: str, width: int, model: str, device: str
-) -> BlockStore | None:
-    if not role & {Stage.ENCODE, Stage.PREFILL}:
-        return None
-    size = config.cache.embedding_block_size
-    layout = Layout("embedding", model, dtype, (size, width), size)
-    setting, count = "cache.embedding_blocks", config.cache.embedding_blocks
-    return BlockStore(layout, count, device=device, setting=setting)
-
-
-def _kv_store(config: Config, layout: Layout, device: str) -> BlockStore:
-    return BlockStore(layout, config.cache.kv_blocks, device=device, setting="cache.kv_blocks")
+        memory = stores.make_kv(layout, "cpu")
+        model = oracle.OracleLanguage(memory, stores.readable)
+        language = LanguageExecutor(model, memory, stores.readable)
+    if Stage.ENCODE in stores.role and stores.embeddings is not None:
+        vision = VisionExecutor(oracle.OracleVision(), stores.embeddings, geometry)
+    return Executors(language, vision, stores.embeddings, stores.sizes(0))
 
 
 def _check_geometry(spec: model_config.VisionSpec, geometry: ImageGeometry) -> None:
@@ -136,13 +213,3 @@ def _check_geometry(spec: model_config.VisionSpec, geometry: ImageGeometry) -> N
                 f"model.path: the preprocessor's {name} {getattr(geometry, name)} is not the"
                 f" vision tower's {getattr(spec, name)}"
             )
-
-
-def _sizes(
-    weights: int, memory: BlockStore | None, embeddings: BlockStore | None
-) -> dict[str, int]:
-    return {
-        "weights": weights,
-        "kv": memory.num_bytes if memory is not None else 0,
-        "embedding": embeddings.num_bytes if embeddings is not None else 0,
-    }

@@ -5,6 +5,8 @@ keeps nothing of a sequence.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +23,31 @@ from triptych.executor.language import OnLayers
 from triptych.executor.models.config import ModelSpec, TextSpec
 from triptych.executor.models.layers import GatedMlp, Linear, RmsNorm, frequencies, rotate
 from triptych.executor.models.weights import LANGUAGE, Scope, Weights
-from triptych.executor.ranks import Ranks
+from triptych.executor.ranks import Share
 
+LAYERS = "model.layers."
+"""All that is shared among ranks has a name that begins so."""
 Total = Callable[[Sequence[Tensor]], Tensor]
 """What all ranks' summands add up to; given those of the ranks computed here."""
+
+
+class Sharers(Protocol):
+    """The ranks that share a model's layers, as one of their processes sees them."""
+
+    shares: tuple[Share, ...]
+    """Of the ranks computed here."""
+
+    def total(self, summands: Sequence[Tensor]) -> Tensor:
+        """See ``Total``. May overwrite them."""
+        ...
+
+
+class Leaders(Sharers, Protocol):
+    """The same, as the process sees them that begins each step."""
+
+    def step(self, plan: LanguagePlan, x: Tensor) -> AbstractContextManager[None]:
+        """Around the layers of a step whose rows are ``x``: the others compute it too."""
+        ...
 
 
 class HeadGroup:
@@ -85,33 +108,59 @@ class Block:
         return x + self._total([mlp(inner) for mlp in self._mlp])
 
 
+class Layers:
+    """All layers, as far as the ranks of this process compute them. Norms are whole."""
+
+    def __init__(
+        self, spec: TextSpec, weights: Weights, memory: BlockStore, ranks: Sharers
+    ) -> None:
+        scope = weights.part(LAYERS)
+        self._memories = [PagedAttention(memory.tensor, share) for share in ranks.shares]
+        self._blocks = [
+            Block(scope.at(f"{LAYERS}{index}"), spec, index, self._memories, ranks.total)
+            for index in range(spec.num_layers)
+        ]
+        self._rotary = Rotary(spec, weights.dtype, weights.device)
+
+    def __call__(self, x: Tensor, batch: Batch, on_layers: OnLayers | None = None) -> Tensor:
+        """``x`` (tokens, hidden) behind the last layer; keys and values go to memory."""
+        rotary = self._rotary(batch.positions)
+        for memory in self._memories:
+            memory.begin(batch.attention)
+        for num_layers, block in enumerate(self._blocks, 1):
+            x = block(x, rotary, batch.attention)
+            if on_layers is not None:
+                on_layers(num_layers)
+        return x
+
+
 class Decoder:
     """A language model over a KV store, computed by as many ranks as its blocks have shards.
 
-    Implements ``executor.language.LanguageModel``. Embeddings, norms and head are whole.
+    Implements ``executor.language.LanguageModel``. Embeddings and head are whole, and only here.
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, memory: BlockStore, embeddings: BlockStore | None
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        memory: BlockStore,
+        embeddings: BlockStore | None,
+        ranks: Leaders,
     ) -> None:
         text = spec.text
         scope = weights.part(*LANGUAGE)
         body = scope.at("model")
         self.vocab_size = text.vocab_size
         self._table = body.take("embed_tokens.weight", text.vocab_size, text.hidden_size)
-        ranks = Ranks(memory.layout.num_shards)
-        self._memories = [PagedAttention(memory.tensor, share) for share in ranks.shares]
-        self._blocks = [
-            Block(body.at(f"layers.{index}"), text, index, self._memories, ranks.total)
-            for index in range(text.num_layers)
-        ]
+        self._ranks = ranks
+        self._layers = Layers(text, weights, memory, ranks)
         self._norm = RmsNorm(body.at("norm"), text.hidden_size, text.norm_eps)
         self._head = self._table
         if text.is_tied:
             weights.skip("lm_head.weight")
         else:
             self._head = scope.take("lm_head.weight", text.vocab_size, text.hidden_size)
-        self._rotary = Rotary(text, weights.dtype, weights.device)
         self._rows: Tensor | None = None
         if embeddings is not None:
             self._rows = embeddings.tensor.view(-1, embeddings.layout.shape[-1])
@@ -126,13 +175,8 @@ class Decoder:
         """See ``executor.language.LanguageModel``."""
         batch = self._batcher.make(plan)
         x = self._embed(batch)
-        rotary = self._rotary(batch.positions)
-        for memory in self._memories:
-            memory.begin(batch.attention)
-        for num_layers, block in enumerate(self._blocks, 1):
-            x = block(x, rotary, batch.attention)
-            if on_layers is not None:
-                on_layers(num_layers)
+        with self._ranks.step(plan, x):
+            x = self._layers(x, batch, on_layers)
         x = self._norm(x.index_select(0, batch.drawn_rows))
         return functional.linear(x, self._head).float()
 
