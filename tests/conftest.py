@@ -13,6 +13,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read when Triton is imported, which Transformers does: before anything that imports these.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 hypothesis.settings.register_profile(
     "house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.executor.interpreter  # noqa: F401  (repairs it)
 from tests import checkpoints
 from tests.executor.driver import executors
 from triptych.executor.build import Executors

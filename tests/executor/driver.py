@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests import checkpoints
 from tests.patience import PATIENCE_S
-from triptych.core.config import CacheConfig, ClusterConfig, Config, ModelConfig
+from triptych.core.config import CacheConfig, ClusterConfig, Config, EngineConfig, ModelConfig
 from triptych.core.hashing import digest
 from triptych.core.ids import BlockId, JobId
 from triptych.core.lifecycle import Role, Stage
@@ -40,13 +40,26 @@ def executors(
     num_ranks: int = 1,
     parallel: str = "inside",
     timeout_s: float = PATIENCE_S,
+    kernels: str = "auto",
+    deterministic: bool = False,
     **cache: int,
 ) -> Executors:
     """Executors of small stores on a CPU."""
     sizes = {"kv_blocks": 160, "embedding_blocks": 80, "block_size": 16, "embedding_block_size": 7}
-    model = ModelConfig(dtype=dtype, device="cpu", tensor_parallel=num_ranks, parallel=parallel)
+    model = ModelConfig(
+        dtype=dtype,
+        device="cpu",
+        tensor_parallel=num_ranks,
+        parallel=parallel,
+        kernels=kernels,
+    )
     cluster = ClusterConfig(timeout_s=timeout_s, start_timeout_s=2 * PATIENCE_S)
-    config = Config(model=model, cluster=cluster, cache=CacheConfig(**{**sizes, **cache}))
+    config = Config(
+        model=model,
+        cluster=cluster,
+        engine=EngineConfig(deterministic=deterministic),
+        cache=CacheConfig(**{**sizes, **cache}),
+    )
     return build(str(path), config, role, "tiny")
 
 

@@ -40,6 +40,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where these ranks are computed: ``inside``, one after the other in the instance's process,
     which changes the shape of KV and gains no speed; or ``processes``, each in its own, side by
     side (on a CPU only)."""
+    kernels: str = "auto"
+    """What layers are computed with: ``triton`` (our kernels), ``plain`` (PyTorch's own) or
+    ``auto``: kernels on a GPU where Triton is installed, else plain."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -346,6 +349,7 @@ def _check(config: Config) -> None:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.kernels": ("auto", "plain", "triton"),
     "model.parallel": ("inside", "processes"),
     "engine.order": ("fcfs", "longest_prefix", "mlfq", "edf", "slack"),
     "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),

@@ -5,6 +5,7 @@ Knows plans and block arithmetic; does not know what a model does with the tenso
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.plan import LanguagePlan, Segment
-from triptych.executor.attention.plan import AttentionPlan, Planner, Span
+from triptych.executor.attention.plan import Span
+from triptych.executor.operations import SpanPlanner
 from triptych.executor.positions import rope_positions, shift_behind
 
 
@@ -36,7 +38,8 @@ class Batch:
     positions: Tensor
     """int64 (3, n): time, height, width."""
     splice: Splice | None
-    attention: AttentionPlan
+    attention: Any
+    """What attention's planner made of the segments."""
     drawn_rows: Tensor
     """int64 (number of draws,): last row of each segment that draws, in the plan's order."""
 
@@ -46,7 +49,12 @@ class Batcher:
     ``embedding_block_size`` nothing is spliced in: the rows come from elsewhere."""
 
     def __init__(
-        self, planner: Planner, *, merge_size: int, embedding_block_size: int | None, device: str
+        self,
+        planner: SpanPlanner,
+        *,
+        merge_size: int,
+        embedding_block_size: int | None,
+        device: str,
     ) -> None:
         self._planner = planner
         self._merge_size = merge_size

@@ -17,7 +17,7 @@ import torch
 
 from triptych.core.errors import ConfigError, InstanceLost
 from triptych.core.plan import LanguagePlan
-from triptych.executor.attention.plan import Planner
+from triptych.executor.operations import PLAIN
 from triptych.executor.batch import Batcher
 from triptych.executor.block_store import DTYPES, BlockStore
 from triptych.executor.models import config as model_config
@@ -48,7 +48,7 @@ class Follower:
         self.num_bytes = weights.num_bytes
         """Of its weights."""
         self._batcher = Batcher(
-            Planner(layout, _DEVICE),
+            PLAIN.planner(layout, _DEVICE, spec.text.num_heads // spec.text.num_kv_heads),
             merge_size=spec.vision.merge_size,
             embedding_block_size=None,
             device=_DEVICE,

@@ -4,19 +4,22 @@ Knows the order of the two; the model makes logits, the sampler draws.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
-from triptych.core.plan import LanguagePlan, LanguageResult, Segment
+from triptych.core.plan import Draw, Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.executor.block_store import BlockStore
 from triptych.executor.sampler import draw
 
 OnLayers = Callable[[int], None]
 """Told ``n`` once layers ``[0, n)`` of all segments of a plan are written."""
+
+
+DrawAll = Callable[[Tensor, Sequence[Draw]], Sequence[Drawn]]
 
 
 class LanguageModel(Protocol):
@@ -36,11 +39,17 @@ class LanguageExecutor:
     max_steps = 1
 
     def __init__(
-        self, model: LanguageModel, memory: BlockStore, embeddings: BlockStore | None
+        self,
+        model: LanguageModel,
+        memory: BlockStore,
+        embeddings: BlockStore | None,
+        draw: DrawAll = draw,
     ) -> None:
+        """``draw`` gives a token for each row of logits; see ``executor.sampler``."""
         self.memory = memory
         self.embeddings = embeddings
         self._model = model
+        self._draw = draw
 
     @torch.inference_mode()
     def execute(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> LanguageResult:
@@ -62,7 +71,7 @@ class LanguageExecutor:
         except (RuntimeError, IndexError) as error:
             raise InvariantBroken(f"a language step failed: {error}") from error
         draws = [segment.draw for segment in plan.segments if segment.draw is not None]
-        drawn = iter(draw(logits, draws))
+        drawn = iter(self._draw(logits, draws))
         results = tuple(next(drawn) if s.draw is not None else None for s in plan.segments)
         return LanguageResult(results, time.monotonic() - began)
 

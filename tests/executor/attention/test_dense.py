@@ -69,7 +69,9 @@ def test_equals_plain_attention(lengths, block_size, group, layer, share):
     plan = Planner(layout, "cpu").plan(spans)
     attention = PagedAttention(runs.flatten(0, 1), share)
     attention.begin(plan)
-    answer = attention.run(query, fresh[0], fresh[1], layer, plan)
+    qkv = torch.cat((query, fresh[0], fresh[1]), dim=1).flatten(1)
+    unturned = torch.ones(len(qkv), SIZE // 2), torch.zeros(len(qkv), SIZE // 2)
+    answer = attention.run(qkv, unturned, layer, plan)
     row = 0
     for span, past in zip(spans, histories, strict=True):
         count = span.end - span.start

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from triptych.executor.attention.plan import AttentionPlan, DecodeGroup, Prefill
 from triptych.executor.ranks import WHOLE, Share
+from triptych.executor.rotary import rotate
 
 
 class PagedAttention:
@@ -30,11 +31,16 @@ class PagedAttention:
             self._runs.index_fill_(0, plan.fresh, 0)
 
     def run(
-        self, query: Tensor, key: Tensor, value: Tensor, layer: int, plan: AttentionPlan
+        self, qkv: Tensor, rotary: tuple[Tensor, Tensor], layer: int, plan: AttentionPlan
     ) -> Tensor:
-        """Write ``key`` and ``value`` (tokens, KV heads, head_dim) of ``layer`` to their rows, then
-        attend with ``query`` (tokens, heads, head_dim). Returns (tokens, heads * head_dim)."""
-        tokens = query.shape[0]
+        """Turn the queries and keys of ``qkv`` (tokens, (heads + 2 * KV heads) * head_dim) by
+        ``rotary`` (tokens, head_dim / 2 each), write the keys and values of ``layer`` to their rows
+        and attend. Returns (tokens, heads * head_dim)."""
+        tokens = qkv.shape[0]
+        by_head = qkv.view(tokens, -1, self._size)
+        turned = rotate(by_head[:, : -self._heads], *(part.unsqueeze(1) for part in rotary))
+        query, key = turned[:, : -self._heads], turned[:, -self._heads :]
+        value = by_head[:, -self._heads :]
         self._rows.index_copy_(0, plan.keys[layer], key.reshape(tokens, -1))
         self._rows.index_copy_(0, plan.values[layer], value.reshape(tokens, -1))
         parts = [self._decode(query, layer, group) for group in plan.decode]

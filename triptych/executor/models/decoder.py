@@ -6,7 +6,7 @@ keeps nothing of a sequence.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +15,15 @@ from torch.nn import functional
 from triptych.core.errors import ConfigError
 from triptych.core.layout import Layout
 from triptych.core.plan import LanguagePlan
-from triptych.executor.attention.dense import PagedAttention
-from triptych.executor.attention.plan import AttentionPlan, Planner
 from triptych.executor.batch import Batch, Batcher
 from triptych.executor.block_store import BlockStore
 from triptych.executor.language import OnLayers
 from triptych.executor.models.config import ModelSpec, TextSpec
-from triptych.executor.models.layers import GatedMlp, Linear, RmsNorm, frequencies, rotate
+from triptych.executor.models.layers import GatedMlp, Linear, RmsNorm
 from triptych.executor.models.weights import LANGUAGE, Scope, Weights
+from triptych.executor.operations import Attention, Rotary
 from triptych.executor.ranks import Share
+from triptych.executor.rotary import frequencies
 
 LAYERS = "model.layers."
 """All that is shared among ranks has a name that begins so."""
@@ -53,13 +53,10 @@ class Leaders(Sharers, Protocol):
 class HeadGroup:
     """Attention over one rank's share of the heads, whose keys and values are its own."""
 
-    def __init__(self, scope: Scope, spec: TextSpec, index: int, memory: PagedAttention) -> None:
+    def __init__(self, scope: Scope, spec: TextSpec, index: int, memory: Attention) -> None:
         size, head, share = spec.hidden_size, spec.head_dim, memory.share
         self._index = index
         self._memory = memory
-        self._heads = spec.num_heads // share.num_ranks
-        self._kv_heads = spec.num_kv_heads // share.num_ranks
-        self._head = head
         outputs = {
             "q_proj": spec.num_heads * head,
             "k_proj": spec.num_kv_heads * head,
@@ -71,13 +68,9 @@ class HeadGroup:
             scope, {"o_proj": size}, inputs, bias=False, share=share, is_summand=True
         )
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
+    def __call__(self, x: Tensor, rotary: Rotary, plan: Any) -> Tensor:
         """Of ``x`` (tokens, hidden) the rank's summand of the output; writes keys and values."""
-        qkv = self._qkv(x).view(x.shape[0], -1, self._head)
-        turned = rotate(qkv[:, : self._heads + self._kv_heads], *rotary)
-        query, key = turned[:, : self._heads], turned[:, self._heads :]
-        value = qkv[:, self._heads + self._kv_heads :]
-        return self._out(self._memory.run(query, key, value, self._index, plan))
+        return self._out(self._memory.run(self._qkv(x), rotary, self._index, plan))
 
 
 class Block:
@@ -88,7 +81,7 @@ class Block:
         scope: Scope,
         spec: TextSpec,
         index: int,
-        memories: Sequence[PagedAttention],
+        memories: Sequence[Attention],
         total: Total,
     ) -> None:
         size, attention, mlp = spec.hidden_size, scope.at("self_attn"), scope.at("mlp")
@@ -100,12 +93,14 @@ class Block:
         self._norm = RmsNorm(scope.at("input_layernorm"), size, spec.norm_eps)
         self._mlp_norm = RmsNorm(scope.at("post_attention_layernorm"), size, spec.norm_eps)
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
-        """``x`` (tokens, hidden) through the block; its keys and values go to memory."""
-        inner = self._norm(x)
-        x = x + self._total([heads(inner, rotary, plan) for heads in self._attention])
-        inner = self._mlp_norm(x)
-        return x + self._total([mlp(inner) for mlp in self._mlp])
+    def __call__(self, x: Tensor, delta: Tensor | None, rotary: Rotary, plan: Any) -> Tensor:
+        """``x`` (tokens, hidden), to which ``delta`` is to be added, through the block, in place;
+        its keys and values go to memory. Returns what is to be added to ``x`` behind it: a norm
+        comes next, and takes both in one pass."""
+        inner = self._norm(x) if delta is None else self._norm.add(x, delta)
+        delta = self._total([heads(inner, rotary, plan) for heads in self._attention])
+        inner = self._mlp_norm.add(x, delta)
+        return self._total([mlp(inner) for mlp in self._mlp])
 
 
 class Layers:
@@ -114,24 +109,27 @@ class Layers:
     def __init__(
         self, spec: TextSpec, weights: Weights, memory: BlockStore, ranks: Sharers
     ) -> None:
-        scope = weights.part(LAYERS)
-        self._memories = [PagedAttention(memory.tensor, share) for share in ranks.shares]
+        scope, made_of = weights.part(LAYERS), weights.operations
+        self._memories = [
+            made_of.attention(memory.tensor, share, memory.layout) for share in ranks.shares
+        ]
         self._blocks = [
             Block(scope.at(f"{LAYERS}{index}"), spec, index, self._memories, ranks.total)
             for index in range(spec.num_layers)
         ]
-        self._rotary = Rotary(spec, weights.dtype, weights.device)
+        self._angles = Angles(spec, weights)
 
     def __call__(self, x: Tensor, batch: Batch, on_layers: OnLayers | None = None) -> Tensor:
-        """``x`` (tokens, hidden) behind the last layer; keys and values go to memory."""
-        rotary = self._rotary(batch.positions)
+        """``x`` (tokens, hidden), which is overwritten, behind the last layer; keys and values go
+        to memory."""
+        rotary, delta = self._angles(batch.positions), None
         for memory in self._memories:
             memory.begin(batch.attention)
         for num_layers, block in enumerate(self._blocks, 1):
-            x = block(x, rotary, batch.attention)
+            delta = block(x, delta, rotary, batch.attention)
             if on_layers is not None:
                 on_layers(num_layers)
-        return x
+        return x if delta is None else x.add_(delta)
 
 
 class Decoder:
@@ -165,7 +163,9 @@ class Decoder:
         if embeddings is not None:
             self._rows = embeddings.tensor.view(-1, embeddings.layout.shape[-1])
         self._batcher = Batcher(
-            Planner(memory.layout, weights.device),
+            weights.operations.planner(
+                memory.layout, weights.device, text.num_heads // text.num_kv_heads
+            ),
             merge_size=spec.vision.merge_size,
             embedding_block_size=embeddings.layout.block_size if embeddings is not None else 0,
             device=weights.device,
@@ -187,22 +187,19 @@ class Decoder:
         return x
 
 
-class Rotary:
-    """Cosines and sines of M-RoPE: each frequency turns with time, height or width."""
+class Angles:
+    """By how much M-RoPE turns: each frequency with time, height or width."""
 
-    def __init__(self, spec: TextSpec, dtype: torch.dtype, device: str) -> None:
-        self._frequencies = frequencies(spec.rope_theta, spec.head_dim).to(device)
+    def __init__(self, spec: TextSpec, weights: Weights) -> None:
+        self._frequencies = frequencies(spec.rope_theta, spec.head_dim).to(weights.device)
         sections = torch.tensor(spec.rope_sections)
-        self._axes = torch.arange(3).repeat_interleave(sections).to(device)
-        self._dtype = dtype
+        self._axes = torch.arange(3).repeat_interleave(sections).to(weights.device)
+        self._dtype = weights.dtype
+        self._operations = weights.operations
 
-    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``positions`` (3, n): two tensors (n, 1, head_dim / 2), the same for every layer."""
-        angles = positions.float().index_select(0, self._axes).t() * self._frequencies
-        return (
-            angles.cos().to(self._dtype).unsqueeze(1),
-            angles.sin().to(self._dtype).unsqueeze(1),
-        )
+    def __call__(self, positions: Tensor) -> Rotary:
+        """Of ``positions`` (3, n): cosines and sines (n, head_dim / 2), the same for all layers."""
+        return self._operations.angles(positions, self._frequencies, self._axes, self._dtype)
 
 
 def kv_layout(

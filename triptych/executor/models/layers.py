@@ -4,6 +4,7 @@ Plain callables on tensors: no parameters to register, no hooks, no state betwee
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from triptych.executor.models.weights import Scope
 from triptych.executor.ranks import WHOLE, Share
 
 Layer = Callable[[Tensor], Tensor]
+
+
+class Norm(Protocol):
+    """A norm, alone or behind a sum."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The rows of ``x``, normalised."""
+        ...
+
+    def add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """``x += delta``, in place, and the sum normalised."""
+        ...
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -66,12 +79,16 @@ class RmsNorm:
 
     def __init__(self, scope: Scope, size: int, eps: float) -> None:
         self.weight = scope.take("weight", size)
-        self._size = (size,)
+        self._operations = scope.operations
         self._eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The same shape as ``x``."""
-        return functional.rms_norm(x, self._size, self.weight, self._eps)
+        """The same shape as ``x`` (tokens, size)."""
+        return self._operations.norm(x, self.weight, self._eps)
+
+    def add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """``x += delta``, in place, and the sum normalised."""
+        return self._operations.add_norm(x, delta, self.weight, self._eps)
 
 
 class LayerNorm:
@@ -86,6 +103,10 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """The same shape as ``x``."""
         return functional.layer_norm(x, self._size, self.weight, self.bias, self._eps)
+
+    def add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """``x += delta``, in place, and the sum normalised."""
+        return self(x.add_(delta))
 
 
 class GatedMlp:
@@ -108,10 +129,14 @@ class GatedMlp:
             scope, {"down_proj": size}, inner, bias=bias, share=share, is_summand=True
         )
         self._activation = ACTIVATIONS[activation]
+        self._silu_mul = scope.operations.silu_mul if activation == "silu" else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The same shape as ``x``."""
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        gate_up = self._gate_up(x)
+        if self._silu_mul is not None:
+            return self._down(self._silu_mul(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self._down(self._activation(gate) * up)
 
 
@@ -126,15 +151,3 @@ class PlainMlp:
     def __call__(self, x: Tensor) -> Tensor:
         """The same shape as ``x``."""
         return self._fc2(self._activation(self._fc1(x)))
-
-
-def frequencies(theta: float, size: int) -> Tensor:
-    """``theta^(-2i / size)`` for i in [0, size / 2): RoPE (arXiv 2104.09864, section 3.2.2)."""
-    return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn the pairs ``(x_i, x_{i + d/2})`` of the last dimension d by angles whose cosines and
-    sines have d / 2 as last dimension."""
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cosines - right * sines, right * cosines + left * sines), dim=-1)

@@ -6,6 +6,7 @@ different size are one batch without padding. What the families differ in is in 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ from triptych.executor.models.layers import (
     Layer,
     LayerNorm,
     Linear,
+    Norm,
     PlainMlp,
     RmsNorm,
-    frequencies,
-    rotate,
 )
-from triptych.executor.models.vision_plan import Grid, Run, plan_patches
+from triptych.executor.models.vision_plan import Grid, plan_patches
 from triptych.executor.models.weights import VISION, Scope, Weights
+from triptych.executor.operations import Rotary
+from triptych.executor.rotary import frequencies
 
 _EPS = 1e-6
 
@@ -39,25 +41,15 @@ class Block:
         self._norm = _norm(scope.at("norm1"), spec)
         self._mlp_norm = _norm(scope.at("norm2"), spec)
         self._mlp = _mlp(scope.at("mlp"), spec)
+        self._operations = scope.operations
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor], runs: tuple[Run, ...]) -> Tensor:
-        """``x`` (patches, hidden) through the block; every patch sees its own span."""
-        x = x + self._out(self._attend(self._norm(x), rotary, runs))
-        return x + self._mlp(self._mlp_norm(x))
-
-    def _attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], runs: tuple[Run, ...]) -> Tensor:
-        qkv = self._qkv(x).view(x.shape[0], 3, self._heads, -1)
-        turned = rotate(qkv[:, :2].float(), *rotary).to(x.dtype)
-        parts = []
-        for first, spans, length in runs:
-            rows = slice(first, first + spans * length)
-            query, key, value = (
-                part[rows].view(spans, length, self._heads, -1).transpose(1, 2)
-                for part in (turned[:, 0], turned[:, 1], qkv[:, 2])
-            )
-            attended = functional.scaled_dot_product_attention(query, key, value)
-            parts.append(attended.transpose(1, 2).reshape(spans * length, -1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def __call__(self, x: Tensor, delta: Tensor | None, rotary: Rotary, spans: Any) -> Tensor:
+        """``x`` (patches, hidden), to which ``delta`` is to be added, through the block, in place;
+        every patch sees its own span. Returns what is to be added to ``x`` behind it."""
+        inner = self._norm(x) if delta is None else self._norm.add(x, delta)
+        qkv = self._qkv(inner).view(x.shape[0], 3, self._heads, -1)
+        delta = self._out(self._operations.attend_spans(qkv, rotary, spans))
+        return self._mlp(self._mlp_norm.add(x, delta))
 
 
 class VisionTower:
@@ -66,6 +58,7 @@ class VisionTower:
     def __init__(self, spec: VisionSpec, weights: Weights) -> None:
         scope = weights.part(VISION).at(VISION.rstrip("."))
         self.spec = spec
+        self._operations = weights.operations
         self._patch = scope.take(
             "patch_embed.proj.weight",
             *(spec.hidden_size, spec.in_channels, spec.temporal_patch_size),
@@ -88,21 +81,26 @@ class VisionTower:
         order = torch.from_numpy(plan.order).to(device)
         x = functional.linear(patches.to(device, self._patch.dtype), self._patch)[order]
         rotary = self._rotary(torch.from_numpy(plan.places).to(device))
+        whole, windows = (
+            self._operations.plan_spans(runs, device) for runs in (plan.whole, plan.windows)
+        )
+        delta = None
         for index, block in enumerate(self._blocks):
             is_whole = index in spec.full_blocks or spec.window_patches == 0
-            x = block(x, rotary, plan.whole if is_whole else plan.windows)
+            delta = block(x, delta, rotary, whole if is_whole else windows)
+        x = x if delta is None else x.add_(delta)
         merged = self._norm(x).view(len(plan.restore), -1)
         tokens = self._out(functional.gelu(self._merge(merged)))
         return tokens[torch.from_numpy(plan.restore).to(device)]
 
-    def _rotary(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32 cosines and sines (patches, 1, 1, head_dim / 2): rows turn the first half of the
+    def _rotary(self, places: Tensor) -> Rotary:
+        """Float32 cosines and sines (patches, head_dim / 2): rows turn the first half of the
         frequencies, columns the second."""
         angles = (places[..., None].float() * self._frequencies).permute(1, 0, 2).flatten(1)
-        return angles.cos()[:, None, None], angles.sin()[:, None, None]
+        return angles.cos(), angles.sin()
 
 
-def _norm(scope: Scope, spec: VisionSpec) -> Layer:
+def _norm(scope: Scope, spec: VisionSpec) -> Norm:
     kind = RmsNorm if spec.norm == "rms" else LayerNorm
     return kind(scope, spec.hidden_size, _EPS)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from triptych.core.errors import ConfigError
+from triptych.executor.operations import PLAIN, Operations
 from triptych.executor.ranks import WHOLE, Share
 
 VISION = "visual."
@@ -37,9 +38,13 @@ class Weights:
     ``with`` closes the files and checks, when nothing was raised inside, that no tensor of a part
     was left over."""
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, folder: Path, *, dtype: torch.dtype, device: str, operations: Operations = PLAIN
+    ) -> None:
+        """``operations`` are what layers made of these tensors compute with."""
         self.dtype = dtype
         self.device = device
+        self.operations = operations
         self.num_bytes = 0
         """Of all tensors and parts of them taken so far, as they are held."""
         self._files: dict[Path, Any] = {}
@@ -69,7 +74,7 @@ class Weights:
     def part(self, *prefixes: str) -> "Scope":
         """The scope of a part of the model. All tensors under ``prefixes`` must be taken."""
         self._parts += prefixes
-        return Scope(self._take, "")
+        return Scope(self._take, "", self.operations)
 
     def skip(self, name: str) -> None:
         """A tensor that may be there and is not needed."""
@@ -102,13 +107,14 @@ Take = Callable[[str, tuple[int, ...], Share, int], torch.Tensor]
 class Scope:
     """Names below one prefix."""
 
-    def __init__(self, take: Take, prefix: str) -> None:
+    def __init__(self, take: Take, prefix: str, operations: Operations) -> None:
         self._take = take
         self._prefix = prefix
+        self.operations = operations
 
     def at(self, name: str) -> "Scope":
         """The scope of the sub-module ``name``."""
-        return Scope(self._take, f"{self._prefix}{name}.")
+        return Scope(self._take, f"{self._prefix}{name}.", self.operations)
 
     def take(self, name: str, *shape: int, share: Share = WHOLE, dim: int = 0) -> torch.Tensor:
         """The tensor ``name`` of ``shape``, or a rank's share of its dimension ``dim``, in the

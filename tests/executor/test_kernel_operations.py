@@ -1,0 +1,178 @@
+"""A model whose layers are our kernels says what the plain one says. Small: interpreted on a CPU."""
+
+import random
+
+import pytest
+import torch
+
+from tests.executor.driver import Driver, executors, scene
+from triptych.core.errors import ConfigError, InvariantBroken
+from triptych.core.layout import Layout
+from triptych.core.plan import Draw, LanguagePlan
+from triptych.core.request import Sampling
+from triptych.executor.attention.plan import Span
+from triptych.executor.operations import PLAIN, operations
+from triptych.executor.ranks import Share
+
+pytest.importorskip("triton", reason="no Triton for this platform")
+
+IMAGE = 690
+TOLERANCE = 1e-4
+"""Of float32 numbers of unit size: sums of a few hundred terms in another order."""
+BLOCK, KV_HEADS, GROUP, SIZE = 16, 2, 2, 16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def kernels(*, deterministic=False):
+    return operations("triton", DEVICE, SIZE, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_picture_and_the_answer(kind, folders):
+    """LayerNorm and quick GELU, RMSNorm and windows: towers and decoders of both families."""
+    one, rows, logits, tokens = scene(random.Random(1), [3, (2, 3), 2], IMAGE), [], [], []
+    for name in ("plain", "triton"):
+        whole = executors(folders[kind], kernels=name)
+        driver = Driver(whole)
+        sequence = driver.add(one)
+        rows.append(driver.rows(sequence))
+        with torch.inference_mode():
+            plan = LanguagePlan((driver.add(one).segment(10**6),))
+            logits.append(whole.language._model.logits(plan))
+        tokens.append(driver.generate(sequence, 7, 3))
+        whole.close()
+    assert (rows[0] - rows[1]).abs().max() < TOLERANCE
+    assert (logits[0] - logits[1]).abs().max() < TOLERANCE
+    assert tokens[0] == tokens[1]
+
+
+class Memory:
+    """A store of two ranks and two layers, full of numbers; blocks that nobody names are NaN."""
+
+    def __init__(self, spans, seed=1):
+        torch.manual_seed(seed)
+        self.layout = Layout("kv", "m", "float32", (2, 2, BLOCK, KV_HEADS, SIZE), BLOCK, 2)
+        self.store = torch.full((80, *self.layout.shape), float("nan"))
+        for block in {block for span in spans for block in span.blocks}:
+            torch.manual_seed(seed + block)
+            self.store[2 * block : 2 * block + 2] = torch.randn(2, *self.layout.shape)
+        self.store = self.store.to(DEVICE)
+
+    def attend(self, made_of, spans):
+        """The second layer of the second rank, and the store behind it."""
+        count, half = sum(span.end - span.start for span in spans), SIZE // 2
+        rows = []
+        for span in spans:  # what a row is does not depend on who stands beside it
+            torch.manual_seed(span.end)
+            width = (GROUP + 2) * KV_HEADS * SIZE + half
+            rows.append(torch.randn(span.end - span.start, width))
+        qkv, angles = torch.cat(rows).split((width - half, half), dim=1)
+        assert len(qkv) == count
+        store = self.store.clone()
+        plan = made_of.planner(self.layout, DEVICE, GROUP).plan(spans)
+        attention = made_of.attention(store, Share(1, 2), self.layout)
+        attention.begin(plan)
+        rotary = angles.cos().contiguous().to(DEVICE), angles.sin().contiguous().to(DEVICE)
+        return attention.run(qkv.contiguous().to(DEVICE), rotary, 1, plan), store, plan
+
+
+def spans_of(*sizes):
+    """Spans (start, end) with blocks of their own."""
+    free = iter(random.Random(3).sample(range(40), 40))
+    return [
+        Span(start, end, tuple(next(free) for _ in range(-(-end // BLOCK)))) for start, end in sizes
+    ]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[(0, 1)], [(4, 5), (33, 34), (50, 51)], [(0, 9), (30, 47)], [(8, 9), (40, 41), (3, 20)]],
+)
+def test_attention_over_one_rank_and_layer(sizes):
+    spans = spans_of(*sizes)
+    memory = Memory(spans)
+    found, store, plan = memory.attend(kernels(), spans)
+    wanted, expected, _ = memory.attend(PLAIN, spans)
+    assert plan.cascade is None
+    assert (found - wanted).abs().max() < TOLERANCE
+    own = [2 * block + 1 for span in spans for block in span.blocks]
+    written = store[own, 1] != memory.store[own, 1]
+    assert written.sum() == sum(end - start for start, end in sizes) * 2 * KV_HEADS * SIZE
+    assert (store[own, 1][written] - expected[own, 1][written]).abs().max() < TOLERANCE
+    others = [row for row in range(len(store)) if row not in own]
+    assert torch.equal(store[others].isnan(), memory.store[others].isnan())
+
+
+def test_who_shares_a_beginning_reads_it_once():
+    alone, *_ = spans_of((299, 300))
+    spans = [Span(20, 21, (38, 39)), alone, Span(290, 291, (*alone.blocks[:17], 35, 36))]
+    spans.sort(key=lambda span: span.end)
+    memory = Memory(spans)
+    found, _, plan = memory.attend(kernels(), spans)
+    assert plan.cascade is not None
+    assert plan.cascade.prefix_ends.tolist() == [17 * BLOCK]
+    wanted, _, _ = memory.attend(PLAIN, spans)
+    assert (found - wanted).abs().max() < TOLERANCE
+    *_, plan = memory.attend(kernels(deterministic=True), spans)
+    assert plan.cascade is None, "what is shared would decide about bits"
+
+
+def test_deterministic_bits_do_not_depend_on_the_neighbours():
+    one, short, long, chunk = spans_of((69, 70), (3, 4), (90, 91), (5, 40))
+    memory, made_of = Memory([one, short, long, chunk]), kernels(deterministic=True)
+    alone, _, _ = memory.attend(made_of, [one])
+    for neighbours in ([one, long], [short, one], [short, one, long, chunk]):
+        found, _, _ = memory.attend(made_of, neighbours)
+        assert found[neighbours.index(one)].equal(alone[0])
+    first, _, _ = memory.attend(made_of, [chunk])
+    assert found[3:].equal(first)
+
+
+ASKED = [
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.9, top_p=0.8, top_k=20, seed=11, logprobs=4),
+    Sampling(temperature=1.2, min_p=0.05, seed=5, repetition_penalty=1.3),
+    Sampling(temperature=0.0, logprobs=0, presence_penalty=0.5, frequency_penalty=0.2),
+]
+
+
+def draws_of(asked):
+    history = tuple(random.Random(1).choices(range(300), k=40))
+    return [Draw(one, 40, 25, history if one.needs_history else ()) for one in asked]
+
+
+@pytest.mark.parametrize("asked", [ASKED, ASKED[:1], ASKED[2:3], []])
+def test_tokens_are_the_samplers(asked):
+    torch.manual_seed(4)
+    logits, draws = 4 * torch.randn(len(asked), 300), draws_of(asked)
+    found = kernels().draw(logits.to(DEVICE), draws)
+    for ours, theirs in zip(found, PLAIN.draw(logits, draws), strict=True):
+        assert ours.token == theirs.token
+        assert [token for token, _ in ours.top] == [token for token, _ in theirs.top]
+        pairs = [(ours.logprob, theirs.logprob)]
+        pairs += [(a, b) for (_, a), (_, b) in zip(ours.top, theirs.top, strict=True)]
+        for mine, other in pairs:
+            assert (mine is None) == (other is None)
+            assert mine is None or abs(mine - other) < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, when interpreted
+def test_logits_that_are_no_numbers_are_a_failed_step():
+    logits = torch.randn(2, 300)
+    logits[1, 7] = float("nan")
+    with pytest.raises(InvariantBroken, match="not finite"):
+        kernels().draw(logits.to(DEVICE), draws_of(ASKED[:2]))
+
+
+def test_a_table_that_is_too_short_is_a_bug():
+    layout = Memory([]).layout
+    for span in (Span(0, 17, (1,)), Span(3, 3, (1,))):
+        with pytest.raises(InvariantBroken, match="does not cover"):
+            kernels().planner(layout, DEVICE, GROUP).plan([span])
+
+
+def test_what_cannot_be_had_is_refused():
+    assert operations("plain", "cpu", 64, deterministic=False) is PLAIN
+    assert operations("auto", "cpu", 64, deterministic=False) is PLAIN
+    with pytest.raises(ConfigError, match=r"model\.kernels: none for heads of 12"):
+        operations("triton", DEVICE, 12, deterministic=False)

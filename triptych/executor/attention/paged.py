@@ -1,0 +1,157 @@
+"""Attention over paged memory by our kernels: planned on the host, each layer a launch or two.
+
+Decoding rows and chunks of prompts are attended by kernels of their own; rows that share their
+first blocks read these once. Knows plans, stores and kernels; no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.core.errors import InvariantBroken
+from triptych.core.layout import Layout
+from triptych.executor.attention.plan import Span
+from triptych.executor.kernels.attention_plan import (
+    CascadePlan,
+    PrefillPlan,
+    plan_cascade,
+    plan_prefill,
+)
+from triptych.executor.kernels.cascade import cascade_decode
+from triptych.executor.kernels.decode import paged_decode
+from triptych.executor.kernels.prefill import paged_prefill
+from triptych.executor.kernels.rotary import rotate_and_write
+from triptych.executor.ranks import Share
+
+
+@dataclass(slots=True, frozen=True)
+class KernelPlan:
+    """All that the layers of one step share."""
+
+    slots: Tensor
+    """int32 (tokens,): where each token's KV is written, ``block * block_size + offset``."""
+    num_decodes: int
+    """Rows ``[0, num_decodes)`` of the step are one token each of a sequence of their own."""
+    table: Tensor
+    """int32 (sequences, blocks of the longest): decoding sequences, then the others."""
+    ends: Tensor
+    """int32 (decoding sequences,): tokens that each sees."""
+    cascade: CascadePlan | None
+    """Where decoding sequences share their first blocks."""
+    prefill: PrefillPlan | None
+
+
+class KernelPlanner:
+    """Plans for one store's layout and device. Implements ``operations.SpanPlanner``."""
+
+    def __init__(self, layout: Layout, device: str, group: int, *, deterministic: bool) -> None:
+        self._block_size = layout.block_size
+        self._device = torch.device(device)
+        self._group = group
+        self._deterministic = deterministic
+
+    def plan(self, spans: Sequence[Span]) -> KernelPlan:
+        """See ``SpanPlanner``."""
+        for span in spans:
+            if len(span.blocks) * self._block_size < span.end or span.start >= span.end:
+                raise InvariantBroken("a segment's block table does not cover its tokens")
+        count = next((n for n, one in enumerate(spans) if one.end - one.start > 1), len(spans))
+        table, chunks = self._table(spans), spans[count:]
+        ends = [span.end for span in spans[:count]]
+        # How bits come about must not depend on the neighbours: then nothing is read together.
+        shares = count > 1 and not self._deterministic
+        cascade = self._cascade(table[:count], ends) if shares else None
+        prefill = None
+        if chunks:
+            prefill = plan_prefill(
+                [span.end - span.start for span in chunks],
+                [span.end for span in chunks],
+                group=self._group,
+                device=self._device,
+                deterministic=self._deterministic,
+            )
+        return KernelPlan(
+            slots=self._send(self._slots(spans)),
+            num_decodes=count,
+            table=self._send(table),
+            ends=self._send(np.array(ends, dtype=np.int32)),
+            cascade=cascade,
+            prefill=prefill,
+        )
+
+    def _table(self, spans: Sequence[Span]) -> NDArray[np.int32]:
+        size = self._block_size
+        table = np.zeros((len(spans), max(-(-span.end // size) for span in spans)), np.int32)
+        for row, span in zip(table, spans, strict=True):
+            used = -(-span.end // size)
+            row[:used] = span.blocks[:used]
+        return table
+
+    def _slots(self, spans: Sequence[Span]) -> NDArray[np.int32]:
+        size, parts = self._block_size, []
+        for span in spans:
+            places = np.arange(span.start, span.end)
+            blocks = np.array(span.blocks, dtype=np.int64)[places // size]
+            parts.append(blocks * size + places % size)
+        return np.concatenate(parts).astype(np.int32)
+
+    def _cascade(self, table: NDArray[np.int32], ends: list[int]) -> CascadePlan | None:
+        found = plan_cascade(
+            table, ends, block_size=self._block_size, group=self._group, device=self._device
+        )
+        return found if len(found.prefix_ends) else None
+
+    def _send(self, array: NDArray[np.int32]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+class KernelAttention:
+    """Attention of one rank over one KV store. Implements ``operations.Attention``."""
+
+    def __init__(self, store: Tensor, share: Share, layout: Layout, *, deterministic: bool) -> None:
+        self.share = share
+        runs = store.view(-1, share.num_ranks, *layout.shape)[:, share.rank]
+        self._layers = [
+            (runs[:, layer, 0], runs[:, layer, 1]) for layer in range(layout.num_layers)
+        ]
+        self._scale = float(layout.shape[-1] ** -0.5)
+        self._deterministic = deterministic
+
+    def begin(self, plan: KernelPlan) -> None:
+        """Nothing: kernels never look behind the last token of a sequence."""
+
+    def run(
+        self, qkv: Tensor, rotary: tuple[Tensor, Tensor], layer: int, plan: KernelPlan
+    ) -> Tensor:
+        """See ``operations.Attention``."""
+        keys, values = self._layers[layer]
+        query = rotate_and_write(qkv, *rotary, keys, values, plan.slots)
+        out, count = torch.empty_like(query), plan.num_decodes
+        if count:
+            self._decode(query[:count], keys, values, plan, out[:count])
+        if plan.prefill is not None:
+            paged_prefill(
+                query[count:],
+                keys,
+                values,
+                plan.table[count:],
+                plan.prefill,
+                scale=self._scale,
+                out=out[count:],
+            )
+        return out.flatten(1)
+
+    def _decode(
+        self, query: Tensor, keys: Tensor, values: Tensor, plan: KernelPlan, out: Tensor
+    ) -> None:
+        rows = keys, values, plan.table[: plan.num_decodes], plan.ends
+        if plan.cascade is not None:
+            cascade_decode(query, *rows, plan.cascade, scale=self._scale, out=out)
+        else:
+            paged_decode(
+                query, *rows, scale=self._scale, deterministic=self._deterministic, out=out
+            )

@@ -1,0 +1,171 @@
+"""What a model's layers are computed with: plain PyTorch here, kernels in ``kernel_operations``.
+
+A model asks for operations by name and knows neither device nor kernel. The plain ones run on every
+device and are what the others must give, but for rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from triptych.core.errors import ConfigError
+from triptych.core.layout import Layout
+from triptych.core.plan import Draw, Drawn
+from triptych.executor.attention.dense import PagedAttention
+from triptych.executor.attention.plan import Planner, Span
+from triptych.executor.kernels import launch
+from triptych.executor.models.vision_plan import Run
+from triptych.executor.ranks import Share
+from triptych.executor.rotary import rotate
+from triptych.executor.sampler import draw
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines, (rows, head_dim / 2) each."""
+
+
+class Attention(Protocol):
+    """Attention of one rank over a KV store; what a ``plan`` is, its planner knows."""
+
+    share: Share
+
+    def begin(self, plan: Any) -> None:
+        """Once a step, before the first layer's ``run``."""
+        ...
+
+    def run(self, qkv: Tensor, rotary: Rotary, layer: int, plan: Any) -> Tensor:
+        """Turn the queries and keys of ``qkv`` (tokens, (heads + 2 * KV heads) * head_dim), write
+        the keys and values of ``layer``, attend: (tokens, heads * head_dim)."""
+        ...
+
+
+class SpanPlanner(Protocol):
+    """The host's half of attention over paged memory."""
+
+    def plan(self, spans: Sequence[Span]) -> Any:
+        """What all layers of a step share. Spans of one token come first, in ascending order of
+        ``end``; raises InvariantBroken if a block table is too short."""
+        ...
+
+
+class Operations(Protocol):
+    """All that models are made of beside matrix products."""
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm of the rows of ``x`` (tokens, width)."""
+        ...
+
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """``x += delta``, in place; RMSNorm of the sum."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """``silu(gate) * up`` of (tokens, 2 * inner): (tokens, inner)."""
+        ...
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype
+    ) -> Rotary:
+        """Of M-RoPE, for layers of ``dtype``: ``positions`` (3, tokens), ``axes`` (half,) names
+        the one of the three that turns a pair."""
+        ...
+
+    def plan_spans(self, runs: Sequence[Run], device: torch.device) -> Any:
+        """A plan of a vision tower's spans, for ``attend_spans``."""
+        ...
+
+    def attend_spans(self, qkv: Tensor, rotary: Rotary, plan: Any) -> Tensor:
+        """Turn queries and keys of ``qkv`` (patches, 3, heads, head_dim), which may be overwritten;
+        every patch attends to its own span: (patches, heads * head_dim)."""
+        ...
+
+    def attention(self, store: Tensor, share: Share, layout: Layout) -> Attention:
+        """Attention over a KV store."""
+        ...
+
+    def planner(self, layout: Layout, device: str, group: int) -> SpanPlanner:
+        """For stores of ``layout``; ``group`` query heads share a KV head."""
+        ...
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> tuple[Drawn, ...]:
+        """See ``executor.sampler.draw``."""
+        ...
+
+
+class Plain:
+    """PyTorch's own. Implements ``Operations``."""
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Operations``."""
+        return functional.rms_norm(x, weight.shape, weight, eps)
+
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Operations``."""
+        return functional.rms_norm(x.add_(delta), weight.shape, weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """See ``Operations``."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype
+    ) -> Rotary:
+        """See ``Operations``: in ``dtype``, as layers multiply."""
+        angles = positions.float().index_select(0, axes).t() * frequencies
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def plan_spans(self, runs: Sequence[Run], device: torch.device) -> Any:  # noqa: ARG002
+        """See ``Operations``: the runs, each of which is one batch."""
+        return tuple(runs)
+
+    def attend_spans(self, qkv: Tensor, rotary: Rotary, plan: Any) -> Tensor:
+        """See ``Operations``."""
+        cosines, sines = (part[:, None, None] for part in rotary)
+        turned = rotate(qkv[:, :2].float(), cosines, sines).to(qkv.dtype)
+        heads, parts = qkv.shape[2], []
+        for first, spans, length in plan:
+            rows = slice(first, first + spans * length)
+            query, key, value = (
+                part[rows].view(spans, length, heads, -1).transpose(1, 2)
+                for part in (turned[:, 0], turned[:, 1], qkv[:, 2])
+            )
+            attended = functional.scaled_dot_product_attention(query, key, value)
+            parts.append(attended.transpose(1, 2).reshape(spans * length, -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def attention(self, store: Tensor, share: Share, layout: Layout) -> Attention:  # noqa: ARG002
+        """See ``Operations``."""
+        return PagedAttention(store, share)
+
+    def planner(self, layout: Layout, device: str, group: int) -> SpanPlanner:  # noqa: ARG002
+        """See ``Operations``."""
+        return Planner(layout, device)
+
+    def draw(self, logits: Tensor, draws: Sequence[Draw]) -> tuple[Drawn, ...]:
+        """See ``Operations``."""
+        return draw(logits, draws)
+
+
+PLAIN = Plain()
+LEAST_HEAD = 16
+"""Numbers that a head must have for tensor cores."""
+
+
+def operations(choice: str, device: str, least_head: int, *, deterministic: bool) -> Operations:
+    """Those of a configuration's ``model.kernels`` for a model whose smallest heads have
+    ``least_head`` numbers. Raises ConfigError if they cannot run here."""
+    where, is_possible = torch.device(device), least_head >= LEAST_HEAD
+    has_kernels = where.type == "cuda" and launch.has_triton() and is_possible
+    if choice == "plain" or (choice == "auto" and not has_kernels):
+        return PLAIN
+    if not launch.runs_on(where):
+        raise ConfigError(f"model.kernels: Triton's kernels do not run on {device} here")
+    if not is_possible:
+        raise ConfigError(f"model.kernels: none for heads of {least_head}, {LEAST_HEAD} at least")
+    # Here and not above: a server on a CPU has no Triton, and must not need it.
+    from triptych.executor.kernel_operations import Kernels
+
+    return Kernels(deterministic=deterministic)
