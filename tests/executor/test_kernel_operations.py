@@ -1,4 +1,4 @@
-"""A model whose layers are our kernels says what the plain one says. Small: interpreted on a CPU."""
+"""A model whose layers are our kernels says what the plain one says. Small: interpreted here."""
 
 import random
 

@@ -5,7 +5,7 @@ Knows plans and block arithmetic; does not know what a model does with the tenso
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,15 @@ from triptych.core.plan import LanguagePlan, Segment
 from triptych.executor.attention.plan import Span
 from triptych.executor.operations import SpanPlanner
 from triptych.executor.positions import rope_positions, shift_behind
+
+
+class Row(NamedTuple):
+    """One sequence of a step that only decodes."""
+
+    token: int
+    position: int
+    """In the rotary's count; the same for time, height and width."""
+    span: Span
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,17 +89,36 @@ class Batcher:
             drawn_rows=self._tensor(np.array(drawn, dtype=np.int64)),
         )
 
+    def decodes(self, plan: LanguagePlan) -> list[Row] | None:
+        """The plan's sequences, in its order, if each computes one token that is no picture's, and
+        draws; else None."""
+        rows = []
+        for segment in plan.segments:
+            place = self._behind(segment)
+            if place is None or segment.draw is None:
+                return None
+            span = Span(segment.start, segment.end, segment.blocks)
+            rows.append(Row(segment.tokens[0], place, span))
+        return rows
+
+    def _behind(self, segment: Segment) -> int | None:
+        """The position of a single token behind all items; None for any other segment."""
+        items = [placed.item for placed in segment.items]
+        if len(segment.tokens) > 1 or (items and items[-1].end > segment.start):
+            return None
+        return segment.start + shift_behind(items, self._merge_size)
+
     def _positions(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
         parts: list[NDArray[np.int64]] = []
         behind: list[int] = []
         for segment in segments:
-            items = [placed.item for placed in segment.items]
-            if len(segment.tokens) == 1 and not (items and items[-1].end > segment.start):
-                behind.append(segment.start + shift_behind(items, self._merge_size))
+            if (place := self._behind(segment)) is not None:
+                behind.append(place)
                 continue
             if behind:
                 parts.append(np.tile(np.array(behind, dtype=np.int64), (3, 1)))
                 behind = []
+            items = [placed.item for placed in segment.items]
             parts.append(rope_positions(items, segment.start, segment.end, self._merge_size))
         if behind:
             parts.append(np.tile(np.array(behind, dtype=np.int64), (3, 1)))

@@ -139,10 +139,13 @@ def _build_model(
     device, dtype = resolve(config)
     spec = registry.read_spec(model_config.read(folder))
     _check_geometry(spec.vision, geometry)
-<<<<<<< HEAD
     stores.make_embeddings(dtype, spec.vision.out_size, device)
     language = vision = None
-    with Weights(folder, dtype=DTYPES[dtype], device=device) as weights:
+    least_head = min(spec.text.head_dim, spec.vision.hidden_size // spec.vision.num_heads)
+    made_of = operations(
+        config.model.kernels, device, least_head, deterministic=config.engine.deterministic
+    )
+    with Weights(folder, dtype=DTYPES[dtype], device=device, operations=made_of) as weights:
         if stores.role & {Stage.PREFILL, Stage.DECODE}:
             layout = decoder.kv_layout(
                 spec.text,
@@ -156,47 +159,12 @@ def _build_model(
                 stores.team = _team(folder, config, memory, device)
             ranks = stores.team or Ranks(layout.num_shards)
             model = decoder.Decoder(spec, weights, memory, stores.readable, ranks)
-            language = LanguageExecutor(model, memory, stores.readable)
+            language = LanguageExecutor(model, memory, stores.readable, made_of.draw)
         if Stage.ENCODE in stores.role and stores.embeddings is not None:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
             vision = VisionExecutor(tower, stores.embeddings, geometry)
     num_bytes = weights.num_bytes + (stores.team.ready() if stores.team is not None else 0)
     return Executors(language, vision, stores.embeddings, stores.sizes(num_bytes), stores.team)
-=======
-    embeddings = _embedding_store(config, role, dtype, spec.vision.out_size, fingerprint, device)
-    memory = language = vision = team = None
-    num_bytes = 0
-    least_head = min(spec.text.head_dim, spec.vision.hidden_size // spec.vision.num_heads)
-    made_of = operations(
-        config.model.kernels, device, least_head, deterministic=config.engine.deterministic
-    )
-    with ExitStack() as failing:
-        with Weights(folder, dtype=DTYPES[dtype], device=device, operations=made_of) as weights:
-            if role & {Stage.PREFILL, Stage.DECODE}:
-                layout = decoder.kv_layout(
-                    spec.text,
-                    block_size=config.cache.block_size,
-                    dtype=dtype,
-                    model=fingerprint,
-                    num_shards=config.model.tensor_parallel,
-                )
-                memory = _kv_store(config, layout, device)
-                if _has_processes(config):
-                    team = _team(folder, config, memory, device)
-                    failing.callback(team.close)
-                readable = embeddings if Stage.PREFILL in role else None
-                ranks = team or Ranks(layout.num_shards)
-                model = decoder.Decoder(spec, weights, memory, readable, ranks)
-                language = LanguageExecutor(model, memory, readable, made_of.draw)
-            if Stage.ENCODE in role and embeddings is not None:
-                tower = TowerModel(VisionTower(spec.vision, weights), geometry)
-                vision = VisionExecutor(tower, embeddings, geometry)
-        if team is not None:
-            num_bytes = team.join()
-        failing.pop_all()
-    sizes = _sizes(weights.num_bytes + num_bytes, memory, embeddings)
-    return Executors(language, vision, embeddings, sizes, team)
->>>>>>> bfccb71 (A model's layers are made of operations: plain PyTorch, or our kernels (model.kernels))
 
 
 def _has_processes(config: Config) -> bool:

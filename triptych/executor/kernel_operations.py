@@ -3,7 +3,7 @@
 Knows which kernel does what; the kernels know how. Imported only where Triton is installed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
 from triptych.core.plan import Draw, Drawn
 from triptych.executor.attention.paged import KernelAttention, KernelPlanner
+from triptych.executor.graphs import DecodeGraphs
 from triptych.executor.kernels import norm, rotary, sampling, swiglu
 from triptych.executor.kernels.attention_plan import plan_varlen
 from triptych.executor.kernels.logprobs import MOST, top_logprobs
 from triptych.executor.kernels.reference.sampling import history_of, pack
 from triptych.executor.kernels.varlen import varlen_attention
 from triptych.executor.models.vision_plan import Run
-from triptych.executor.operations import Attention, Rotary, SpanPlanner
+from triptych.executor.operations import Attention, Graphs, Inputs, Rotary, SpanPlanner
 from triptych.executor.ranks import Share
 
 
@@ -69,8 +70,12 @@ class Kernels:
         """See ``Operations``."""
         return KernelPlanner(layout, device, group, deterministic=self._deterministic)
 
+    def graphs(self, compute: Callable[[Inputs], Tensor], layout: Layout, device: str) -> Graphs:
+        """See ``Operations``."""
+        return DecodeGraphs(compute, layout.block_size, device)
+
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> tuple[Drawn, ...]:
-        """See ``Operations``: drawn where the logits are; numbers come to the host in one wait."""
+        """See ``Operations``: drawn where the logits are."""
         if not draws:
             return ()
         device, penalised = logits.device, [one for one in draws if one.sampling.needs_history]
@@ -80,10 +85,10 @@ class Kernels:
             history = torch.stack([history_of(one, vocab) for one in penalised]).to(device)
         chosen = [next(slots) if one.sampling.needs_history else -1 for one in draws]
         tokens, sound = sampling.sample(logits, pack(draws, chosen).to(device), history)
-        asked = [one.sampling.logprobs for one in draws]
-        own, ids, values = _logprobs(logits, tokens, max(asked))
         if not all(sound.tolist()):
             raise InvariantBroken("logits are not finite")
+        asked = [one.sampling.logprobs for one in draws]
+        own, ids, values = _logprobs(logits, tokens, max(asked))
         rows = zip(tokens.tolist(), asked, own, ids, values, strict=True)
         return tuple(_drawn(*row) for row in rows)
 

@@ -4,8 +4,8 @@ A model asks for operations by name and knows neither device nor kernel. The pla
 device and are what the others must give, but for rounding.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +22,31 @@ from triptych.executor.ranks import Share
 from triptych.executor.rotary import rotate
 from triptych.executor.sampler import draw
 
+if TYPE_CHECKING:
+    from triptych.executor.batch import Row
+
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, (rows, head_dim / 2) each."""
+
+
+class Inputs(NamedTuple):
+    """What a captured step of decodes reads: int32, of padded size, and always in one place."""
+
+    tokens: Tensor
+    """(rows,)"""
+    positions: Tensor
+    """(3, rows)"""
+    plan: Any
+    """Attention's."""
+
+
+class Graphs(Protocol):
+    """Steps of decodes that were captured."""
+
+    def logits(self, work: "Sequence[Row]") -> Tensor | None:
+        """Logits (sequences, vocabulary), valid until the next step; None if there are too many
+        rows. KV is written as in any step."""
+        ...
 
 
 class Attention(Protocol):
@@ -89,6 +112,13 @@ class Operations(Protocol):
         """For stores of ``layout``; ``group`` query heads share a KV head."""
         ...
 
+    def graphs(
+        self, compute: Callable[[Inputs], Tensor], layout: Layout, device: str
+    ) -> Graphs | None:
+        """``compute``, logits (rows, vocabulary) of rows that draw, as captured graphs; None where
+        a launch costs nothing."""
+        ...
+
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> tuple[Drawn, ...]:
         """See ``executor.sampler.draw``."""
         ...
@@ -143,6 +173,15 @@ class Plain:
     def planner(self, layout: Layout, device: str, group: int) -> SpanPlanner:  # noqa: ARG002
         """See ``Operations``."""
         return Planner(layout, device)
+
+    def graphs(
+        self,
+        compute: Callable[[Inputs], Tensor],  # noqa: ARG002
+        layout: Layout,  # noqa: ARG002
+        device: str,  # noqa: ARG002
+    ) -> Graphs | None:
+        """See ``Operations``: none."""
+        return None
 
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> tuple[Drawn, ...]:
         """See ``Operations``."""

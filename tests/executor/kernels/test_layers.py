@@ -5,7 +5,7 @@ import torch
 
 from triptych.core.errors import InvariantBroken
 from triptych.executor.kernels.reference import layers as twins
-from triptych.executor.models.layers import frequencies, rotate
+from triptych.executor.rotary import frequencies, rotate
 
 pytest.importorskip("triton")
 from triptych.executor.kernels.norm import rms_norm

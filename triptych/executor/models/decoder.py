@@ -21,7 +21,7 @@ from triptych.executor.language import OnLayers
 from triptych.executor.models.config import ModelSpec, TextSpec
 from triptych.executor.models.layers import GatedMlp, Linear, RmsNorm
 from triptych.executor.models.weights import LANGUAGE, Scope, Weights
-from triptych.executor.operations import Attention, Rotary
+from triptych.executor.operations import Attention, Inputs, Rotary
 from triptych.executor.ranks import Share
 from triptych.executor.rotary import frequencies
 
@@ -118,15 +118,18 @@ class Layers:
             for index in range(spec.num_layers)
         ]
         self._angles = Angles(spec, weights)
+        self.count = spec.num_layers
 
-    def __call__(self, x: Tensor, batch: Batch, on_layers: OnLayers | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, positions: Tensor, attention: Any, on_layers: OnLayers | None = None
+    ) -> Tensor:
         """``x`` (tokens, hidden), which is overwritten, behind the last layer; keys and values go
-        to memory."""
-        rotary, delta = self._angles(batch.positions), None
+        to memory. ``positions`` (3, tokens); ``attention`` is what its planner made."""
+        rotary, delta = self._angles(positions), None
         for memory in self._memories:
-            memory.begin(batch.attention)
+            memory.begin(attention)
         for num_layers, block in enumerate(self._blocks, 1):
-            delta = block(x, delta, rotary, batch.attention)
+            delta = block(x, delta, rotary, attention)
             if on_layers is not None:
                 on_layers(num_layers)
         return x if delta is None else x.add_(delta)
@@ -170,15 +173,32 @@ class Decoder:
             embedding_block_size=embeddings.layout.block_size if embeddings is not None else 0,
             device=weights.device,
         )
+        self._graphs = weights.operations.graphs(self._decode, memory.layout, weights.device)
 
     def logits(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> Tensor:
         """See ``executor.language.LanguageModel``."""
+        if (logits := self._captured(plan)) is not None:
+            if on_layers is not None:
+                on_layers(self._layers.count)
+            return logits
         batch = self._batcher.make(plan)
         x = self._embed(batch)
         with self._ranks.step(plan, x):
-            x = self._layers(x, batch, on_layers)
-        x = self._norm(x.index_select(0, batch.drawn_rows))
-        return functional.linear(x, self._head).float()
+            x = self._layers(x, batch.positions, batch.attention, on_layers)
+        return self._behind(x.index_select(0, batch.drawn_rows))
+
+    def _captured(self, plan: LanguagePlan) -> Tensor | None:
+        """Logits of a step of decodes from a captured graph, where there is one."""
+        work = self._batcher.decodes(plan) if self._graphs is not None else None
+        return self._graphs.logits(work) if self._graphs is not None and work else None
+
+    def _decode(self, inputs: Inputs) -> Tensor:
+        """What a graph captures: every row is a sequence, and draws."""
+        x = functional.embedding(inputs.tokens, self._table)
+        return self._behind(self._layers(x, inputs.positions, inputs.plan))
+
+    def _behind(self, x: Tensor) -> Tensor:
+        return functional.linear(self._norm(x), self._head).float()
 
     def _embed(self, batch: Batch) -> Tensor:
         x = functional.embedding(batch.tokens, self._table)
