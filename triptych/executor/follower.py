@@ -60,7 +60,7 @@ class Follower:
         batch = self._batcher.make(plan)
         x = torch.empty(plan.num_tokens, self._width, dtype=self._dtype)
         self._ranks.spread(x)
-        self._layers(x, batch)
+        self._layers(x, batch.positions, batch.attention)
 
 
 def main(number: int) -> int:
