@@ -49,7 +49,8 @@ class KvTable:
         self.ends = tuple(item.end for item in items)
         """Of the items: they are found by bisection, in prompts of hundreds of pictures too."""
         self.block_size = block_size
-        self.blocks: list[BlockId] = []
+        self.blocks: tuple[BlockId, ...] = ()
+        """Never changed in place: whoever was handed it may keep it, and know it again."""
         self.hit_tokens = 0
         self.num_committed = 0
         """Leading blocks whose text is in the tree, under this block or an equal one."""
@@ -186,7 +187,7 @@ class KvCache:
             self._tree.unlock(node, is_used=False)
             return False
         self._pool.share(shared)
-        table.blocks = shared + self._take(missing)
+        table.blocks = (*shared, *self._take(missing))
         table.node, table.hit_tokens, table.num_committed = node, hit, len(shared)
         self._open[table.owner] = table
         return True
@@ -200,7 +201,7 @@ class KvCache:
             raise InvariantBroken(f"grow: {table.owner} is closed")
         if missing > self.num_available:
             return False
-        table.blocks += self._take(missing)
+        table.blocks += tuple(self._take(missing))
         return True
 
     def begin_write(self, table: KvTable, start: int, end: int) -> None:
@@ -243,7 +244,7 @@ class KvCache:
             return
         self._tree.unlock(table.node)
         self._pool.drop(table.blocks)
-        table.blocks, table.node, table.hit_tokens, table.num_committed = [], None, 0, 0
+        table.blocks, table.node, table.hit_tokens, table.num_committed = (), None, 0, 0
         del self._open[table.owner]
 
     def holdings(self) -> list[Holding]:

@@ -187,7 +187,7 @@ class Room:
             found = min(self._elsewhere(sequence.job, table), limit) // table.block_size
             found = found * table.block_size // align * align
             sequence.awaited = found if found > table.hit_tokens else 0
-        reserved = Reserved(sequence.id, tuple(table.blocks), table.hit_tokens, sequence.awaited)
+        reserved = Reserved(sequence.id, table.blocks, table.hit_tokens, sequence.awaited)
         self._roster.outcomes.append(reserved)
         return True
 

@@ -246,7 +246,7 @@ class Sequence:
                 if item.offset < end
             )
         tokens = tuple(self.tokens[start:end])
-        blocks = tuple(self.table.blocks)
+        blocks = self.table.blocks
         return Segment(job.header.id, start, tokens, blocks, items, draw, job.header.salt)
 
     def note_waiting(self, now: float) -> None:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.executor.attention.paged import KernelPlan
+from triptych.executor.attention.plan import numbers
 from triptych.executor.batch import Row
+from triptych.executor.identity import ByIdentity
 from triptych.executor.operations import Inputs
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
@@ -27,6 +29,9 @@ MOST_FRAMES = 48
 """Kept; the one not used for longest goes first."""
 _WARM_RUNS = 2
 """Kernels are compiled and workspaces allocated before a stream is captured."""
+
+Numbers = ByIdentity[NDArray[np.int32]]
+"""A block table as an array."""
 
 
 class _Frame:
@@ -43,7 +48,7 @@ class _Frame:
         self.replay: Callable[[], None] = lambda: None
         self.logits = torch.empty(0)
 
-    def fill(self, work: Sequence[Row], block_size: int) -> None:
+    def fill(self, work: Sequence[Row], block_size: int, numbers_of: Numbers) -> None:
         """Bring a step's numbers to the device."""
         rows, count = self._rows, len(work)
         self._numbers[: 6 * rows] = 0
@@ -56,7 +61,7 @@ class _Frame:
             used = -(-span.end // block_size)
             lines[4, index] = span.blocks[used - 1] * block_size + (span.end - 1) % block_size
             lines[5, index] = span.end
-            table[index, :used] = span.blocks[:used]
+            table[index, :used] = numbers_of(span.blocks)[:used]
         self.device.copy_(self.host, non_blocking=True)
 
 
@@ -69,6 +74,7 @@ class DecodeGraphs:
         self._compute = compute
         self._block_size = block_size
         self._device = torch.device(device)
+        self._numbers_of = ByIdentity(numbers)
         self._frames: OrderedDict[tuple[int, int], _Frame] = OrderedDict()
         self._pool = None
         if self._device.type == "cuda":
@@ -87,7 +93,7 @@ class DecodeGraphs:
             frame = self._made(rows, blocks)
         self._frames.move_to_end((rows, blocks))
         # The last step's copy has been read: its tokens were waited for.
-        frame.fill(work, self._block_size)
+        frame.fill(work, self._block_size, self._numbers_of)
         frame.replay()
         return frame.logits[: len(work)]
 
@@ -96,7 +102,7 @@ class DecodeGraphs:
         while len(self._frames) >= MOST_FRAMES:
             self._frames.popitem(last=False)
         frame = _Frame(rows, blocks, self._device)
-        frame.fill((), self._block_size)
+        frame.fill((), self._block_size, self._numbers_of)
         if self._device.type == "cuda":
             self._capture(frame)
         else:

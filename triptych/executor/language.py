@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.core.errors import InvariantBroken
 from triptych.core.plan import Draw, Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.executor.block_store import BlockStore
+from triptych.executor.identity import ByIdentity
 from triptych.executor.sampler import draw
 
 OnLayers = Callable[[int], None]
@@ -50,6 +51,7 @@ class LanguageExecutor:
         self.embeddings = embeddings
         self._model = model
         self._draw = draw
+        self._ends = ByIdentity(lambda blocks: (min(blocks), max(blocks)) if blocks else (-1, -1))
 
     @torch.inference_mode()
     def execute(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> LanguageResult:
@@ -85,5 +87,6 @@ class LanguageExecutor:
             raise InvariantBroken("a segment has no tokens, or some outside the vocabulary")
         if len(blocks) * self.memory.layout.block_size < segment.end:
             raise InvariantBroken("a segment's block table does not cover its tokens")
-        if min(blocks) < 0 or max(blocks) >= self.memory.num_blocks:
+        least, most = self._ends(blocks)
+        if least < 0 or most >= self.memory.num_blocks:
             raise InvariantBroken("a segment names a block that is not there")

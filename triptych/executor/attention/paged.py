@@ -14,7 +14,8 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
-from triptych.executor.attention.plan import Span
+from triptych.executor.attention.plan import Span, numbers
+from triptych.executor.identity import ByIdentity
 from triptych.executor.kernels.attention_plan import (
     CascadePlan,
     PrefillPlan,
@@ -52,6 +53,7 @@ class KernelPlanner:
         self._block_size = layout.block_size
         self._device = torch.device(device)
         self._group = group
+        self._numbers_of = ByIdentity(numbers)
         self._deterministic = deterministic
 
     def plan(self, spans: Sequence[Span]) -> KernelPlan:
@@ -88,15 +90,14 @@ class KernelPlanner:
         table = np.zeros((len(spans), max(-(-span.end // size) for span in spans)), np.int32)
         for row, span in zip(table, spans, strict=True):
             used = -(-span.end // size)
-            row[:used] = span.blocks[:used]
+            row[:used] = self._numbers_of(span.blocks)[:used]
         return table
 
     def _slots(self, spans: Sequence[Span]) -> NDArray[np.int32]:
         size, parts = self._block_size, []
         for span in spans:
             places = np.arange(span.start, span.end)
-            blocks = np.array(span.blocks, dtype=np.int64)[places // size]
-            parts.append(blocks * size + places % size)
+            parts.append(self._numbers_of(span.blocks)[places // size] * size + places % size)
         return np.concatenate(parts).astype(np.int32)
 
     def _cascade(self, table: NDArray[np.int32], ends: list[int]) -> CascadePlan | None:

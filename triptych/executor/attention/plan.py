@@ -20,9 +20,15 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
+from triptych.executor.identity import ByIdentity
 
 _SMALL_PAGES = 8
 """Contexts up to this many pages share a group whatever their ratio."""
+
+
+def numbers(blocks: tuple[int, ...]) -> NDArray[np.int32]:
+    """A block table as an array."""
+    return np.array(blocks, dtype=np.int32)
 
 
 class Span(NamedTuple):
@@ -81,6 +87,7 @@ class Planner:
         self.num_layers = layout.shape[0]
         self._pages_per_block = layout.num_shards * self.num_layers * 2
         self._device = device
+        self._numbers_of = ByIdentity(numbers)
         self._layers = np.arange(self.num_layers, dtype=np.int64)[:, None] * 2
 
     def plan(self, spans: Sequence[Span]) -> AttentionPlan:
@@ -128,8 +135,8 @@ class Planner:
                 rows.append(blocks[start // size] * stride + start % size)
             else:
                 index = np.arange(start, end)
-                table = np.array(blocks, dtype=np.int64)
-                rows.extend((table[index // size] * stride + index % size).tolist())
+                places = self._numbers_of(blocks)[index // size].astype(np.int64)
+                rows.extend((places * stride + index % size).tolist())
         return np.array(rows, dtype=np.int64)
 
     def _group_size(self, spans: Sequence[Span]) -> int:
@@ -147,7 +154,7 @@ class Planner:
         table = np.empty((len(spans), num_pages), dtype=np.int64)
         for line, span in zip(table, spans, strict=True):
             used = -(-span.end // self.block_size)
-            line[:used] = span.blocks[:used]
+            line[:used] = self._numbers_of(span.blocks)[:used]
             line[used:] = span.blocks[0]  # padding is masked; it must only be numbers of one's own
         ends = np.array([span.end for span in spans])
         mask = np.arange(num_pages * self.block_size) < ends[:, None]
