@@ -219,7 +219,7 @@ def test_kv_against_a_store_of_texts():
 def test_later_sequence_finds_full_blocks_of_an_earlier_one():
     cache = make()
     first = fill(cache, "a", range(8))
-    blocks = list(first.blocks)
+    blocks = first.blocks
     second = fill(cache, "b", range(8))
     assert second.hit_tokens == 6
     assert second.blocks[:2] == blocks[:2]
