@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 
@@ -66,7 +66,7 @@ def draw(panels: Sequence[Panel], path: Path, bound: str) -> None:
         axis.grid(color="#e4e4e4", lw=0.7)
         for side in ("top", "right", "left", "bottom"):
             axis.spines[side].set_visible(False)
-    named = {}
+    named: dict[str, Any] = {}
     for axis in axes.flat:
         handles, names = axis.get_legend_handles_labels()
         named.update(zip(names, handles, strict=True))
