@@ -232,11 +232,13 @@ def test_lists_are_tables_and_back():
         ({"values": lambda v: v[..., :16]}, "differ"),
         ({"ends": lambda e: e.long()}, "int32"),
         ({"table": lambda t: t[:0]}, "disagree"),
+        ({"out": lambda o: o[:1]}, "out is not"),
         ({"keys": lambda k: k.to(torch.int8), "values": lambda v: v.to(torch.int8)}, "scales"),
     ],
 )
 def test_what_does_not_fit_is_refused(device, change, word):
     args = case(device, [20], [52])
+    args["out"] = torch.empty(20, 2, 32, device=device)
     mask = random_mask(device, [20], [52], 2, 16, 16)
     for name, how in change.items():
         args[name] = how(args[name])

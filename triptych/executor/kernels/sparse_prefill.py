@@ -19,6 +19,18 @@ _LOG2_E = math.log2(math.e)
 
 
 @triton.jit
+def _place_of(tile, row_starts, num_sequences, TILE_Q: tl.constexpr, SEQUENCES: tl.constexpr):
+    """The sequence of a query tile, and the tile's first row in it."""
+    number = tl.arange(0, SEQUENCES)
+    is_sequence = number < num_sequences
+    starts = tl.load(row_starts + number, mask=is_sequence, other=0)
+    lengths = tl.load(row_starts + 1 + number, mask=is_sequence, other=0) - starts
+    behind = tl.cumsum((lengths + TILE_Q - 1) // TILE_Q, 0)
+    sequence = tl.sum((behind <= tile).to(tl.int32), 0)
+    return sequence, (tile - tl.max(tl.where(behind <= tile, behind, 0), 0)) * TILE_Q
+
+
+@triton.jit
 def _pages_of(table, first, STEP: tl.constexpr, BLOCK: tl.constexpr, end, MASKED: tl.constexpr):
     """Block, offset in it and position of keys [first, first + STEP)."""
     position = first + tl.arange(0, STEP)
@@ -87,16 +99,9 @@ def _sparse_prefill(
     PARTS: tl.constexpr = TILE_K // STEP
     head = tl.program_id(0)  # heads that share keys run side by side
     tile = tl.num_programs(1) - 1 - tl.program_id(1)  # late tiles have most to do: they go first
-    number = tl.arange(0, SEQUENCES)
-    is_sequence = number < num_sequences
-    lengths = tl.load(row_starts + 1 + number, mask=is_sequence, other=0) - tl.load(
-        row_starts + number, mask=is_sequence, other=0
-    )
-    behind = tl.cumsum((lengths + TILE_Q - 1) // TILE_Q, 0)
-    sequence = tl.sum((behind <= tile).to(tl.int32), 0)
+    sequence, first_row = _place_of(tile, row_starts, num_sequences, TILE_Q, SEQUENCES)
     if sequence >= num_sequences:
         return
-    first_row = (tile - tl.max(tl.where(behind <= tile, behind, 0), 0)) * TILE_Q
     start = tl.load(row_starts + sequence)
     length = tl.load(row_starts + sequence + 1) - start
     end = tl.load(ends + sequence)
@@ -164,15 +169,15 @@ def sparse_prefill(
     ``keys`` and ``values`` (blocks, block_size, kv heads, head_dim) may be strided views; ``table``
     int32 (sequences, blocks of the longest). A row sees keys of its tile's list up to its own
     position; a row with none gives zeros. No tile may be listed that begins behind its query
-    tile's last row. int8 and float8 keys come with ``key_scales`` and
-    ``value_scales``, float32 (blocks, block_size, kv heads) of the same strides. Writes to ``out``
-    (like ``query``) and returns it. A sequence's result does not depend on the others'. Raises
+    tile's last row. int8 and float8 keys come with ``key_scales`` and ``value_scales``, float32
+    (blocks, block_size, kv heads) of the same strides. Writes to ``out`` (like ``query``) and
+    returns it. A sequence's result does not depend on the others'. Raises
     InvariantBroken for shapes and dtypes that do not fit. Which tiles to list: the block-sparse
     prefill of arXiv 2407.02490, section 3, and its successors; see ``attention.selectors``.
     """
-    _check(query, keys, values, table, row_starts, ends, blocks, key_scales, value_scales)
     if out is None:
         out = torch.empty_like(query)
+    _check(query, keys, values, table, row_starts, ends, blocks, key_scales, value_scales, out)
     heads, head_dim = query.shape[1:]
     counts, indices = blocks.counts, blocks.indices
     scales = (key_scales, value_scales) if key_scales is not None else (keys, values)
@@ -220,6 +225,7 @@ def _check(
     blocks: BlockMask,
     key_scales: Tensor | None,
     value_scales: Tensor | None,
+    out: Tensor,
 ) -> None:
     heads, head_dim = query.shape[1:]
     kv_heads = keys.shape[2]
@@ -228,6 +234,7 @@ def _check(
         "the query's dtype is none of float16, bfloat16, float32": query.dtype not in _DTYPES,
         "keys and values differ in shape or dtype": (keys.shape, keys.dtype)
         != (values.shape, values.dtype),
+        "out is not like the query": (out.shape, out.dtype) != (query.shape, query.dtype),
         "head_dim differs between query and keys": keys.shape[3] != head_dim,
         "KV heads do not divide the heads": heads % kv_heads != 0,
         "mask heads do not divide the heads": heads % blocks.counts.shape[0] != 0,
@@ -247,7 +254,7 @@ def _check(
         ),
         "the last dimension is not contiguous": any(
             one.stride(-1) != 1
-            for one in (query, keys, values, table, blocks.counts, blocks.indices)
+            for one in (query, keys, values, table, blocks.counts, blocks.indices, out)
         ),
         "scales of keys and of values have different strides": (
             key_scales is not None
