@@ -87,6 +87,23 @@ def test_what_no_frame_holds_is_not_captured(monkeypatch):
     assert len(made._frames) == 3 < MOST_FRAMES
 
 
+def test_a_step_that_shares_much_is_not_captured(monkeypatch):
+    """Three sequences of 30 tokens that share 5 whole blocks, a fourth of its own."""
+    made = DecodeGraphs(Seen(), BLOCK, DEVICE)
+    shared = (50, 51, 52, 53, 54)
+    work = [Row(1, 30, Span(29, 30, (*shared, *range(8 * n, 8 * n + 3)))) for n in range(3)] + rows(
+        30
+    )[:1]
+    assert made._shared(work) == 0, "too little to look for"
+    monkeypatch.setattr(graphs, "MUCH_SHARED", 2 * 5 * BLOCK)
+    assert made._shared(work) == 2 * 5 * BLOCK
+    assert made.logits(work) is None
+    monkeypatch.setattr(graphs, "MUCH_SHARED", 2 * 5 * BLOCK + 1)
+    assert made._shared(work) == 2 * 5 * BLOCK
+    assert made.logits(work).shape == (4, 3)
+    assert made._shared(work[2:]) == 0
+
+
 def test_steps_of_a_model_are_those_of_its_layers(folders):
     """Decodes through a frame, of three rows padded to four, against the same steps without."""
     found = []

@@ -27,7 +27,9 @@ def kernels(*, deterministic=False):
     return operations("triton", DEVICE, SIZE, deterministic=deterministic)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2_5_vl", pytest.param("qwen2_vl", marks=[pytest.mark.slow, pytest.mark.matrix])]
+)
 def test_a_picture_and_the_answer(kind, folders):
     """LayerNorm and quick GELU, RMSNorm and windows: towers and decoders of both families."""
     one, rows, logits, tokens = scene(random.Random(1), [3, (2, 3), 2], IMAGE), [], [], []

@@ -1,6 +1,6 @@
 """Through every topology and chunk size: token for token what Transformers' ``generate`` says.
 
-Four checkpoints, sixty prompts each, of which the monolith answers all and every other topology a
+Four checkpoints, 36 prompts each, of which the monolith answers all and every other topology a
 third (all of them in the full product): text only, one to five pictures of odd sizes, pictures
 between sentences. Greedy, float32. Transformers gets its inputs from its own tokenizer and its own
 picture processor, so the doors' side of the path is judged too.
@@ -25,7 +25,7 @@ from triptych.core.request import Picture
 
 TOPOLOGIES = ("EPD1", "E1,P1,D1", "EP1,D1", "E1,PD1", "ED1,P1", "E2,P2,D2")
 CHUNKS = (16, 37, 4096)
-NUM_PROMPTS = 60
+NUM_PROMPTS = 36
 NUM_TOKENS = 10
 
 Parts = list[str | Picture]
@@ -39,7 +39,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def prompts() -> list[Parts]:
-    """Sixty prompts, the same for every model."""
+    """The prompts, the same for every model."""
     rng = random.Random(60)
     found: list[Parts] = []
     for index in range(NUM_PROMPTS):
