@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triptych.executor.kernels.attention_shapes import check_index, require
+from triptych.executor.kernels.arguments import require
+from triptych.executor.kernels.attention_shapes import check_index
 
 _ALIGNED = 4
 """int32 values in 16 bytes: a kernel is compiled once for addresses that divide by that."""

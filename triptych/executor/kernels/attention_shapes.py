@@ -6,17 +6,10 @@ Knows shapes and types, looks at no value: a check never waits for the device.
 import torch
 from torch import Tensor
 
-from triptych.core.errors import InvariantBroken
+from triptych.executor.kernels.arguments import FLOATS, require
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 QUANTISED = (torch.int8, torch.float8_e4m3fn)
 BLOCK_SIZES = (8, 16, 32, 64, 128)
-
-
-def require(is_true: bool, text: str) -> None:
-    """Raises InvariantBroken with ``text`` unless ``is_true``."""
-    if not is_true:
-        raise InvariantBroken(text)
 
 
 def check_index(index: Tensor, shape: tuple[int, ...], what: str) -> None:
