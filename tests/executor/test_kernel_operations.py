@@ -13,6 +13,7 @@ from triptych.core.request import Sampling
 from triptych.executor.attention.plan import Span
 from triptych.executor.operations import PLAIN, operations
 from triptych.executor.ranks import Share
+from triptych.executor.rotary import doubled
 
 pytest.importorskip("triton", reason="no Triton for this platform")
 
@@ -75,6 +76,7 @@ class Memory:
         attention = made_of.attention(store, Share(1, 2), self.layout)
         attention.begin(plan)
         rotary = angles.cos().contiguous().to(DEVICE), angles.sin().contiguous().to(DEVICE)
+        rotary = doubled(*rotary) if made_of is PLAIN else rotary
         return attention.run(qkv.contiguous().to(DEVICE), rotary, 1, plan), store, plan
 
 

@@ -19,14 +19,15 @@ from triptych.executor.attention.plan import Planner, Span
 from triptych.executor.kernels import launch
 from triptych.executor.models.vision_plan import Run
 from triptych.executor.ranks import Share
-from triptych.executor.rotary import rotate
+from triptych.executor.rotary import doubled, rotate
 from triptych.executor.sampler import draw
 
 if TYPE_CHECKING:
     from triptych.executor.batch import Row
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines, (rows, head_dim / 2) each."""
+"""Cosines and sines of a step's rows, (rows, head_dim / 2) each; between ``angles`` and
+``Attention`` as both like it."""
 
 
 class Inputs(NamedTuple):
@@ -143,9 +144,9 @@ class Plain:
     def angles(
         self, positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype
     ) -> Rotary:
-        """See ``Operations``: in ``dtype``, as layers multiply."""
+        """See ``Operations``: in ``dtype``, as layers multiply, and ``doubled``."""
         angles = positions.float().index_select(0, axes).t() * frequencies
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return doubled(angles.cos().to(dtype), angles.sin().to(dtype))
 
     def plan_spans(self, runs: Sequence[Run], device: torch.device) -> Any:  # noqa: ARG002
         """See ``Operations``: the runs, each of which is one batch."""

@@ -70,7 +70,7 @@ def test_equals_plain_attention(lengths, block_size, group, layer, share):
     attention = PagedAttention(runs.flatten(0, 1), share)
     attention.begin(plan)
     qkv = torch.cat((query, fresh[0], fresh[1]), dim=1).flatten(1)
-    unturned = torch.ones(len(qkv), SIZE // 2), torch.zeros(len(qkv), SIZE // 2)
+    unturned = torch.ones(len(qkv), SIZE), torch.zeros(len(qkv), SIZE)
     answer = attention.run(qkv, unturned, layer, plan)
     row = 0
     for span, past in zip(spans, histories, strict=True):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from triptych.executor.attention.plan import AttentionPlan, DecodeGroup, Prefill
 from triptych.executor.ranks import WHOLE, Share
-from triptych.executor.rotary import rotate
+from triptych.executor.rotary import rotate_by
 
 
 class PagedAttention:
@@ -34,11 +34,11 @@ class PagedAttention:
         self, qkv: Tensor, rotary: tuple[Tensor, Tensor], layer: int, plan: AttentionPlan
     ) -> Tensor:
         """Turn the queries and keys of ``qkv`` (tokens, (heads + 2 * KV heads) * head_dim) by
-        ``rotary`` (tokens, head_dim / 2 each), write the keys and values of ``layer`` to their rows
-        and attend. Returns (tokens, heads * head_dim)."""
+        ``rotary`` (tokens, head_dim each: ``rotary.doubled``), write the keys and values of
+        ``layer`` to their rows and attend. Returns (tokens, heads * head_dim)."""
         tokens = qkv.shape[0]
         by_head = qkv.view(tokens, -1, self._size)
-        turned = rotate(by_head[:, : -self._heads], *(part.unsqueeze(1) for part in rotary))
+        turned = rotate_by(by_head[:, : -self._heads], *(part.unsqueeze(1) for part in rotary))
         query, key = turned[:, : -self._heads], turned[:, -self._heads :]
         value = by_head[:, -self._heads :]
         self._rows.index_copy_(0, plan.keys[layer], key.reshape(tokens, -1))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
+from triptych.executor.block_store import DTYPES
 from triptych.executor.identity import ByIdentity
 
 _SMALL_PAGES = 8
@@ -49,7 +50,8 @@ class DecodeGroup:
     pages: tuple[Tensor, ...]
     """By layer, (2 * spans * pages of the longest): keys' pages, then values'."""
     mask: Tensor
-    """bool (spans, 1, 1, tokens of the longest): True where there is a token."""
+    """(spans, 1, 1, tokens of the longest) in the store's type, to be added to scores: 0 where
+    there is a token, else -inf. Of bools every layer would make that anew."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -87,6 +89,7 @@ class Planner:
         self.num_layers = layout.shape[0]
         self._pages_per_block = layout.num_shards * self.num_layers * 2
         self._device = device
+        self._dtype = DTYPES[layout.dtype]
         self._numbers_of = ByIdentity(numbers)
         self._layers = np.arange(self.num_layers, dtype=np.int64)[:, None] * 2
 
@@ -162,7 +165,9 @@ class Planner:
             row,
             row + len(spans),
             self._pages(table.reshape(-1)),
-            torch.from_numpy(mask[:, None, None]).to(self._device),
+            torch.from_numpy(np.where(mask, 0.0, -np.inf)[:, None, None]).to(
+                self._device, self._dtype
+            ),
         )
 
     def _prefill(self, span: Span, row: int) -> Prefill:
