@@ -227,3 +227,30 @@ def draw_bars(panels: Mapping[str, Bars], path: Path, title: str) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+_VERDICTS = {"met": "C2", "missed": "C3", "": "C0"}
+
+
+def draw_shares(shares: Mapping[str, tuple[float, str]], path: Path, title: str) -> None:
+    """Write a PNG: a bar for each share of a floor, coloured by its verdict (``met``, ``missed``
+    or nothing)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8.0, 0.22 * len(shares) + 1.2))
+    values = [share for share, _ in shares.values()]
+    colors = [_VERDICTS[verdict] for _, verdict in shares.values()]
+    axis.barh(range(len(shares)), values, 0.8, color=colors)
+    axis.axvline(1.0, color="grey", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(shares)), list(shares), fontsize="x-small")
+    axis.set_ylim(len(shares) - 0.5, -0.5)
+    axis.set_xlabel("share of the floor; green: target met, red: missed, blue: no target")
+    axis.set_title(title, fontsize="x-small")
+    axis.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
