@@ -6,12 +6,13 @@ gather pages first is not counted.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cli.gpu import flex, work
 from cli.gpu.groups import Case, Group, Measure
@@ -25,6 +26,11 @@ from triptych.executor.kernels.block_mask import BlockMask
 SPARSE = 0.8
 """Target: of what the density leaves of the dense kernel's time."""
 SDPA, FLEX = "SDPA", "FlexAttention"
+_FUSED = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+]
 
 
 class Sparse(NamedTuple):
@@ -56,7 +62,7 @@ def group(sizes: Sizes) -> Group:
         for batch, context in sizes.paged
     ]
     spans, side = sizes.spans, sizes.spec.vision.patch_size
-    name = f"spans {spans.count} of {side * spans.columns}x{side * spans.rows}"
+    name = f"spans {spans.number} of {side * spans.columns}x{side * spans.rows}"
     return Group("attention", [*cases, Case(name, spans, 3.0)], attention)
 
 
@@ -151,7 +157,7 @@ def _sparse(setup: Setup, what: Sparse, dense_s: float | None) -> Found:
     behind = sizes.tile * (sizes.tile - 1) / 2
     pairs = (float(tiles.sum()) * sizes.tile**2 - own * behind) / text.num_heads
     density = pairs / work.causal_pairs(0, tokens)
-    beside = {}
+    beside: dict[str, float | str] = {}
     if tokens == sizes.flex_at and what.density == sizes.densities[0]:
         beside[FLEX] = flex.measure(setup, tiles, tokens)
     return Found(
@@ -188,21 +194,24 @@ def _paged(setup: Setup, batch: int, context: int) -> Found:
 def _spans(setup: Setup, one: Picture) -> Found:
     spec, length = setup.sizes.spec.vision, one.rows * one.columns
     head = spec.hidden_size // spec.num_heads
-    qkv = setup.normal(one.count * length, 3, spec.num_heads, head)
-    plan = plan_varlen([length] * one.count, device=setup.device)
+    qkv = setup.normal(one.number * length, 3, spec.num_heads, head)
+    plan = plan_varlen([length] * one.number, device=setup.device)
     query, key, value = qkv.unbind(1)
     attend, scale, out = setup.kit.varlen_attention, float(head**-0.5), torch.empty_like(query)
     measured = setup.timer(lambda: attend(query, key, value, plan, scale=scale, out=out))
-    parts = setup.normal(3, one.count, spec.num_heads, length, head).unbind()
-    call = lambda: functional.scaled_dot_product_attention(*parts)  # noqa: E731
-    flops = 4.0 * spec.hidden_size * one.count * length**2
+    left, middle, right = setup.normal(3, one.number, spec.num_heads, length, head).unbind()
+    call = lambda: functional.scaled_dot_product_attention(left, middle, right)  # noqa: E731
+    flops = 4.0 * spec.hidden_size * one.number * length**2
     phase = Work(flops, qkv.nbytes * 4 / 3)
     return Found(measured, [phase], beside={SDPA: _beside(setup, call)})
 
 
 def _beside(setup: Setup, call: Callable[[], object]) -> float | str:
     """Seconds, or why it does not run here."""
+    on_cuda = setup.device.type == "cuda"
     try:
-        return setup.timer(call).median
+        # Its fallback makes a matrix of all pairs: no comparison, and no memory for it.
+        with sdpa_kernel(_FUSED) if on_cuda else nullcontext():
+            return setup.timer(call).median
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}".split("\n")[0][:80]

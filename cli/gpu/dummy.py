@@ -62,7 +62,9 @@ class DeviceBlocks(BlockStore):
         self.fd = -1
         self.view = memoryview(b"")
         self.tensor = torch.empty((num_blocks, *layout.shape), dtype=dtype, device=device)
-        for run in self.tensor.split(4096):  # a large store has more numbers than one fill counts
+        for run in torch.split(
+            self.tensor, 4096
+        ):  # a large store has more numbers than one fill counts
             run.normal_()
 
 

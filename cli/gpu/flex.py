@@ -24,7 +24,7 @@ def measure(setup: Setup, tiles: Tensor, tokens: int) -> float | str:
         from torch.nn.attention.flex_attention import flex_attention
 
         compiled: Any = torch.compile(flex_attention, dynamic=False)
-        mask = _mask(tiles)
+        mask = mask_of(tiles)
         return setup.timer(
             lambda: compiled(query, key, value, block_mask=mask, enable_gqa=True)
         ).median
@@ -32,17 +32,18 @@ def measure(setup: Setup, tiles: Tensor, tokens: int) -> float | str:
         return f"{type(error).__name__}: {error}".split("\n")[0][:80]
 
 
-def _mask(tiles: Tensor) -> Any:
+def mask_of(tiles: Tensor) -> Any:
     """The diagonal is masked element by element, all other kept tiles are whole."""
     from torch.nn.attention.flex_attention import BlockMask
 
     heads, rows, _ = tiles.shape
     own = torch.eye(rows, dtype=torch.bool, device=tiles.device).expand(heads, -1, -1)
-    lists = []
+    lists: list[tuple[Tensor, Tensor]] = []
     for part in (own, tiles & ~own):
-        order = part.logical_not().to(torch.uint8).argsort(-1, stable=True)
-        lists += [part.sum(-1, dtype=torch.int32)[None], order.int()[None]]
-    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=_TILE, mask_mod=_is_seen)
+        order = torch.argsort(part.logical_not().to(torch.uint8), stable=True, dim=-1)
+        lists.append((part.sum(-1, dtype=torch.int32)[None], order.int()[None]))
+    partial, whole = lists
+    return BlockMask.from_kv_blocks(*partial, *whole, _TILE, _is_seen)
 
 
 def _is_seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

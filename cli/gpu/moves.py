@@ -103,9 +103,7 @@ def _rotate(setup: Setup, how: None) -> Made:
     head, tokens = text.head_dim, sizes.rows
     qkv = setup.normal(tokens, (text.num_heads + 2 * text.num_kv_heads) * head)
     blocks = -(-tokens // sizes.block_size)
-    store = setup.normal(
-        blocks, text.num_layers, 2, sizes.block_size, text.num_kv_heads, head
-    )
+    store = setup.normal(blocks, text.num_layers, 2, sizes.block_size, text.num_kv_heads, head)
     places = torch.arange(tokens, device=setup.device)
     turns = places[:, None] * frequencies(text.rope_theta, head).to(setup.device)
     cosines, sines, slots = turns.cos(), turns.sin(), places.int()

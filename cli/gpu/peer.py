@@ -60,7 +60,7 @@ def _step(setup: Setup, model: Any, batch: int, context: int) -> Any:
 
     def step() -> None:
         model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
-        cache.crop(context - 1)
+        cache.crop(-1)
 
     return step
 
@@ -73,9 +73,8 @@ def _model(setup: Setup) -> Any:
     torch.set_default_dtype(setup.dtype)
     try:
         with torch.device(setup.device):
-            made: Any = Qwen2_5_VLForConditionalGeneration._from_config(
-                config, attn_implementation="sdpa"
-            )
+            kind: Any = Qwen2_5_VLForConditionalGeneration
+            made = kind._from_config(config, attn_implementation="sdpa")
     finally:
         torch.set_default_dtype(usual)
     return made.eval()

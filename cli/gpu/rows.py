@@ -66,6 +66,11 @@ class Row(msgspec.Struct):
     is_broken: bool = False
 
     @property
+    def label(self) -> str:
+        """Its name in the table."""
+        return self.name if self.name.startswith(self.group) else f"{self.group}: {self.name}"
+
+    @property
     def share(self) -> float | None:
         """Of the floor, reached."""
         return self.floor_s / self.measured.median if self.measured is not None else None

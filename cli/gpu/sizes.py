@@ -6,9 +6,9 @@ from triptych.executor.models.config import ModelSpec, TextSpec, VisionSpec
 
 
 class Picture(NamedTuple):
-    """``count`` equal pictures of one batch, in patches."""
+    """``number`` equal pictures of one batch, in patches."""
 
-    count: int
+    number: int
     rows: int
     columns: int
 
@@ -88,8 +88,8 @@ REAL = Sizes(
     prefills=(1024, 8192, 32768, 131072),
     decodes=tuple((batch, context) for context in (1024, 8192, 32768) for batch in (1, 8, 64, 256)),
     pictures=(
-        *(Picture(count, 32, 32) for count in (1, 8, 32)),
-        *(Picture(count, 52, 92) for count in (1, 8, 32)),
+        *(Picture(number, 32, 32) for number in (1, 8, 32)),
+        *(Picture(number, 52, 92) for number in (1, 8, 32)),
     ),
     attentions=(8192, 32768, 131072),
     densities=(0.125, 0.25),
@@ -146,8 +146,8 @@ TOY = Sizes(
     prefills=(16, 32, 48, 64),
     decodes=tuple((batch, context) for context in (8, 16, 24) for batch in (1, 2, 3, 4)),
     pictures=(
-        *(Picture(count, 4, 4) for count in (1, 2, 3)),
-        *(Picture(count, 6, 12) for count in (1, 2, 3)),
+        *(Picture(number, 4, 4) for number in (1, 2, 3)),
+        *(Picture(number, 6, 12) for number in (1, 2, 3)),
     ),
     attentions=(64, 128, 192),
     densities=(0.125, 0.25),

@@ -10,8 +10,12 @@ from bench.plots import draw_shares
 from bench.report.terminal import aligned
 from cli.gpu.rows import Rates, Row
 
-HEAD = ("row", "ms", "least to greatest", "floor ms", "bound", "of floor", "achieved", "target",
+HEAD = ("row", "ms", "spread", "floor ms", "bound", "of floor", "achieved", "target",
         "beside (ms)", "note")  # fmt: skip
+
+
+_NOTE_WIDTH = 24
+"""Longer ones stand below the table."""
 
 
 def table(rows: Sequence[Row], rates: Rates, machine: str) -> str:
@@ -21,35 +25,44 @@ def table(rows: Sequence[Row], rates: Rates, machine: str) -> str:
         f" {rates.bytes_per_s / 1e9:.4g} GB/s of a copy (read and written)"
     )
     judged = [row.verdict for row in rows if row.verdict]
-    foot = f"targets: {judged.count('met')} of {len(judged)} met"
     left = sum(row.measured is None for row in rows)
-    return "\n\n".join(
-        [head, aligned([HEAD, *map(_cells, rows)]), f"{foot}; {left} of {len(rows)} rows left out"]
-    )
+    foot = [
+        f"targets: {judged.count('met')} of {len(judged)} met; {left} of {len(rows)} rows left out",
+        "sparse: attention of one layer alone, as no model uses that kernel yet",
+    ]
+    notes: dict[str, int] = {}
+    cells = [_cells(row, notes) for row in rows]
+    foot += [f"[{number}] {text}" for text, number in notes.items()]
+    return "\n\n".join([head, aligned([HEAD, *cells]), "\n".join(foot)])
 
 
-def _cells(row: Row) -> list[str]:
-    name = f"{row.group}: {row.name}"
+def _short(text: str, notes: dict[str, int]) -> str:
+    """The text, or the number of the note below the table that holds it."""
+    return text if len(text) <= _NOTE_WIDTH else f"[{notes.setdefault(text, len(notes) + 1)}]"
+
+
+def _cells(row: Row, notes: dict[str, int]) -> list[str]:
+    name, note = row.label, _short(row.note, notes)
     if row.measured is None or row.share is None:
-        return [name, *[""] * (len(HEAD) - 2), row.note]
+        return [name, *[""] * (len(HEAD) - 2), note]
     seen, target = row.measured, ""
     if row.target is not None and row.reached is not None:
-        target = f"{row.verdict}: {row.reached:.0%} of {row.target:.0%}"
+        target = f"{row.verdict}, {row.reached:.0%} ({row.target:.0%})"
     beside = ", ".join(
-        f"{other} {_ms(found) if isinstance(found, float) else f'({found})'}"
+        f"{other} {_ms(found) if isinstance(found, float) else f'({_short(found, notes)})'}"
         for other, found in row.beside.items()
     )
     return [
         name,
         _ms(seen.median),
-        f"{_ms(seen.low)} to {_ms(seen.high)}, {seen.runs} runs",
+        f"{_ms(seen.low)} to {_ms(seen.high)} ({seen.runs})",
         _ms(row.floor_s),
         row.bound,
         f"{row.share:.0%}",
         _achieved(row),
         target,
         beside,
-        row.note,
+        note,
     ]
 
 
@@ -77,9 +90,5 @@ def write(path: Path, rows: Sequence[Row], rates: Rates, machine: dict[str, Any]
 
 def plot(path: Path, rows: Sequence[Row], machine: str) -> None:
     """As PNG: a bar of each row's share of its floor."""
-    shares = {
-        f"{row.group}: {row.name}": (row.share, row.verdict)
-        for row in rows
-        if row.share is not None
-    }
+    shares = {row.label: (row.share, row.verdict) for row in rows if row.share is not None}
     draw_shares(shares, path, machine)

@@ -16,9 +16,9 @@ from cli.gpu.sizes import Sizes
 Call = Callable[[], object]
 MOST = 30
 """Runs of one case."""
-_FILL_BYTES = 1 << 29
-"""More than any cache, and long enough that a host is ahead of the device when it has filled it:
-a launch is hidden then, as it is in a captured step."""
+_FILL_BYTES = 1 << 30
+"""More than any cache, and enough that the host is ahead of the device once it is filled: a launch
+is hidden then, as it is in a captured step."""
 
 
 class Timer:
@@ -48,7 +48,7 @@ class Timer:
         torch.cuda.synchronize(self._device)
         for _ in range(count):
             self._fill.zero_()
-            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            pair = [_event(), _event()]
             pair[0].record()
             call()
             pair[1].record()
@@ -69,6 +69,10 @@ def rates(timer: Timer, sizes: Sizes, device: torch.device, dtype: torch.dtype) 
     target = torch.empty_like(source)
     copy = timer(lambda: target.copy_(source))
     return Rates(2.0 * side**3 / product.median, 2.0 * sizes.copy_bytes / copy.median)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _on_host(call: Call) -> float:

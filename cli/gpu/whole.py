@@ -45,13 +45,14 @@ def groups(sizes: Sizes) -> list[Group]:
 
 def _picture_name(one: Picture, sizes: Sizes) -> str:
     side = sizes.spec.vision.patch_size
-    return f"encode {one.count} of {side * one.columns}x{side * one.rows}"
+    return f"encode {one.number} of {side * one.columns}x{side * one.rows}"
 
 
 def kv_room(setup: Setup) -> float:
     """Bytes that the device has for KV beside the decoder."""
     if setup.device.type != "cuda":
         return float("inf")
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(setup.device)
     return free - work.language_bytes(setup.sizes.spec.text, setup.item) - _RESERVE_BYTES
 
@@ -72,9 +73,10 @@ def decode(setup: Setup) -> Iterator[Measure]:
         if language is None or one not in fits:
             need = needs[one] * block_bytes / 2**30
             raise CannotFit(f"{need:.3g} GiB of KV, room for {max(room, 0) / 2**30:.3g}")
-        plan, beside, switch = language.decodes(*one), {}, setup.kit.switch
+        plan, switch = language.decodes(*one), setup.kit.switch
+        beside: dict[str, float | str] = {}
         step: Callable[[], object] = lambda: language.decoder.logits(plan)  # noqa: E731
-        note = "plain: nothing is captured" if switch is None else ""
+        note = "not captured" if switch is None else ""
         measured = setup.timer(step, is_step=True)
         if switch is not None:
             switch.is_on = False
@@ -106,7 +108,9 @@ def prefill(setup: Setup) -> Iterator[Measure]:
             steps, is_step=True, warm=lambda: language.decoder.logits(chunks[-1])
         )
         phases = work.prefill(sizes.spec.text, tokens, sizes.chunk, setup.item)
-        return Found(measured, phases, COMPUTE, note=f"{len(chunks)} chunks")
+        return Found(
+            measured, phases, COMPUTE, note=f"{len(chunks)} steps" if len(chunks) > 1 else ""
+        )
 
     yield measure
 
@@ -125,8 +129,8 @@ def encode(setup: Setup) -> Iterator[Measure]:
     tower = VisionTower(spec, DummyWeights(setup.dtype, setup.device, setup.kit.operations))
 
     def measure(one: Picture) -> Found:
-        patches = setup.normal(one.count * one.rows * one.columns, spec.patch_values)
-        grids = [(1, one.rows, one.columns)] * one.count
+        patches = setup.normal(one.number * one.rows * one.columns, spec.patch_values)
+        grids = [(1, one.rows, one.columns)] * one.number
         measured = setup.timer(lambda: tower(patches, grids), is_step=True)
         return Found(measured, work.encode(spec, one, setup.item), COMPUTE)
 

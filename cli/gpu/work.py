@@ -68,7 +68,7 @@ def encode(vision: VisionSpec, pictures: Picture, item: int) -> list[Work]:
     """Matrices, then attention within windows and within whole pictures."""
     size, square = vision.hidden_size, vision.hidden_size * vision.merge_size**2
     patches = pictures.rows * pictures.columns
-    total, tokens = pictures.count * patches, pictures.count * patches / vision.merge_size**2
+    total, tokens = pictures.number * patches, pictures.number * patches / vision.merge_size**2
     matrices = 3 if vision.mlp == "gated" else 2
     body = vision.depth * (4 * size * size + matrices * size * vision.intermediate_size)
     body += vision.patch_values * size
@@ -76,7 +76,7 @@ def encode(vision: VisionSpec, pictures: Picture, item: int) -> list[Work]:
     number = item * (body + merger + total * vision.patch_values + tokens * vision.out_size)
     pairs = {True: patches**2, False: sum(n * n for n in window_lengths(vision, pictures))}
     layers = [index in vision.full_blocks for index in range(vision.depth)]
-    attended = 4.0 * size * pictures.count * sum(pairs[is_full] for is_full in layers)
+    attended = 4.0 * size * pictures.number * sum(pairs[is_full] for is_full in layers)
     return [Work(2.0 * (total * body + tokens * merger), number), Work(attended, 0.0)]
 
 
