@@ -66,11 +66,11 @@ test-ray: setup ## Run the tests that start Ray
 test-gpu: setup ## Run the tests that need a CUDA device
 	@exec $(RUN) -m pytest -m gpu $(ARGS)
 
-bench: setup ## Compare topologies and plain Transformers on the demo model (minutes)
+bench: setup ## Topologies and Transformers, on the demo model (ARGS="--device cuda")
 	@exec $(RUN) -m bench $(ARGS)
 
-bench-gpu: setup ## The same on a CUDA device; says why not where there is none
-	@exec $(RUN) -m bench --device cuda $(ARGS)
+bench-gpu: setup ## Kernels, stages and model on a GPU, beside their floors (ARGS="--toy" on a CPU)
+	@exec $(RUN) -m cli.gpu $(ARGS)
 
 compare: setup ## Ours against theirs, simulated, at equal GPUs (ARGS="--gpus 64 --quick")
 	@exec $(RUN) -m cli.compare $(ARGS)

@@ -3,7 +3,7 @@
 No server and no sockets between the request and the model: requests wait in order of arrival for
 the one loop. Settings are the best found for it: inference mode, SDPA attention, and the thread
 count that was quicker in a trial. Reads runs from stdin and writes outcomes to stdout, a JSON
-line each. Besides the executor this is the only file of the packages that may see torch.
+line each.
 """
 
 import argparse

@@ -53,20 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     budget = Budget(words.minutes, is_toy=words.toy)
     device = torch.device("cpu" if words.toy else "cuda")
-    sizes = TOY if words.toy else REAL
+    sizes, rows = TOY if words.toy else REAL, list[Row]()
     try:
+        groups = _groups(words, sizes)
         with torch.inference_mode():
             setup = _setup(words, device, sizes)
-            rows = run(_groups(words, sizes), setup, budget)
+            machine = _machine(device, setup)
+            for row in run(groups, setup, budget):
+                rows.append(row)
+                _put_beside(rows)
+                if words.out is not None:  # row by row: a run that is cut short has its use
+                    write(words.out, rows, setup.rates, machine)
     except ConfigError as error:
         print(f"gpu: {error}", file=sys.stderr)
         return 2
-    _put_beside(rows)
-    machine = _machine(device, setup)
     line = ", ".join(f"{name} {value}" for name, value in machine.items())
     print(table(rows, setup.rates, line))
-    if words.out is not None:
-        write(words.out, rows, setup.rates, machine)
     if words.plot is not None:
         plot(words.plot, rows, line)
     return int(any(row.is_broken for row in rows))
@@ -109,7 +111,7 @@ def _put_beside(rows: Sequence[Row]) -> None:
     for row in rows:
         found = theirs.get(row.name)
         if row.group != peer.NAME and found is not None:
-            row.beside = {**row.beside, peer.NAME: found.median}
+            row.beside[peer.NAME] = found.median
 
 
 def _machine(device: torch.device, setup: Setup) -> dict[str, Any]:

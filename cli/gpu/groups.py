@@ -5,8 +5,8 @@ Knows order, budget and rows; what a case measures is its group's.
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -55,9 +55,9 @@ class Budget:
         return f"skipped: beyond {self._minutes:g} min" if left_s < needed_s or left_s <= 0 else ""
 
 
-def run(groups: Sequence[Group], setup: Setup, budget: Budget) -> list[Row]:
-    """All rows, in order."""
-    bar, rows, done_s = Bar(), [], 0.0
+def run(groups: Sequence[Group], setup: Setup, budget: Budget) -> Iterator[Row]:
+    """All rows, in order, each as soon as it is known."""
+    bar, done_s = Bar(), 0.0
     total_s = sum(case.cost_s for group in groups for case in group.cases)
     for group in groups:
         with ExitStack() as stack:
@@ -66,16 +66,17 @@ def run(groups: Sequence[Group], setup: Setup, budget: Budget) -> list[Row]:
                 bar(f"{group.name}: {case.name}", done_s / total_s)
                 done_s += case.cost_s
                 if reason := budget.reason(case):
-                    rows.append(Row(group.name, case.name, note=reason))
+                    yield Row(group.name, case.name, note=reason)
                     continue
                 row, measure = _row(group, case, measure, stack, setup)
-                rows.append(row)
+                yield row
         del measure
         gc.collect()
-        if setup.device.type == "cuda":
-            torch.cuda.empty_cache()
+        # After some failures a device answers nothing any more: what was measured still counts.
+        with suppress(RuntimeError):
+            if setup.device.type == "cuda":
+                torch.cuda.empty_cache()
     bar.done()
-    return rows
 
 
 def _row(

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from bench.plots import draw_shares
 from bench.report.terminal import aligned
 from cli.gpu.rows import Rates, Row
 
@@ -90,5 +89,8 @@ def write(path: Path, rows: Sequence[Row], rates: Rates, machine: dict[str, Any]
 
 def plot(path: Path, rows: Sequence[Row], machine: str) -> None:
     """As PNG: a bar of each row's share of its floor."""
+    # Here and not above: it needs what only a plot needs.
+    from bench.plots import draw_shares
+
     shares = {row.label: (row.share, row.verdict) for row in rows if row.share is not None}
     draw_shares(shares, path, machine)

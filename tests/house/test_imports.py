@@ -19,9 +19,9 @@ ROOMS = {
     ),
     "torch": (
         r"triptych/executor/.*|kvtransfer/transports/process_group\.py"
-        r"|bench/peer_transformers\.py|examples/.*"
+        r"|bench/peer_transformers\.py|cli/gpu/.*|examples/.*"
     ),
-    "transformers": r"bench/peer_transformers\.py|examples/.*",
+    "transformers": r"bench/peer_transformers\.py|cli/gpu/peer\.py|examples/.*",
     "numpy": r"triptych/(codec|executor|inputs|offload)/.*|kvtransfer/repartition\.py|examples/.*",
     "matplotlib": r"bench/plots\.py|examples/.*|docs/.*",
     "optuna": r"simulator/planning\.py",
