@@ -71,10 +71,10 @@ def run(groups: Sequence[Group], setup: Setup, budget: Budget) -> Iterator[Row]:
                 row, measure = _row(group, case, measure, stack, setup)
                 yield row
         del measure
-        gc.collect()
-        # After some failures a device answers nothing any more: what was measured still counts.
-        with suppress(RuntimeError):
-            if setup.device.type == "cuda":
+        if setup.device.type == "cuda":
+            gc.collect()
+            # After some failures a device answers no more: what was measured still counts.
+            with suppress(RuntimeError):
                 torch.cuda.empty_cache()
     bar.done()
 
