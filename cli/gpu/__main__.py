@@ -82,7 +82,7 @@ def _setup(words: argparse.Namespace, device: torch.device, sizes: Sizes) -> Set
         device,
         dtype,
         sizes,
-        kit(words.kernels, device, spec),
+        kit(words.kernels, device, spec, sizes.block_size),
         timer,
         rates(timer, sizes, device, dtype),
         not words.no_flex,

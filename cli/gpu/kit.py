@@ -61,11 +61,12 @@ class Setup(NamedTuple):
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_()
 
 
-def kit(choice: str, device: torch.device, spec: ModelSpec) -> Kit:
-    """Those of ``choice``, as in ``model.kernels``. Raises ConfigError if they cannot run."""
+def kit(choice: str, device: torch.device, spec: ModelSpec, block_size: int) -> Kit:
+    """Those of ``choice``, as in ``model.kernels``, over KV in blocks of ``block_size`` tokens.
+    Raises ConfigError if they cannot run."""
     vision = spec.vision
     least_head = min(spec.text.head_dim, vision.hidden_size // vision.num_heads)
-    made = operations(choice, str(device), least_head, deterministic=False)
+    made = operations(choice, str(device), least_head, block_size, deterministic=False)
     return _plain() if made is PLAIN else _triton()
 
 

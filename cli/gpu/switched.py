@@ -30,6 +30,12 @@ class SwitchedKernels(Kernels):
         super().__init__(deterministic=False)
         self._switch = switch
 
-    def graphs(self, compute: Callable[[Inputs], Tensor], layout: Layout, device: str) -> Graphs:
+    def graphs(
+        self,
+        compute: Callable[[Inputs], Tensor],
+        clear: Callable[[Tensor], None],
+        layout: Layout,
+        device: str,
+    ) -> Graphs:
         """See ``operations.Operations``."""
-        return SwitchedGraphs(super().graphs(compute, layout, device), self._switch)
+        return SwitchedGraphs(super().graphs(compute, clear, layout, device), self._switch)

@@ -42,13 +42,14 @@ def executors(
     timeout_s: float = PATIENCE_S,
     kernels: str = "auto",
     deterministic: bool = False,
+    device: str = "cpu",
     **cache: int,
 ) -> Executors:
     """Executors of small stores on a CPU."""
     sizes = {"kv_blocks": 160, "embedding_blocks": 80, "block_size": 16, "embedding_block_size": 7}
     model = ModelConfig(
         dtype=dtype,
-        device="cpu",
+        device=device,
         tensor_parallel=num_ranks,
         parallel=parallel,
         kernels=kernels,

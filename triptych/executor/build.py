@@ -19,7 +19,7 @@ from triptych.executor.models import config as model_config
 from triptych.executor.models import decoder, oracle, registry
 from triptych.executor.models.vision import VisionTower
 from triptych.executor.models.weights import Weights
-from triptych.executor.operations import operations
+from triptych.executor.operations import PLAIN, operations
 from triptych.executor.orders import Orders
 from triptych.executor.ranks import Ranks
 from triptych.executor.team import Team
@@ -143,8 +143,14 @@ def _build_model(
     language = vision = None
     least_head = min(spec.text.head_dim, spec.vision.hidden_size // spec.vision.num_heads)
     made_of = operations(
-        config.model.kernels, device, least_head, deterministic=config.engine.deterministic
+        config.model.kernels,
+        device,
+        least_head,
+        config.cache.block_size,
+        deterministic=config.engine.deterministic,
     )
+    if _has_processes(config) and made_of is not PLAIN:
+        raise ConfigError("model.kernels: ranks in processes compute plainly")
     with Weights(folder, dtype=DTYPES[dtype], device=device, operations=made_of) as weights:
         if stores.role & {Stage.PREFILL, Stage.DECODE}:
             layout = decoder.kv_layout(

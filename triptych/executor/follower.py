@@ -17,13 +17,13 @@ import torch
 
 from triptych.core.errors import ConfigError, InstanceLost
 from triptych.core.plan import LanguagePlan
+from triptych.executor.attention.plan import Planner
 from triptych.executor.batch import Batcher
 from triptych.executor.block_store import DTYPES, BlockStore
 from triptych.executor.models import config as model_config
 from triptych.executor.models import registry
 from triptych.executor.models.decoder import Layers
 from triptych.executor.models.weights import Weights
-from triptych.executor.operations import PLAIN
 from triptych.executor.orders import Orders, Ready, receive, send
 from triptych.executor.ranks import ProcessRanks, Share
 
@@ -48,7 +48,7 @@ class Follower:
         self.num_bytes = weights.num_bytes
         """Of its weights."""
         self._batcher = Batcher(
-            PLAIN.planner(layout, _DEVICE, spec.text.num_heads // spec.text.num_kv_heads),
+            Planner(layout, _DEVICE, remembered=1),
             merge_size=spec.vision.merge_size,
             embedding_block_size=None,
             device=_DEVICE,

@@ -5,6 +5,8 @@ captured: rows nobody owns write nowhere and see nothing. Knows frames and when 
 computed in one is its caller's. Without CUDA the same frames are computed eagerly, for tests.
 """
 
+import logging
+import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.executor.attention.paged import KernelPlan
-from triptych.executor.attention.plan import numbers
+from triptych.executor.attention.plan import fresh, numbers
 from triptych.executor.batch import Row
 from triptych.executor.identity import ByIdentity
 from triptych.executor.operations import Inputs
@@ -27,9 +29,12 @@ LEAST_BLOCKS = 8
 """Of the table of the smallest frame; wider ones double."""
 MOST_FRAMES = 48
 """Kept; the one not used for longest goes first."""
-MUCH_SHARED = 65_536
+MUCH_SHARED = 1 << 20
 """Tokens whose reads a step would save by reading shared beginnings once, from which on it is not
-captured: of a 7B model some 4 GB, a millisecond. Reasoned, not measured."""
+captured: of a 7B model some 60 GB, 15 ms, where its launches one by one take about 10. Reasoned,
+not measured."""
+_CAPTURING = threading.Lock()
+_log = logging.getLogger(__name__)
 _WARM_RUNS = 2
 """Kernels are compiled and workspaces allocated before a stream is captured."""
 
@@ -71,31 +76,43 @@ class _Frame:
 class DecodeGraphs:
     """Frames of one model, captured when first needed."""
 
-    def __init__(self, compute: Callable[[Inputs], Tensor], block_size: int, device: str) -> None:
+    def __init__(
+        self,
+        compute: Callable[[Inputs], Tensor],
+        clear: Callable[[Tensor], None],
+        block_size: int,
+        device: str,
+    ) -> None:
         """``compute`` gives logits (rows, vocabulary) of a frame's inputs; it must not wait for
-        the device, nor read anything that moves between steps."""
+        the device, nor read anything that moves between steps. ``clear`` fills blocks (int64)
+        with zeros: those that a step begins."""
         self._compute = compute
+        self._clear = clear
         self._block_size = block_size
         self._device = torch.device(device)
         self._numbers_of = ByIdentity(numbers)
         self._frames: OrderedDict[tuple[int, int], _Frame] = OrderedDict()
-        self._pool = None
+        self._refused: set[tuple[int, int]] = set()
+        self._pool: Any = None
+        self._side: Any = None
         if self._device.type == "cuda":
             self._pool = torch.cuda.graph_pool_handle()
+            self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def logits(self, work: Sequence[Row]) -> Tensor | None:
-        """Logits (sequences, vocabulary), valid until the next step; None if there are too many
-        rows, or if too much is shared that a frame reads again and again. KV is written as in any
-        step."""
+        """See ``operations.Graphs``: None if there are too many rows, if too much is shared that a
+        frame reads again and again, or if the frame could not be captured."""
         if not 0 < len(work) <= SIZES[-1] or self._shared(work) >= MUCH_SHARED:
             return None
         rows = SIZES[bisect_left(SIZES, len(work))]
         longest = max(-(-one.span.end // self._block_size) for one in work)
         blocks = LEAST_BLOCKS << max(0, -(-longest // LEAST_BLOCKS) - 1).bit_length()
-        frame = self._frames.get((rows, blocks))
+        frame = self._frames.get((rows, blocks)) or self._made(rows, blocks)
         if frame is None:
-            frame = self._made(rows, blocks)
+            return None
         self._frames.move_to_end((rows, blocks))
+        if begun := fresh([one.span for one in work], self._block_size):
+            self._clear(torch.tensor(begun).to(self._device))
         # The last step's copy has been read: its tokens were waited for.
         frame.fill(work, self._block_size, self._numbers_of)
         frame.replay()
@@ -122,14 +139,18 @@ class DecodeGraphs:
             total += len(others) * alike * self._block_size
         return total
 
-    def _made(self, rows: int, blocks: int) -> _Frame:
-        """A frame, captured while nobody owns a row of it."""
+    def _made(self, rows: int, blocks: int) -> _Frame | None:
+        """A frame, captured while nobody owns a row of it; None if it cannot be."""
+        if (rows, blocks) in self._refused:
+            return None
         while len(self._frames) >= MOST_FRAMES:
             self._frames.popitem(last=False)
         frame = _Frame(rows, blocks, self._device)
         frame.fill((), self._block_size, self._numbers_of)
         if self._device.type == "cuda":
-            self._capture(frame)
+            if not self._is_captured(frame):
+                self._refused.add((rows, blocks))
+                return None
         else:
 
             def replay() -> None:
@@ -139,18 +160,31 @@ class DecodeGraphs:
         self._frames[rows, blocks] = frame
         return frame
 
-    def _capture(self, frame: _Frame) -> None:
-        """See CUDA's stream capture: warm on a stream of its own, then recorded."""
-        side: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_RUNS):
-                self._compute(frame.inputs)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+    def _is_captured(self, frame: _Frame) -> bool:
+        """Warm on a stream of its own, then recorded. What other threads allocate meanwhile does
+        not end it; another capture would, so there is one at a time in a process."""
+        here = torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            frame.logits = self._compute(frame.inputs)
+        try:
+            with _CAPTURING:
+                self._side.wait_stream(here)
+                with torch.cuda.stream(self._side):
+                    for _ in range(_WARM_RUNS):
+                        self._compute(frame.inputs)
+                here.wait_stream(self._side)
+                with torch.cuda.graph(
+                    graph, self._pool, stream=self._side, capture_error_mode="thread_local"
+                ):
+                    frame.logits = self._compute(frame.inputs)
+        except RuntimeError:
+            # A capture that breaks leaves the thread on its stream, where no copy waits for it.
+            torch.cuda.set_stream(here)
+            _log.warning(
+                "a step of %d rows cannot be captured", len(frame.inputs.tokens), exc_info=True
+            )
+            return False
         frame.replay = graph.replay
+        return True
 
 
 def _views(numbers: Tensor, rows: int, blocks: int) -> Inputs:
@@ -162,5 +196,6 @@ def _views(numbers: Tensor, rows: int, blocks: int) -> Inputs:
         ends=lines[5],
         cascade=None,
         prefill=None,
+        fresh=None,
     )
     return Inputs(lines[0], lines[1:4], plan)

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 Table = tuple[int, ...]
 
-MOST = 2048
+MOST = 512
 """Tables that are remembered; who has more sequences at once makes some anew."""
 
 

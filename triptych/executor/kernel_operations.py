@@ -17,7 +17,7 @@ from triptych.executor.graphs import DecodeGraphs
 from triptych.executor.kernels import norm, rotary, sampling, swiglu
 from triptych.executor.kernels.attention_plan import plan_varlen
 from triptych.executor.kernels.logprobs import MOST, top_logprobs
-from triptych.executor.kernels.reference.sampling import history_of, pack
+from triptych.executor.kernels.reference.sampling import ONE_MORE, SEEN, pack
 from triptych.executor.kernels.varlen import varlen_attention
 from triptych.executor.models.vision_plan import Run
 from triptych.executor.operations import Attention, Graphs, Inputs, Rotary, SpanPlanner
@@ -70,9 +70,15 @@ class Kernels:
         """See ``Operations``."""
         return KernelPlanner(layout, device, group, deterministic=self._deterministic)
 
-    def graphs(self, compute: Callable[[Inputs], Tensor], layout: Layout, device: str) -> Graphs:
+    def graphs(
+        self,
+        compute: Callable[[Inputs], Tensor],
+        clear: Callable[[Tensor], None],
+        layout: Layout,
+        device: str,
+    ) -> Graphs:
         """See ``Operations``."""
-        return DecodeGraphs(compute, layout.block_size, device)
+        return DecodeGraphs(compute, clear, layout.block_size, device)
 
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> tuple[Drawn, ...]:
         """See ``Operations``: drawn where the logits are."""
@@ -81,8 +87,7 @@ class Kernels:
         device, penalised = logits.device, [one for one in draws if one.sampling.needs_history]
         slots, history = iter(range(len(penalised))), None
         if penalised:
-            vocab = logits.shape[1]
-            history = torch.stack([history_of(one, vocab) for one in penalised]).to(device)
+            history = _histories(penalised, logits.shape[1], device)
         chosen = [next(slots) if one.sampling.needs_history else -1 for one in draws]
         tokens, sound = sampling.sample(logits, pack(draws, chosen).to(device), history)
         if not all(sound.tolist()):
@@ -91,6 +96,23 @@ class Kernels:
         own, ids, values = _logprobs(logits, tokens, max(asked))
         rows = zip(tokens.tolist(), asked, own, ids, values, strict=True)
         return tuple(_drawn(*row) for row in rows)
+
+
+def _histories(draws: Sequence[Draw], vocab: int, device: torch.device) -> Tensor:
+    """int32 (draws, vocab), as ``reference.sampling.history_of`` makes each: tokens travel, the
+    counts are made where they are read."""
+    rows = torch.tensor([row for row, one in enumerate(draws) for _ in one.history])
+    tokens = torch.tensor([token for one in draws for token in one.history])
+    is_output = torch.tensor(
+        [place >= one.prompt_len for one in draws for place in range(len(one.history))]
+    )
+    rows, tokens, is_output = torch.stack((rows, tokens, is_output.long())).to(device).unbind()
+    counts = torch.zeros(len(draws), vocab, dtype=torch.int32, device=device)
+    more = torch.where(is_output > 0, ONE_MORE, 0).int()
+    counts.index_put_((rows, tokens), more, accumulate=True)
+    prompt = torch.zeros_like(counts)
+    prompt.index_put_((rows, tokens), torch.where(is_output > 0, 0, SEEN).int(), accumulate=True)
+    return counts + prompt.clamp_(max=SEEN)
 
 
 def _logprobs(

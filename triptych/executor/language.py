@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.core.errors import InvariantBroken
 from triptych.core.plan import Draw, Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.executor.block_store import BlockStore
+from triptych.executor.device import computing
 from triptych.executor.identity import ByIdentity
 from triptych.executor.sampler import draw
 
@@ -62,18 +63,16 @@ class LanguageExecutor:
         is enqueued after the call). The step may fail nevertheless.
 
         Raises InvariantBroken if a plan names blocks or tokens that are not there, if the logits
-        are not numbers, or if the device fails; blocks of the plan then hold anything."""
+        are not numbers, or if the step fails; blocks of the plan then hold anything. Raises
+        InstanceLost if no other step can follow."""
         began = time.monotonic()
         if not plan.segments:
             return LanguageResult((), 0.0)
         for segment in plan.segments:
             self._check(segment)
-        try:
-            logits = self._model.logits(plan, on_layers)
-        except (RuntimeError, IndexError) as error:
-            raise InvariantBroken(f"a language step failed: {error}") from error
         draws = [segment.draw for segment in plan.segments if segment.draw is not None]
-        drawn = iter(self._draw(logits, draws))
+        with computing(self.memory.tensor.device, "a language step"):
+            drawn = iter(self._draw(self._model.logits(plan, on_layers), draws))
         results = tuple(next(drawn) if s.draw is not None else None for s in plan.segments)
         return LanguageResult(results, time.monotonic() - began)
 

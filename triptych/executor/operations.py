@@ -17,6 +17,7 @@ from triptych.core.plan import Draw, Drawn
 from triptych.executor.attention.dense import PagedAttention
 from triptych.executor.attention.plan import Planner, Span
 from triptych.executor.kernels import launch
+from triptych.executor.kernels.attention_shapes import BLOCK_SIZES
 from triptych.executor.models.vision_plan import Run
 from triptych.executor.ranks import Share
 from triptych.executor.rotary import doubled, rotate
@@ -45,8 +46,8 @@ class Graphs(Protocol):
     """Steps of decodes that were captured."""
 
     def logits(self, work: "Sequence[Row]") -> Tensor | None:
-        """Logits (sequences, vocabulary), valid until the next step; None if there are too many
-        rows. KV is written as in any step."""
+        """Logits (sequences, vocabulary), valid until the next step; None if the step is better
+        computed as it is, or cannot be captured. KV is written as in any step."""
         ...
 
 
@@ -57,6 +58,10 @@ class Attention(Protocol):
 
     def begin(self, plan: Any) -> None:
         """Once a step, before the first layer's ``run``."""
+        ...
+
+    def clear(self, blocks: Tensor) -> None:
+        """Fill whole ``blocks`` (int64) of all layers with zeros."""
         ...
 
     def run(self, qkv: Tensor, rotary: Rotary, layer: int, plan: Any) -> Tensor:
@@ -114,10 +119,14 @@ class Operations(Protocol):
         ...
 
     def graphs(
-        self, compute: Callable[[Inputs], Tensor], layout: Layout, device: str
+        self,
+        compute: Callable[[Inputs], Tensor],
+        clear: Callable[[Tensor], None],
+        layout: Layout,
+        device: str,
     ) -> Graphs | None:
         """``compute``, logits (rows, vocabulary) of rows that draw, as captured graphs; None where
-        a launch costs nothing."""
+        a launch costs nothing. ``clear`` is told of the blocks that a step begins."""
         ...
 
     def draw(self, logits: Tensor, draws: Sequence[Draw]) -> tuple[Drawn, ...]:
@@ -178,6 +187,7 @@ class Plain:
     def graphs(
         self,
         compute: Callable[[Inputs], Tensor],  # noqa: ARG002
+        clear: Callable[[Tensor], None],  # noqa: ARG002
         layout: Layout,  # noqa: ARG002
         device: str,  # noqa: ARG002
     ) -> Graphs | None:
@@ -194,17 +204,24 @@ LEAST_HEAD = 16
 """Numbers that a head must have for tensor cores."""
 
 
-def operations(choice: str, device: str, least_head: int, *, deterministic: bool) -> Operations:
+def operations(
+    choice: str, device: str, least_head: int, block_size: int, *, deterministic: bool
+) -> Operations:
     """Those of a configuration's ``model.kernels`` for a model whose smallest heads have
-    ``least_head`` numbers. Raises ConfigError if they cannot run here."""
-    where, is_possible = torch.device(device), least_head >= LEAST_HEAD
-    has_kernels = where.type == "cuda" and launch.has_triton() and is_possible
-    if choice == "plain" or (choice == "auto" and not has_kernels):
+    ``least_head`` numbers, over blocks of ``block_size`` tokens. Raises ConfigError if they cannot
+    run here."""
+    where, why_not = torch.device(device), ""
+    if least_head < LEAST_HEAD:
+        why_not = f"none for heads of {least_head}, {LEAST_HEAD} at least"
+    elif block_size not in BLOCK_SIZES:
+        why_not = f"none for a cache.block_size of {block_size}, one of {list(BLOCK_SIZES)}"
+    elif not launch.runs_on(where):
+        why_not = f"Triton's kernels do not run on {device} here"
+    is_wanted = choice == "triton" or (choice == "auto" and where.type == "cuda")
+    if not is_wanted or (choice == "auto" and why_not):
         return PLAIN
-    if not launch.runs_on(where):
-        raise ConfigError(f"model.kernels: Triton's kernels do not run on {device} here")
-    if not is_possible:
-        raise ConfigError(f"model.kernels: none for heads of {least_head}, {LEAST_HEAD} at least")
+    if why_not:
+        raise ConfigError(f"model.kernels: {why_not}")
     # Here and not above: a server on a CPU has no Triton, and must not need it.
     from triptych.executor.kernel_operations import Kernels
 

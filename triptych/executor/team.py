@@ -37,11 +37,14 @@ class Team:
 
     def __init__(self, orders: Orders, memory: BlockStore, start_s: float) -> None:
         num_ranks = orders.layout.num_shards
-        self._board = make_board(num_ranks)
         self._start_s = start_s
         self._followers: list[_Follower] = []
         self._is_over = False
-        ends = _mesh(num_ranks)
+        try:
+            ends = _mesh(num_ranks)
+            self._board = make_board(num_ranks)
+        except OSError as error:
+            raise Unavailable(f"ranks cannot meet: {error}") from error
         self._ranks = ProcessRanks(Share(0, num_ranks), self._board, ends[0], orders.timeout_s)
         self.shares: tuple[Share, ...] = self._ranks.shares
         """Of the rank that this process computes."""
@@ -105,9 +108,11 @@ class Team:
 def _mesh(num_ranks: int) -> list[list[socket.socket]]:
     """For each rank its ends of sockets to all others."""
     ends: list[list[socket.socket]] = [[] for _ in range(num_ranks)]
-    for one, other in combinations(range(num_ranks), 2):
-        for rank, end in zip((one, other), socket.socketpair(), strict=True):
-            ends[rank].append(end)
+    with contextlib.ExitStack() as failing:
+        for one, other in combinations(range(num_ranks), 2):
+            for rank, end in zip((one, other), socket.socketpair(), strict=True):
+                ends[rank].append(failing.enter_context(end))
+        failing.pop_all()
     return ends
 
 

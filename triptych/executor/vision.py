@@ -15,6 +15,7 @@ from torch import Tensor
 from triptych.core.errors import InvariantBroken
 from triptych.core.plan import VisionPlan, VisionResult, VisionTask
 from triptych.executor.block_store import BlockStore
+from triptych.executor.device import computing
 from triptych.executor.models.vision import VisionTower
 from triptych.inputs.model_card import ImageGeometry
 
@@ -70,17 +71,16 @@ class VisionExecutor:
         """Encode all pictures of ``plan`` in one batch and write their rows.
 
         Raises InvariantBroken if pixels, grid, token count and blocks of a task do not fit
-        together, or if the device fails; blocks of the plan then hold anything."""
+        together, or if the step fails: blocks of the plan then hold anything; InstanceLost if no
+        step can follow."""
         began = time.monotonic()
         if plan.tasks:
             pictures = [(self._pixels(task), task.item.grid) for task in plan.tasks]
             slots = np.concatenate([self._slots(task) for task in plan.tasks])
             store = self.embeddings.tensor.view(-1, self.embeddings.layout.shape[-1])
-            try:
+            with computing(store.device, "a vision step"):
                 rows = self._model.encode(pictures).to(store.dtype)
                 store.index_copy_(0, torch.from_numpy(slots).to(store.device), rows)
-            except (RuntimeError, IndexError) as error:
-                raise InvariantBroken(f"a vision step failed: {error}") from error
         return VisionResult(time.monotonic() - began)
 
     def _pixels(self, task: VisionTask) -> Pixels:

@@ -27,8 +27,12 @@ class PagedAttention:
 
     def begin(self, plan: AttentionPlan) -> None:
         """Clear the blocks that a step begins. Once a step, before the first layer's ``run``."""
-        if len(plan.fresh):
-            self._runs.index_fill_(0, plan.fresh, 0)
+        self.clear(plan.fresh)
+
+    def clear(self, blocks: Tensor) -> None:
+        """Fill whole ``blocks`` (int64) of all layers with zeros."""
+        if len(blocks):
+            self._runs.index_fill_(0, blocks, 0)
 
     def run(
         self, qkv: Tensor, rotary: tuple[Tensor, Tensor], layer: int, plan: AttentionPlan

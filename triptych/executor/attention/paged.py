@@ -14,7 +14,7 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
-from triptych.executor.attention.plan import Span, numbers
+from triptych.executor.attention.plan import Span, fresh, numbers
 from triptych.executor.identity import ByIdentity
 from triptych.executor.kernels.attention_plan import (
     CascadePlan,
@@ -44,6 +44,8 @@ class KernelPlan:
     cascade: CascadePlan | None
     """Where decoding sequences share their first blocks."""
     prefill: PrefillPlan | None
+    fresh: Tensor | None
+    """int64: see ``attention.plan.fresh``; None if whoever made the plan has cleared them."""
 
 
 class KernelPlanner:
@@ -83,6 +85,7 @@ class KernelPlanner:
             ends=self._send(np.array(ends, dtype=np.int32)),
             cascade=cascade,
             prefill=prefill,
+            fresh=torch.tensor(fresh(spans, self._block_size), dtype=torch.int64).to(self._device),
         )
 
     def _table(self, spans: Sequence[Span]) -> NDArray[np.int32]:
@@ -115,7 +118,7 @@ class KernelAttention:
 
     def __init__(self, store: Tensor, share: Share, layout: Layout, *, deterministic: bool) -> None:
         self.share = share
-        runs = store.view(-1, share.num_ranks, *layout.shape)[:, share.rank]
+        self._runs = runs = store.view(-1, share.num_ranks, *layout.shape)[:, share.rank]
         self._layers = [
             (runs[:, layer, 0], runs[:, layer, 1]) for layer in range(layout.num_layers)
         ]
@@ -123,7 +126,15 @@ class KernelAttention:
         self._deterministic = deterministic
 
     def begin(self, plan: KernelPlan) -> None:
-        """Nothing: kernels never look behind the last token of a sequence."""
+        """Clear the blocks that a step begins: kernels never look behind the last token, but blocks
+        are sent whole, to whoever may."""
+        if plan.fresh is not None:
+            self.clear(plan.fresh)
+
+    def clear(self, blocks: Tensor) -> None:
+        """Fill whole ``blocks`` (int64) of all layers with zeros."""
+        if len(blocks):
+            self._runs.index_fill_(0, blocks, 0)
 
     def run(
         self, qkv: Tensor, rotary: tuple[Tensor, Tensor], layer: int, plan: KernelPlan

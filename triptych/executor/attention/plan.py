@@ -21,7 +21,7 @@ from torch import Tensor
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
 from triptych.executor.block_store import DTYPES
-from triptych.executor.identity import ByIdentity
+from triptych.executor.identity import MOST, ByIdentity
 
 _SMALL_PAGES = 8
 """Contexts up to this many pages share a group whatever their ratio."""
@@ -38,6 +38,16 @@ class Span(NamedTuple):
     start: int
     end: int
     blocks: tuple[int, ...]
+
+
+def fresh(spans: Sequence[Span], block_size: int) -> list[int]:
+    """Blocks that a step begins and does not fill. They are cleared first, so that what lies behind
+    a sequence's last token is a number, whoever reads the block, here or where it is sent."""
+    return [
+        span.blocks[span.end // block_size]
+        for span in spans
+        if span.end % block_size and span.end // block_size * block_size >= span.start
+    ]
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,20 +87,20 @@ class AttentionPlan:
     decode: tuple[DecodeGroup, ...]
     prefill: tuple[Prefill, ...]
     fresh: Tensor
-    """int64: blocks begun and not filled by this step. They are cleared first, so that what an
-    earlier owner left behind the last token, masked or not, is a number."""
+    """int64: see ``fresh``."""
 
 
 class Planner:
     """Plans for one store's layout and device."""
 
-    def __init__(self, layout: Layout, device: str) -> None:
+    def __init__(self, layout: Layout, device: str, remembered: int = MOST) -> None:
+        """``remembered`` block tables are looked at once only."""
         self.block_size = layout.block_size
         self.num_layers = layout.shape[0]
         self._pages_per_block = layout.num_shards * self.num_layers * 2
         self._device = device
         self._dtype = DTYPES[layout.dtype]
-        self._numbers_of = ByIdentity(numbers)
+        self._numbers_of = ByIdentity(numbers, remembered)
         self._layers = np.arange(self.num_layers, dtype=np.int64)[:, None] * 2
 
     def plan(self, spans: Sequence[Span]) -> AttentionPlan:
@@ -118,16 +128,8 @@ class Planner:
             self._by_layer(keys + self.block_size),
             tuple(decode),
             tuple(prefill),
-            torch.tensor(self._fresh(spans), dtype=torch.int64, device=self._device),
+            torch.tensor(fresh(spans, self.block_size), dtype=torch.int64, device=self._device),
         )
-
-    def _fresh(self, spans: Sequence[Span]) -> list[int]:
-        return [
-            span.blocks[span.end // self.block_size]
-            for span in spans
-            if span.end % self.block_size
-            and span.end // self.block_size * self.block_size >= span.start
-        ]
 
     def _first_rows(self, spans: Sequence[Span]) -> NDArray[np.int64]:
         """Rows of the keys of layer 0."""

@@ -134,6 +134,11 @@ class Layers:
                 on_layers(num_layers)
         return x if delta is None else x.add_(delta)
 
+    def clear(self, blocks: Tensor) -> None:
+        """Fill whole ``blocks`` (int64) with zeros, before a step that begins them."""
+        for memory in self._memories:
+            memory.clear(blocks)
+
 
 class Decoder:
     """A language model over a KV store, computed by as many ranks as its blocks have shards.
@@ -173,7 +178,9 @@ class Decoder:
             embedding_block_size=embeddings.layout.block_size if embeddings is not None else 0,
             device=weights.device,
         )
-        self._graphs = weights.operations.graphs(self._decode, memory.layout, weights.device)
+        self._graphs = weights.operations.graphs(
+            self._decode, self._layers.clear, memory.layout, weights.device
+        )
 
     def logits(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> Tensor:
         """See ``executor.language.LanguageModel``."""
