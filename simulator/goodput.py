@@ -4,6 +4,7 @@ Common random numbers: a seed gives the same requests at every rate and to every
 together, so systems are compared on the same draw. Knows how to ask; figures are ``bench``'s.
 """
 
+import gc
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -59,6 +60,7 @@ class Sweep:
         for seed in scenario.seeds:
             plan = replace(scenario.plan(self._system, rate, seed), least=least)
             run = simulate(plan, scenario.arrivals(rate, seed), self._on_progress)
+            gc.collect()  # a world that is over is one web of cycles: many would be kept
             self.num_gpus = run.num_gpus
             share = figures(run).attainment
             self.curves[seed].append(Point(rate, share))

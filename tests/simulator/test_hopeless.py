@@ -1,6 +1,7 @@
 """Runs that are given up: only those that cannot attain any more, and cheaper for it."""
 
 import asyncio
+import gc
 
 import pytest
 from msgspec.structs import replace
@@ -9,9 +10,10 @@ from bench.figures import figures
 from bench.run import Row
 from bench.workload import Arrival
 from simulator import scenario
-from simulator.goodput import into, search
+from simulator.goodput import Sweep, into, search
 from simulator.hopeless import Hopeless, below
 from simulator.run import simulate
+from simulator.world import World
 
 ARRIVALS = [Arrival(float(n), (), 2) for n in range(20)]
 
@@ -104,3 +106,16 @@ def test_a_search_ends_between_whole_runs():
         if run.invalid:
             plan = one.plan(one.systems[0], run.rate, run.seed)
             assert figures(simulate(plan, one.arrivals(run.rate, run.seed))).attainment < 0.8
+
+
+def test_a_search_keeps_no_world_that_is_over():
+    one = scenario.made({
+        "name": "x", "costs": "h200:qwen2.5-vl-7b", "workload": "synthetic:image_light",
+        "rates": [3], "duration_s": 2.0, "systems": [{"name": "x", "topology": "EPD1"}],
+    }, "x")  # fmt: skip
+    gc.collect()
+    before = sum(type(each) is World for each in gc.get_objects())
+    sweep = Sweep(one, one.systems[0])
+    for rate in (1.0, 2.0, 4.0):
+        sweep.measure(rate)
+    assert sum(type(each) is World for each in gc.get_objects()) <= before
