@@ -61,7 +61,12 @@ class Linear:
             scope.take(f"{name}.weight", size, inputs, share=share, dim=int(is_summand))
             for name, size in outputs.items()
         ]
-        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self._matrix = weight.t()
+        if weight.device.type == "cpu":
+            # A row of a few tokens is bound by memory, and this way around it is read up to three
+            # times as fast (MKL on an EPYC, float32); of many rows neither way is quicker.
+            self._matrix = self._matrix.contiguous()
         self.bias: Tensor | None = None
         if bias:
             parts = [
@@ -70,8 +75,10 @@ class Linear:
             self.bias = parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Of (..., inputs): (..., sum of outputs)."""
-        return functional.linear(x, self.weight, self.bias)
+        """Of (rows, inputs): (rows, sum of outputs)."""
+        if self.bias is None:
+            return torch.mm(x, self._matrix)
+        return torch.addmm(self.bias, x, self._matrix)
 
 
 class RmsNorm:
