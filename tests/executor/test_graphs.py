@@ -143,8 +143,6 @@ def test_steps_of_a_model_are_those_of_its_layers(folders):
 def test_captured_frames_in_turns_beside_a_thread_that_allocates(folders):
     """Three sizes alternate, one is thrown out and captured again, and all say what steps that are
     not captured say, while another thread takes and frees device memory."""
-    if DEVICE == "cpu":
-        pytest.skip("needs a CUDA device")
     is_over = threading.Event()
 
     def allocate():

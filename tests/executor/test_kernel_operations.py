@@ -11,6 +11,7 @@ from triptych.core.layout import Layout
 from triptych.core.plan import Draw, LanguagePlan
 from triptych.core.request import Sampling
 from triptych.executor.attention.plan import Span
+from triptych.executor.kernels.reference.sampling import history_of
 from triptych.executor.operations import PLAIN, operations
 from triptych.executor.ranks import Share
 from triptych.executor.rotary import doubled
@@ -164,6 +165,29 @@ def test_tokens_are_the_samplers(asked):
         for mine, other in pairs:
             assert (mine is None) == (other is None)
             assert mine is None or abs(mine - other) < TOLERANCE
+
+
+def test_histories_are_those_of_the_twin():
+    """Tokens that come again, in the prompt, in the output and in both."""
+    asked = Sampling(repetition_penalty=1.2)
+    draws = [
+        Draw(asked, 7, 4, (3, 3, 5, 9, 5, 8, 8)),
+        Draw(asked, 3, 3, (0, 0, 9)),
+        Draw(asked, 2, 0, (1, 1)),
+    ]
+    from triptych.executor.kernel_operations import _histories  # wants Triton
+
+    found = _histories(draws, 10, torch.device(DEVICE))
+    assert found.cpu().equal(torch.stack([history_of(one, 10) for one in draws]))
+    assert found[0].tolist() == [0, 0, 0, 1, 0, 3, 0, 0, 4, 1]
+
+
+@pytest.mark.parametrize("history", [(1, 2), (1, 2, 300), (1, -1, 2), ()])
+def test_a_history_that_is_none_is_refused_before_the_device_sees_it(history):
+    draws = [Draw(Sampling(repetition_penalty=1.2), 3, 1, history)]
+    for made_of in (PLAIN, kernels()):
+        with pytest.raises(InvariantBroken, match="history does not reach"):
+            made_of.draw(torch.randn(1, 300, device=DEVICE), draws)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, when interpreted

@@ -22,6 +22,7 @@ from triptych.executor.kernels.varlen import varlen_attention
 from triptych.executor.models.vision_plan import Run
 from triptych.executor.operations import Attention, Graphs, Inputs, Rotary, SpanPlanner
 from triptych.executor.ranks import Share
+from triptych.executor.sampler import check_history
 
 
 class Kernels:
@@ -100,7 +101,10 @@ class Kernels:
 
 def _histories(draws: Sequence[Draw], vocab: int, device: torch.device) -> Tensor:
     """int32 (draws, vocab), as ``reference.sampling.history_of`` makes each: tokens travel, the
-    counts are made where they are read."""
+    counts are made where they are read. Raises InvariantBroken for what the sampler refuses too: on
+    a device an index out of range would end the whole process."""
+    for one in draws:
+        check_history(one, vocab)
     rows = torch.tensor([row for row, one in enumerate(draws) for _ in one.history])
     tokens = torch.tensor([token for one in draws for token in one.history])
     is_output = torch.tensor(

@@ -69,11 +69,18 @@ def _draw_row(raw: NDArray[np.float32], one: Draw) -> Drawn:
     return _report(logits, token, sampling.logprobs)
 
 
+def check_history(one: Draw, vocab: int) -> None:
+    """Raise InvariantBroken unless a draw that needs its history has all of it, tokens below
+    ``vocab``."""
+    tokens = one.history or (0,)
+    if len(one.history) != one.position or min(tokens) < 0 or max(tokens) >= vocab:
+        raise InvariantBroken("a draw's history does not reach its position")
+
+
 def _penalise(logits: Row, one: Draw) -> Row:
     sampling, size = one.sampling, len(logits)
     history = np.array(one.history, dtype=np.int64)
-    if len(history) != one.position or (len(history) and not 0 <= history.max() < size):
-        raise InvariantBroken("a draw's history does not reach its position")
+    check_history(one, size)
     shaped = logits.copy()
     seen = np.unique(history)
     scores = shaped[seen]
