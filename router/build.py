@@ -193,6 +193,13 @@ class _Doors:
         self.admin = admin
         self.advising = advising
 
+    async def open(self) -> None:
+        """HTTP last: who is told there that the server is ready finds the others open."""
+        if self.admin is not None:
+            await self.admin.start()
+        await self.grpc.start()
+        await self.http.start()
+
     async def close(self) -> None:
         await self.http.close()
         await self.grpc.close()
@@ -226,8 +233,10 @@ async def _open_doors(config: Config, cluster: Cluster, core: Core) -> _Doors:
         app = admin_app(cluster.census, core.dispatcher, core.ledger, advising, key)
         admin = HttpServer(app, settings.admin, "router.admin")
     grpc = GrpcDoor(core.service, intake, keys, settings.grpc)
-    await grpc.start()
-    await http.start()
-    if admin is not None:
-        await admin.start()
-    return _Doors(http, grpc, admin, advising)
+    doors = _Doors(http, grpc, admin, advising)
+    try:
+        await doors.open()
+    except BaseException:
+        await doors.close()
+        raise
+    return doors
