@@ -9,7 +9,7 @@ from cli.gpu.rows import Rates
 from cli.gpu.sizes import Sizes
 from cli.gpu.timing import Timer
 from triptych.executor.models.config import ModelSpec
-from triptych.executor.operations import PLAIN, Operations, operations
+from triptych.executor.operations import PLAIN, Needs, Operations, operations
 
 Kernel = Callable[..., Any]
 
@@ -64,10 +64,17 @@ class Setup(NamedTuple):
 def kit(choice: str, device: torch.device, spec: ModelSpec, block_size: int) -> Kit:
     """Those of ``choice``, as in ``model.kernels``, over KV in blocks of ``block_size`` tokens.
     Raises ConfigError if they cannot run."""
-    vision = spec.vision
-    least_head = min(spec.text.head_dim, vision.hidden_size // vision.num_heads)
-    made = operations(choice, str(device), least_head, block_size, deterministic=False)
-    return _plain() if made is PLAIN else _triton()
+    needs = Needs(
+        device=str(device),
+        dtype="float32",
+        threads=1,
+        text_head=spec.text.head_dim,
+        vision_head=spec.vision.hidden_size // spec.vision.num_heads,
+        block_size=block_size,
+    )
+    if device.type == "cpu" and choice == "auto":
+        choice = "plain"  # what runs beside a GPU's kernels where there is no GPU
+    return _plain() if operations(choice, needs, deterministic=False) is PLAIN else _triton()
 
 
 def _plain() -> Kit:

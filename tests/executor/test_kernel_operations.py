@@ -6,27 +6,28 @@ import pytest
 import torch
 
 from tests.executor.driver import Driver, executors, scene
+from tests.executor.memory import BLOCK, DEVICE, GROUP, SIZE, Memory, spans_of
 from triptych.core.errors import ConfigError, InvariantBroken
-from triptych.core.layout import Layout
 from triptych.core.plan import Draw, LanguagePlan
 from triptych.core.request import Sampling
 from triptych.executor.attention.plan import Span
 from triptych.executor.kernels.reference.sampling import history_of
-from triptych.executor.operations import PLAIN, operations
-from triptych.executor.ranks import Share
-from triptych.executor.rotary import doubled
+from triptych.executor.operations import PLAIN, Needs, operations
 
 pytest.importorskip("triton", reason="no Triton for this platform")
 
 IMAGE = 690
 TOLERANCE = 1e-4
 """Of float32 numbers of unit size: sums of a few hundred terms in another order."""
-BLOCK, KV_HEADS, GROUP, SIZE = 16, 2, 2, 16
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def kernels(*, deterministic=False):
-    return operations("triton", DEVICE, SIZE, BLOCK, deterministic=deterministic)
+    return chosen("triton", DEVICE, SIZE, BLOCK, deterministic=deterministic)
+
+
+def chosen(choice, device, head, block_size, *, deterministic=False):
+    needs = Needs(device, "bfloat16", 1, head, head, block_size)
+    return operations(choice, needs, deterministic=deterministic)
 
 
 @pytest.mark.parametrize(
@@ -48,45 +49,6 @@ def test_a_picture_and_the_answer(kind, folders):
     assert (rows[0] - rows[1]).abs().max() < TOLERANCE
     assert (logits[0] - logits[1]).abs().max() < TOLERANCE
     assert tokens[0] == tokens[1]
-
-
-class Memory:
-    """A store of two ranks and two layers, full of numbers; blocks that nobody names are NaN."""
-
-    def __init__(self, spans, seed=1):
-        torch.manual_seed(seed)
-        self.layout = Layout("kv", "m", "float32", (2, 2, BLOCK, KV_HEADS, SIZE), BLOCK, 2)
-        self.store = torch.full((80, *self.layout.shape), float("nan"))
-        for block in {block for span in spans for block in span.blocks}:
-            torch.manual_seed(seed + block)
-            self.store[2 * block : 2 * block + 2] = torch.randn(2, *self.layout.shape)
-        self.store = self.store.to(DEVICE)
-
-    def attend(self, made_of, spans):
-        """The second layer of the second rank, and the store behind it."""
-        count, half = sum(span.end - span.start for span in spans), SIZE // 2
-        rows = []
-        for span in spans:  # what a row is does not depend on who stands beside it
-            torch.manual_seed(span.end)
-            width = (GROUP + 2) * KV_HEADS * SIZE + half
-            rows.append(torch.randn(span.end - span.start, width))
-        qkv, angles = torch.cat(rows).split((width - half, half), dim=1)
-        assert len(qkv) == count
-        store = self.store.clone()
-        plan = made_of.planner(self.layout, DEVICE, GROUP).plan(spans)
-        attention = made_of.attention(store, Share(1, 2), self.layout)
-        attention.begin(plan)
-        rotary = angles.cos().contiguous().to(DEVICE), angles.sin().contiguous().to(DEVICE)
-        rotary = doubled(*rotary) if made_of is PLAIN else rotary
-        return attention.run(qkv.contiguous().to(DEVICE), rotary, 1, plan), store, plan
-
-
-def spans_of(*sizes):
-    """Spans (start, end) with blocks of their own."""
-    free = iter(random.Random(3).sample(range(40), 40))
-    return [
-        Span(start, end, tuple(next(free) for _ in range(-(-end // BLOCK)))) for start, end in sizes
-    ]
 
 
 @pytest.mark.parametrize(
@@ -206,15 +168,15 @@ def test_a_table_that_is_too_short_is_a_bug():
 
 
 def test_what_cannot_be_had_is_refused():
-    assert operations("plain", "cpu", 64, 16, deterministic=False) is PLAIN
-    assert operations("auto", "cpu", 64, 16, deterministic=False) is PLAIN
+    assert chosen("plain", "cpu", 64, 16) is PLAIN
+    assert chosen("auto", "cpu", 64, 16) is PLAIN
     with pytest.raises(ConfigError, match=r"model\.kernels: none for heads of 12"):
-        operations("triton", DEVICE, 12, 16, deterministic=False)
+        chosen("triton", DEVICE, 12, 16)
     with pytest.raises(ConfigError, match=r"model\.kernels: none for a cache\.block_size of 12"):
-        operations("triton", DEVICE, 64, 12, deterministic=False)
+        chosen("triton", DEVICE, 64, 12)
     # Where nobody insists on kernels, what has none is computed plainly.
-    assert operations("auto", "cuda", 12, 16, deterministic=False) is PLAIN
-    assert operations("auto", "cuda", 64, 12, deterministic=False) is PLAIN
+    assert chosen("auto", "cuda", 12, 16) is PLAIN
+    assert chosen("auto", "cuda", 64, 12) is PLAIN
 
 
 def test_ranks_in_processes_compute_plainly(folders):

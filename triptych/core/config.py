@@ -41,8 +41,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     which changes the shape of KV and gains no speed; or ``processes``, each in its own, side by
     side (on a CPU only)."""
     kernels: str = "auto"
-    """What layers are computed with: ``triton`` (our kernels), ``plain`` (PyTorch's own) or
-    ``auto``: kernels on a GPU where Triton is installed, else plain."""
+    """What layers are computed with: ``triton`` (our kernels), ``native`` (our C for float32 and
+    one thread, compiled at the first start), ``plain`` (PyTorch's own) or ``auto``: kernels on a
+    GPU where Triton is installed, native on a CPU with a C compiler, else plain."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -349,7 +350,7 @@ def _check(config: Config) -> None:
 
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.kernels": ("auto", "plain", "triton"),
+    "model.kernels": ("auto", "plain", "native", "triton"),
     "model.parallel": ("inside", "processes"),
     "engine.order": ("fcfs", "longest_prefix", "mlfq", "edf", "slack"),
     "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),

@@ -19,7 +19,7 @@ from triptych.executor.models import config as model_config
 from triptych.executor.models import decoder, oracle, registry
 from triptych.executor.models.vision import VisionTower
 from triptych.executor.models.weights import Weights
-from triptych.executor.operations import PLAIN, operations
+from triptych.executor.operations import PLAIN, Needs, operations
 from triptych.executor.orders import Orders
 from triptych.executor.ranks import Ranks
 from triptych.executor.team import Team
@@ -141,16 +141,17 @@ def _build_model(
     _check_geometry(spec.vision, geometry)
     stores.make_embeddings(dtype, spec.vision.out_size, device)
     language = vision = None
-    least_head = min(spec.text.head_dim, spec.vision.hidden_size // spec.vision.num_heads)
-    made_of = operations(
-        config.model.kernels,
-        device,
-        least_head,
-        config.cache.block_size,
-        deterministic=config.engine.deterministic,
+    needs = Needs(
+        device=device,
+        dtype=dtype,
+        threads=config.model.threads,
+        text_head=spec.text.head_dim,
+        vision_head=spec.vision.hidden_size // spec.vision.num_heads,
+        block_size=config.cache.block_size,
     )
-    if _has_processes(config) and made_of is not PLAIN:
-        raise ConfigError("model.kernels: ranks in processes compute plainly")
+    if _has_processes(config) and config.model.kernels == "triton":
+        raise ConfigError("model.kernels: ranks in processes compute on a CPU, without Triton")
+    made_of = operations(config.model.kernels, needs, deterministic=config.engine.deterministic)
     with Weights(folder, dtype=DTYPES[dtype], device=device, operations=made_of) as weights:
         if stores.role & {Stage.PREFILL, Stage.DECODE}:
             layout = decoder.kv_layout(
@@ -162,7 +163,8 @@ def _build_model(
             )
             memory = stores.make_kv(layout, device)
             if _has_processes(config):
-                stores.team = _team(folder, config, memory, device)
+                kernels = "plain" if made_of is PLAIN else "native"
+                stores.team = _team(folder, config, memory, kernels)
             ranks = stores.team or Ranks(layout.num_shards)
             model = decoder.Decoder(spec, weights, memory, stores.readable, ranks)
             language = LanguageExecutor(model, memory, stores.readable, made_of.draw)
@@ -177,15 +179,17 @@ def _has_processes(config: Config) -> bool:
     return config.model.parallel == "processes" and config.model.tensor_parallel > 1
 
 
-def _team(folder: Path, config: Config, memory: BlockStore, device: str) -> Team:
+def _team(folder: Path, config: Config, memory: BlockStore, kernels: str) -> Team:
     """The other ranks, which load their weights while we load ours."""
     if memory.fd < 0:
         raise ConfigError(
-            f"model.parallel: processes share the KV store's memory, which those on {device} cannot"
+            "model.parallel: processes share the KV store's memory, which those on"
+            f" {memory.tensor.device} cannot"
         )
     orders = Orders(
         path=str(folder),
         dtype=memory.layout.dtype,
+        kernels=kernels,
         rank=1,
         threads=config.model.threads,
         layout=memory.layout,

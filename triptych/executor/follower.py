@@ -17,13 +17,13 @@ import torch
 
 from triptych.core.errors import ConfigError, InstanceLost
 from triptych.core.plan import LanguagePlan
-from triptych.executor.attention.plan import Planner
 from triptych.executor.batch import Batcher
 from triptych.executor.block_store import DTYPES, BlockStore
 from triptych.executor.models import config as model_config
 from triptych.executor.models import registry
 from triptych.executor.models.decoder import Layers
 from triptych.executor.models.weights import Weights
+from triptych.executor.operations import Needs, operations
 from triptych.executor.orders import Orders, Ready, receive, send
 from triptych.executor.ranks import ProcessRanks, Share
 
@@ -43,12 +43,17 @@ class Follower:
         share = Share(orders.rank, layout.num_shards)
         peers = [socket.socket(fileno=number) for number in orders.peers]
         self._ranks = ProcessRanks(share, orders.board, peers, orders.timeout_s)
-        with Weights(Path(orders.path), dtype=self._dtype, device=_DEVICE) as weights:
+        text = spec.text
+        needs = Needs(_DEVICE, orders.dtype, orders.threads, text.head_dim, 0, layout.block_size)
+        made_of = operations(orders.kernels, needs, deterministic=False)
+        with Weights(
+            Path(orders.path), dtype=self._dtype, device=_DEVICE, operations=made_of
+        ) as weights:
             self._layers = Layers(spec.text, weights, memory, self._ranks)
         self.num_bytes = weights.num_bytes
         """Of its weights."""
         self._batcher = Batcher(
-            Planner(layout, _DEVICE, remembered=1),
+            made_of.planner(layout, _DEVICE, text.num_heads // text.num_kv_heads),
             merge_size=spec.vision.merge_size,
             embedding_block_size=None,
             device=_DEVICE,

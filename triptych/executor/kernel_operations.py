@@ -19,6 +19,7 @@ from triptych.executor.kernels.attention_plan import plan_varlen
 from triptych.executor.kernels.logprobs import MOST, top_logprobs
 from triptych.executor.kernels.reference.sampling import ONE_MORE, SEEN, pack
 from triptych.executor.kernels.varlen import varlen_attention
+from triptych.executor.matrices import Matrix, Table
 from triptych.executor.models.vision_plan import Run
 from triptych.executor.operations import Attention, Graphs, Inputs, Rotary, SpanPlanner
 from triptych.executor.ranks import Share
@@ -31,6 +32,14 @@ class Kernels:
 
     def __init__(self, *, deterministic: bool) -> None:
         self._deterministic = deterministic
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Matrix:
+        """See ``Operations``: products are the library's."""
+        return Matrix(weight, bias)
+
+    def table(self, weight: Tensor) -> Table:
+        """See ``Operations``."""
+        return Table(weight)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Operations``."""

@@ -4,6 +4,7 @@ A model asks for operations by name and knows neither device nor kernel. The pla
 device and are what the others must give, but for rounding.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 from triptych.core.errors import ConfigError
 from triptych.core.layout import Layout
 from triptych.core.plan import Draw, Drawn
+from triptych.executor import matrices
 from triptych.executor.attention.dense import PagedAttention
 from triptych.executor.attention.plan import Planner, Span
 from triptych.executor.kernels import launch
@@ -79,8 +81,32 @@ class SpanPlanner(Protocol):
         ...
 
 
+class Matrix(Protocol):
+    """``x W^T + b``."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of (rows, inputs): (rows, outputs)."""
+        ...
+
+
+class Table(Matrix, Protocol):
+    """A row for each token, read by token and multiplied with."""
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Of ``tokens`` (n,), ids in range: (n, width)."""
+        ...
+
+
 class Operations(Protocol):
-    """All that models are made of beside matrix products."""
+    """All that models are made of."""
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Matrix:
+        """Of ``weight`` (outputs, inputs), which need not be kept, and ``bias`` (outputs,)."""
+        ...
+
+    def table(self, weight: Tensor) -> Table:
+        """Of ``weight`` (tokens, width), which need not be kept."""
+        ...
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMSNorm of the rows of ``x`` (tokens, width)."""
@@ -136,6 +162,14 @@ class Operations(Protocol):
 
 class Plain:
     """PyTorch's own. Implements ``Operations``."""
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> Matrix:
+        """See ``Operations``."""
+        return matrices.Matrix(weight, bias)
+
+    def table(self, weight: Tensor) -> Table:
+        """See ``Operations``."""
+        return matrices.Table(weight)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Operations``."""
@@ -202,27 +236,69 @@ class Plain:
 PLAIN = Plain()
 LEAST_HEAD = 16
 """Numbers that a head must have for tensor cores."""
+_log = logging.getLogger(__name__)
 
 
-def operations(
-    choice: str, device: str, least_head: int, block_size: int, *, deterministic: bool
-) -> Operations:
-    """Those of a configuration's ``model.kernels`` for a model whose smallest heads have
-    ``least_head`` numbers, over blocks of ``block_size`` tokens. Raises ConfigError if they cannot
-    run here."""
-    where, why_not = torch.device(device), ""
-    if least_head < LEAST_HEAD:
-        why_not = f"none for heads of {least_head}, {LEAST_HEAD} at least"
-    elif block_size not in BLOCK_SIZES:
-        why_not = f"none for a cache.block_size of {block_size}, one of {list(BLOCK_SIZES)}"
-    elif not launch.runs_on(where):
-        why_not = f"Triton's kernels do not run on {device} here"
-    is_wanted = choice == "triton" or (choice == "auto" and where.type == "cuda")
-    if not is_wanted or (choice == "auto" and why_not):
-        return PLAIN
-    if why_not:
+class Needs(NamedTuple):
+    """What decides which operations can compute a model."""
+
+    device: str
+    dtype: str
+    threads: int
+    """Of arithmetic, on a CPU."""
+    text_head: int
+    """Numbers of a head of the language model, ..."""
+    vision_head: int
+    """... and of the tower."""
+    block_size: int
+
+
+def operations(choice: str, needs: Needs, *, deterministic: bool) -> Operations:
+    """Those of a configuration's ``model.kernels``. Raises ConfigError if they cannot run here."""
+    is_cuda = torch.device(needs.device).type == "cuda"
+    if choice == "triton" or (choice == "auto" and is_cuda):
+        why_not = _no_triton(needs)
+        if not why_not:
+            # Here and not above: a server on a CPU has no Triton, and must not need it.
+            from triptych.executor.kernel_operations import Kernels
+
+            return Kernels(deterministic=deterministic)
+    elif choice == "native" or choice == "auto":
+        why_not = _no_native(needs)
+        if not why_not:
+            from triptych.executor.native.library import NativeUnavailable, load
+            from triptych.executor.native_operations import Native
+
+            try:
+                return Native(load())
+            except NativeUnavailable as error:
+                why_not = str(error)
+                _log.warning("plain PyTorch computes, two to five times slower: %s", error)
+    if choice not in ("auto", "plain"):
         raise ConfigError(f"model.kernels: {why_not}")
-    # Here and not above: a server on a CPU has no Triton, and must not need it.
-    from triptych.executor.kernel_operations import Kernels
+    return PLAIN
 
-    return Kernels(deterministic=deterministic)
+
+def _no_triton(needs: Needs) -> str:
+    """Why its kernels cannot compute this, if so."""
+    least_head = min(needs.text_head, needs.vision_head)
+    if least_head < LEAST_HEAD:
+        return f"none for heads of {least_head}, {LEAST_HEAD} at least"
+    if needs.block_size not in BLOCK_SIZES:
+        return f"none for a cache.block_size of {needs.block_size}, one of {list(BLOCK_SIZES)}"
+    if not launch.runs_on(torch.device(needs.device)):
+        return f"Triton's kernels do not run on {needs.device} here"
+    return ""
+
+
+def _no_native(needs: Needs) -> str:
+    """Why our C cannot compute this, if so."""
+    if torch.device(needs.device).type != "cpu":
+        return f"native ones compute on a CPU, not on {needs.device}"
+    if needs.dtype != "float32":
+        return f"native ones compute float32, not {needs.dtype}"
+    if needs.threads > 1:
+        return f"native ones have one thread, not {needs.threads} (model.threads)"
+    if needs.text_head % 16:
+        return f"native ones need heads of a multiple of 16, not {needs.text_head}"
+    return ""

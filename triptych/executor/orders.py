@@ -20,6 +20,8 @@ class Orders(msgspec.Struct, frozen=True):
     path: str
     """The model's folder."""
     dtype: str
+    kernels: str
+    """``model.kernels``, decided."""
     rank: int
     threads: int
     """Arithmetic threads."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
 from triptych.executor.block_store import DTYPES
-from triptych.executor.identity import MOST, ByIdentity
+from triptych.executor.identity import ByIdentity
 
 _SMALL_PAGES = 8
 """Contexts up to this many pages share a group whatever their ratio."""
@@ -93,14 +93,13 @@ class AttentionPlan:
 class Planner:
     """Plans for one store's layout and device."""
 
-    def __init__(self, layout: Layout, device: str, remembered: int = MOST) -> None:
-        """``remembered`` block tables are looked at once only."""
+    def __init__(self, layout: Layout, device: str) -> None:
         self.block_size = layout.block_size
         self.num_layers = layout.shape[0]
         self._pages_per_block = layout.num_shards * self.num_layers * 2
         self._device = device
         self._dtype = DTYPES[layout.dtype]
-        self._numbers_of = ByIdentity(numbers, remembered)
+        self._numbers_of = ByIdentity(numbers)
         self._layers = np.arange(self.num_layers, dtype=np.int64)[:, None] * 2
 
     def plan(self, spans: Sequence[Span]) -> AttentionPlan:

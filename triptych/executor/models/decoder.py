@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from triptych.core.errors import ConfigError
 from triptych.core.layout import Layout
@@ -21,7 +20,7 @@ from triptych.executor.language import OnLayers
 from triptych.executor.models.config import ModelSpec, TextSpec
 from triptych.executor.models.layers import GatedMlp, Linear, RmsNorm
 from triptych.executor.models.weights import LANGUAGE, Scope, Weights
-from triptych.executor.operations import Attention, Inputs, Rotary
+from triptych.executor.operations import Attention, Inputs, Matrix, Rotary
 from triptych.executor.ranks import Share
 from triptych.executor.rotary import frequencies
 
@@ -122,17 +121,18 @@ class Layers:
 
     def __call__(
         self, x: Tensor, positions: Tensor, attention: Any, on_layers: OnLayers | None = None
-    ) -> Tensor:
-        """``x`` (tokens, hidden), which is overwritten, behind the last layer; keys and values go
-        to memory. ``positions`` (3, tokens); ``attention`` is what its planner made."""
-        rotary, delta = self._angles(positions), None
+    ) -> tuple[Tensor, Tensor]:
+        """``x`` (tokens, hidden), which is overwritten, behind the last layer, and what is to be
+        added to it; keys and values go to memory. ``positions`` (3, tokens); ``attention`` is what
+        its planner made."""
+        rotary, delta = self._angles(positions), torch.empty(0)
         for memory in self._memories:
             memory.begin(attention)
         for num_layers, block in enumerate(self._blocks, 1):
-            delta = block(x, delta, rotary, attention)
+            delta = block(x, delta if num_layers > 1 else None, rotary, attention)
             if on_layers is not None:
                 on_layers(num_layers)
-        return x if delta is None else x.add_(delta)
+        return x, delta
 
     def clear(self, blocks: Tensor) -> None:
         """Fill whole ``blocks`` (int64) with zeros, before a step that begins them."""
@@ -158,27 +158,29 @@ class Decoder:
         scope = weights.part(*LANGUAGE)
         body = scope.at("model")
         self.vocab_size = text.vocab_size
-        self._table = body.take("embed_tokens.weight", text.vocab_size, text.hidden_size)
+        made_of = weights.operations
+        self._table = made_of.table(
+            body.take("embed_tokens.weight", text.vocab_size, text.hidden_size)
+        )
         self._ranks = ranks
         self._layers = Layers(text, weights, memory, ranks)
         self._norm = RmsNorm(body.at("norm"), text.hidden_size, text.norm_eps)
-        self._head = self._table
+        self._head: Matrix = self._table
         if text.is_tied:
             weights.skip("lm_head.weight")
         else:
-            self._head = scope.take("lm_head.weight", text.vocab_size, text.hidden_size)
+            head = scope.take("lm_head.weight", text.vocab_size, text.hidden_size)
+            self._head = made_of.table(head)
         self._rows: Tensor | None = None
         if embeddings is not None:
             self._rows = embeddings.tensor.view(-1, embeddings.layout.shape[-1])
         self._batcher = Batcher(
-            weights.operations.planner(
-                memory.layout, weights.device, text.num_heads // text.num_kv_heads
-            ),
+            made_of.planner(memory.layout, weights.device, text.num_heads // text.num_kv_heads),
             merge_size=spec.vision.merge_size,
             embedding_block_size=embeddings.layout.block_size if embeddings is not None else 0,
             device=weights.device,
         )
-        self._graphs = weights.operations.graphs(
+        self._graphs = made_of.graphs(
             self._decode, self._layers.clear, memory.layout, weights.device
         )
 
@@ -191,8 +193,8 @@ class Decoder:
         batch = self._batcher.make(plan)
         x = self._embed(batch)
         with self._ranks.step(plan, x):
-            x = self._layers(x, batch.positions, batch.attention, on_layers)
-        return self._behind(x.index_select(0, batch.drawn_rows))
+            whole = self._layers(x, batch.positions, batch.attention, on_layers)
+        return self._behind(*(part.index_select(0, batch.drawn_rows) for part in whole))
 
     def _captured(self, plan: LanguagePlan) -> Tensor | None:
         """Logits of a step of decodes from a captured graph, where there is one."""
@@ -201,14 +203,14 @@ class Decoder:
 
     def _decode(self, inputs: Inputs) -> Tensor:
         """What a graph captures: every row is a sequence, and draws."""
-        x = functional.embedding(inputs.tokens, self._table)
-        return self._behind(self._layers(x, inputs.positions, inputs.plan))
+        x = self._table.rows(inputs.tokens)
+        return self._behind(*self._layers(x, inputs.positions, inputs.plan))
 
-    def _behind(self, x: Tensor) -> Tensor:
-        return functional.linear(self._norm(x), self._head).float()
+    def _behind(self, x: Tensor, delta: Tensor) -> Tensor:
+        return self._head(self._norm.add(x, delta)).float()
 
     def _embed(self, batch: Batch) -> Tensor:
-        x = functional.embedding(batch.tokens, self._table)
+        x = self._table.rows(batch.tokens)
         if batch.splice is not None and self._rows is not None:
             x.index_copy_(0, batch.splice.rows, self._rows.index_select(0, batch.splice.sources))
         return x

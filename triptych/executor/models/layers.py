@@ -61,24 +61,20 @@ class Linear:
             scope.take(f"{name}.weight", size, inputs, share=share, dim=int(is_summand))
             for name, size in outputs.items()
         ]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self._matrix = weight.t()
-        if weight.device.type == "cpu":
-            # A row of a few tokens is bound by memory, and this way around it is read up to three
-            # times as fast (MKL on an EPYC, float32); of many rows neither way is quicker.
-            self._matrix = self._matrix.contiguous()
-        self.bias: Tensor | None = None
-        if bias:
-            parts = [
-                scope.take(f"{name}.bias", size, share=share) for name, size in outputs.items()
-            ]
-            self.bias = parts[0] if len(parts) == 1 else torch.cat(parts)
+        biases = [
+            scope.take(f"{name}.bias", size, share=share) for name, size in outputs.items() if bias
+        ]
+        self._matrix = scope.operations.matrix(
+            _joined(weights), _joined(biases) if biases else None
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of (rows, inputs): (rows, sum of outputs)."""
-        if self.bias is None:
-            return torch.mm(x, self._matrix)
-        return torch.addmm(self.bias, x, self._matrix)
+        return self._matrix(x)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class RmsNorm:

@@ -59,11 +59,13 @@ class VisionTower:
         scope = weights.part(VISION).at(VISION.rstrip("."))
         self.spec = spec
         self._operations = weights.operations
-        self._patch = scope.take(
+        patch = scope.take(
             "patch_embed.proj.weight",
             *(spec.hidden_size, spec.in_channels, spec.temporal_patch_size),
             *(spec.patch_size, spec.patch_size),
         ).flatten(1)
+        self._patch = weights.operations.matrix(patch, None)
+        self._device, self._dtype = patch.device, patch.dtype
         self._blocks = [Block(scope.at(f"blocks.{index}"), spec) for index in range(spec.depth)]
         merger, square = scope.at("merger"), spec.hidden_size * spec.merge_size**2
         self._norm = _norm(merger.at("ln_q"), spec)
@@ -76,10 +78,10 @@ class VisionTower:
         """``patches`` (patches of all pictures, ``spec.patch_values``), normalised pixels in the
         processor's order; one grid (frames, rows, columns) per picture. Returns the visual tokens
         of all pictures in order, (tokens, ``spec.out_size``)."""
-        spec, device = self.spec, self._patch.device
+        spec, device = self.spec, self._device
         plan = plan_patches(grids, spec.merge_size, spec.window_patches)
         order = torch.from_numpy(plan.order).to(device)
-        x = functional.linear(patches.to(device, self._patch.dtype), self._patch)[order]
+        x = self._patch(patches.to(device, self._dtype))[order]
         rotary = self._rotary(torch.from_numpy(plan.places).to(device))
         whole, windows = (
             self._operations.plan_spans(runs, device) for runs in (plan.whole, plan.windows)

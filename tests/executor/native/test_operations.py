@@ -1,0 +1,167 @@
+"""The C of one core: operations against twins and float64, whole steps against their parts."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.executor.driver import Driver, executors, scene
+from tests.executor.memory import BLOCK, GROUP, SIZE, Memory, spans_of
+from triptych.core.errors import InvariantBroken
+from triptych.core.plan import LanguagePlan
+from triptych.core.request import Sampling
+from triptych.executor.attention.plan import Span
+from triptych.executor.native.library import load
+from triptych.executor.native_operations import Native
+from triptych.executor.operations import PLAIN
+
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25)
+"""Every tile, alone and beside others."""
+
+
+@pytest.fixture(scope="module")
+def native():
+    return Native(load())
+
+
+def numbers(*shape, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(shape)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33, 64, 100, 131])
+@pytest.mark.parametrize("inner", [1, 7, 64, 301])
+def test_products(native, width, inner):
+    weight, bias = numbers(width, inner, seed=1), numbers(width, seed=2)
+    x = numbers(max(ROWS), inner, seed=3)
+    for given in (None, bias):
+        matrix = native.matrix(weight, given)
+        wanted = x.double() @ weight.double().t() + (0 if given is None else given.double())
+        for rows in ROWS:
+            found = matrix(x[:rows])
+            assert found.shape == (rows, width)
+            error = (found.double() - wanted[:rows]).abs().max()
+            assert error < 1e-6 * (1 + inner)
+            assert found.equal(matrix(x[: max(ROWS)])[:rows]), "neighbours decide about bits"
+
+
+def test_rows_of_a_table(native):
+    weight = numbers(70, 9)
+    tokens = torch.tensor([69, 0, 16, 15, 69])
+    assert native.table(weight).rows(tokens).equal(weight[tokens])
+
+
+@pytest.mark.parametrize("width", [1, 8, 19, 256])
+def test_norms(native, width):
+    x, delta, weight = numbers(5, width), numbers(5, width, seed=1), numbers(width, seed=2)
+    whole = x.double() + delta.double()
+    for given, kept in ((None, x.double()), (delta, whole)):
+        held = x.clone()
+        if given is None:
+            found = native.norm(held, weight, 1e-6)
+        else:
+            found = native.add_norm(held, given, weight, 1e-6)
+        wanted = functional.rms_norm(kept, (width,), weight.double(), 1e-6)
+        assert (found - wanted).abs().max() < 1e-5
+        assert (held - kept).abs().max() < 1e-6
+
+
+def test_silu_over_the_whole_range(native):
+    gate = torch.cat((torch.linspace(-120, 120, 4001), torch.tensor([-1e30, 1e30, 0.0, -0.0])))
+    up = numbers(len(gate), seed=4)
+    found = native.silu_mul(torch.cat((gate, up))[None])[0].double()
+    wanted = functional.silu(gate.double()) * up
+    assert ((found - wanted).abs() <= 1e-6 * wanted.abs() + 1e-8).all()
+
+
+def test_angles_of_three_axes(native):
+    positions = torch.randint(0, 3000, (3, 7))
+    frequencies, axes = 1 / 10000 ** torch.linspace(0, 1, 12), torch.arange(12) % 3
+    cosines, sines = native.angles(positions, frequencies, axes, torch.float32)
+    angles = (positions.float().index_select(0, axes).t() * frequencies).double()
+    assert (cosines - angles.cos()).abs().max() < 1e-6
+    assert (sines - angles.sin()).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[(0, 1)], [(4, 5), (33, 34), (50, 51)], [(0, 9), (30, 47)], [(8, 9), (40, 41), (3, 20)]],
+)
+@pytest.mark.parametrize("size", [16, 48, 64, 112, 128])
+def test_attention_over_one_rank_and_layer(native, sizes, size):
+    """Heads of every number of parts."""
+    spans = spans_of(*sizes)
+    memory = Memory(spans, size=size)
+    found, store, _ = memory.attend(native, spans)
+    wanted, expected, _ = memory.attend(PLAIN, spans)
+    assert (found - wanted).abs().max() < 1e-5
+    same = store.isnan() & expected.isnan()
+    assert ((store - expected).abs()[~same] < 1e-5).all()
+    assert same.any(), "there was nothing that must not be touched"
+
+
+def test_bits_depend_neither_on_neighbours_nor_on_the_cut(native):
+    one, short, long, chunk = spans_of((69, 70), (3, 4), (90, 91), (5, 40))
+    memory = Memory([one, short, long, chunk])
+    alone, _, _ = memory.attend(native, [one])
+    for neighbours in ([one, long], [short, one], [short, one, long, chunk]):
+        found, _, _ = memory.attend(native, neighbours)
+        assert found[neighbours.index(one)].equal(alone[0])
+    first, _, _ = memory.attend(native, [chunk])
+    assert found[3:].equal(first)
+
+
+def test_a_table_that_is_too_short_is_a_bug(native):
+    layout = Memory([]).layout
+    for span in (Span(0, 17, (1,)), Span(3, 3, (1,))):
+        with pytest.raises(InvariantBroken, match="does not cover"):
+            native.planner(layout, "cpu", GROUP).plan([span])
+
+
+def test_numbers_that_do_not_lie_side_by_side_are_a_bug(native):
+    with pytest.raises(InvariantBroken, match="cannot read"):
+        native.norm(numbers(SIZE, 4).t(), numbers(SIZE), 1e-6)
+    with pytest.raises(InvariantBroken, match="cannot read"):
+        native.norm(numbers(4, SIZE).double(), numbers(SIZE), 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen2_vl"])
+def test_a_picture_and_the_answer(kind, folders):
+    """Towers and decoders of both families."""
+    one, rows, logits, tokens = scene(random.Random(1), [3, (2, 3), 2], 690), [], [], []
+    for name in ("plain", "native"):
+        whole = executors(folders[kind], kernels=name)
+        assert (whole.language._model._graphs is not None) == (name == "native")
+        driver = Driver(whole)
+        sequence = driver.add(one)
+        rows.append(driver.rows(sequence))
+        with torch.inference_mode():
+            plan = LanguagePlan((driver.add(one).segment(10**6),))
+            logits.append(whole.language._model.logits(plan))
+        tokens.append(driver.generate(sequence, 7, 12))
+        whole.close()
+    assert (rows[0] - rows[1]).abs().max() < 1e-4
+    assert (logits[0] - logits[1]).abs().max() < 1e-4
+    assert tokens[0] == tokens[1]
+
+
+def test_a_recorded_step_is_its_operations_to_the_bit(folders):
+    """Decodes of one to eleven sequences, through programs and without."""
+    found = []
+    for is_recorded in (True, False):
+        whole = executors(folders["qwen2_5_vl"], kernels="native")
+        model, driver = whole.language._model, Driver(whole)
+        model._graphs = model._graphs if is_recorded else None
+        texts = [scene(random.Random(n), [3 + 4 * n], 690) for n in range(11)]
+        sequences = [driver.add(text, Sampling()) for text in texts]
+        driver.step(*((one, 10**6) for one in sequences))
+        for count in itertools.chain(range(1, 12), range(11, 0, -1)):
+            driver.step(*((one, 1) for one in sequences[:count]))
+        found.append(([one.tokens for one in sequences], driver.runs.clone()))
+        assert is_recorded == (model._graphs is not None and model._graphs._room == 16)
+        whole.close()
+    assert found[0][0] == found[1][0]
+    assert found[0][1].equal(found[1][1])
+    assert max(map(len, found[0][0])) > BLOCK, "no sequence came to a second block"

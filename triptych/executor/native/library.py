@@ -1,0 +1,136 @@
+"""``steps.c`` as a library: compiled by the machine's C compiler, once for a source and a machine.
+
+The result is kept in the user's cache folder. Knows compilers, files and the layout of one
+operation; not what operations compute.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_name("steps.c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+KINDS = ("product", "norm", "silu_mul", "embed", "angles", "write", "attend")
+"""In the order of the source."""
+_COMPILERS = ("cc", "gcc", "clang")
+_TIMEOUT_S = 120.0
+_NUMBERS = ("kind", "rows", "width", "inner", "heads", "kv_heads", "head_dim", "block_size")
+_POINTERS = ("a", "b", "c", "d", "out")
+
+
+class NativeUnavailable(Exception):
+    """Why there is no library on this machine."""
+
+
+class Operation(ctypes.Structure):
+    """``Operation`` of ``steps.c``, whose comments say what the fields are."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in _NUMBERS),
+        ("block_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("number", ctypes.c_float),
+    )
+
+
+class Library:
+    """The loaded functions. Calls give Python's lock away: other threads go on meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        loaded = ctypes.CDLL(str(path))
+        self._run: Any = loaded.run
+        self._run.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+        self.panel: int = loaded.panel_width()
+        """Columns of a product's weights that lie side by side."""
+
+    def run(self, operations: "ctypes.Array[Operation]", rows: int = 0) -> None:
+        """Walk them, each on ``rows`` rows if that is given. Raises MemoryError."""
+        if self._run(ctypes.addressof(operations), len(operations), rows) >= 0:
+            raise MemoryError("no memory for the scores of a step")
+
+
+@functools.cache
+def load() -> Library:
+    """The library of this process. Raises NativeUnavailable with the reason."""
+    compiler = _compiler()
+    folder = _folder()
+    path = folder / f"steps-{_key(compiler)}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, path)
+        return Library(path)
+    except OSError as error:
+        raise NativeUnavailable(f"{path} cannot be used: {error}") from error
+
+
+def _compiler() -> str:
+    named = os.environ.get("CC", "")
+    for name in (named,) if named else _COMPILERS:
+        if found := shutil.which(name):
+            return found
+    raise NativeUnavailable(f"no C compiler ({named or ', '.join(_COMPILERS)}) is installed")
+
+
+def _folder() -> Path:
+    """A folder that nobody but us can write to: what lies there is executed."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for folder in (
+        Path(base) / "triptych",
+        Path(tempfile.gettempdir()) / f"triptych-{os.getuid()}",
+    ):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.stat()
+        except OSError:
+            continue
+        is_ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if is_ours and os.access(folder, os.W_OK):
+            return folder
+    raise NativeUnavailable("there is no cache folder that only this user can write to")
+
+
+def _key(compiler: str) -> str:
+    """Changes with the source, the compiler and what this processor can."""
+    state = hashlib.sha256(SOURCE.read_bytes())
+    for part in (*FLAGS, _said((compiler, "--version")), platform.machine(), _features()):
+        state.update(part.encode())
+    return state.hexdigest()[:24]
+
+
+def _features() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Beside its place and then moved there: several processes may begin at once."""
+    handle, name = tempfile.mkstemp(".so", dir=path.parent)
+    os.close(handle)
+    try:
+        _said((compiler, *FLAGS, "-o", name, str(SOURCE), "-lm"))
+        os.chmod(name, 0o500)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _said(words: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+    except subprocess.CalledProcessError as error:
+        raise NativeUnavailable(f"{words[0]}: {error.stderr.strip()[-500:]}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeUnavailable(f"{words[0]}: {error}") from error
+    return done.stdout

@@ -1,0 +1,88 @@
+"""Operations done at once, or recorded as a program that is walked again and again.
+
+Knows tensors as addresses and sizes, and that a recorded one must stay where it is.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from triptych.core.errors import InvariantBroken
+from triptych.executor.native.library import KINDS, Library, Operation
+
+_NUMBER = {name: number for number, name in enumerate(KINDS)}
+
+
+class Program:
+    """A recorded step: its operations, and all memory that they read and write."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._noted: list[Operation] = []
+        self._held: list[Tensor] = []
+        self._operations = (Operation * 0)()
+
+    def note(self, operation: Operation, held: list[Tensor]) -> None:
+        """One more operation, and the tensors whose addresses it has."""
+        self._noted.append(operation)
+        self._held += held
+
+    def close(self) -> None:
+        """Nothing more is noted."""
+        self._operations = (Operation * len(self._noted))(*self._noted)
+        self._noted.clear()
+
+    def run(self, rows: int) -> None:
+        """All of it, for the first ``rows`` rows of what was recorded."""
+        self._library.run(self._operations, rows)
+
+
+class Machine:
+    """Does operations for the layers of one model, in whatever thread."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._here = threading.local()
+        self.panel = library.panel
+        """See ``Library``."""
+
+    def do(
+        self, kind: str, rows: int, out: Tensor | int, reads: tuple[Tensor | int | None, ...],
+        number: float = 0.0, **sizes: int,
+    ) -> None:  # fmt: skip
+        """Do ``kind`` now, or note it if this thread records. ``reads`` are ``a``, ``b``, ...;
+        whole numbers are addresses. Raises InvariantBroken if a tensor's numbers are not side by
+        side."""
+        operation = Operation(kind=_NUMBER[kind], rows=rows, number=number, **sizes)
+        operation.out = _address(out)
+        for name, one in zip("abcd", reads, strict=False):
+            setattr(operation, name, _address(one))
+        program: Program | None = getattr(self._here, "program", None)
+        if program is None:
+            one_only = (Operation * 1)(operation)
+            self._library.run(one_only)
+        else:
+            program.note(operation, [one for one in (out, *reads) if isinstance(one, Tensor)])
+
+    @contextmanager
+    def recording(self) -> Iterator[Program]:
+        """What this thread does inside is noted and not done; outputs are memory without meaning
+        until the program runs. Whatever is not one of our operations would be left out."""
+        program = Program(self._library)
+        self._here.program = program
+        try:
+            yield program
+        finally:
+            self._here.program = None
+        program.close()
+
+
+def _address(one: Tensor | int | None) -> int | None:
+    if not isinstance(one, Tensor):
+        return one
+    if not one.is_contiguous() or one.dtype not in (torch.float32, torch.int64):
+        raise InvariantBroken("a native operation was given numbers it cannot read")
+    return one.data_ptr()

@@ -1,0 +1,113 @@
+"""What a model's layers are computed with on one core of a CPU: our C, float32.
+
+An operation is computed at once, or, while a step of decodes is recorded, noted down in a program
+that is walked later without Python. Knows which operation does what; ``native/steps.c`` knows how.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from triptych.core.layout import Layout
+from triptych.executor.attention.native import NativeAttention, NativePlanner
+from triptych.executor.native.frames import NativeFrames
+from triptych.executor.native.library import Library
+from triptych.executor.native.machine import Machine
+from triptych.executor.operations import Graphs, Inputs, Plain, Rotary
+from triptych.executor.ranks import Share
+
+
+class NativeMatrix:
+    """``x W^T + b``, and the rows of W: laid in panels, each read from front to back."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, machine: Machine) -> None:
+        """``weight`` is (outputs, inputs)."""
+        self._machine, self._bias = machine, bias
+        self._width, self._inner = weight.shape
+        panel = machine.panel
+        padded = functional.pad(weight, (0, 0, 0, -self._width % panel))
+        self._panels = padded.view(-1, panel, self._inner).transpose(1, 2).contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of (rows, inputs): (rows, outputs)."""
+        out = torch.empty(x.shape[0], self._width)
+        reads = (x, self._panels, self._bias)
+        self._machine.do("product", x.shape[0], out, reads, width=self._width, inner=self._inner)
+        return out
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Of ``tokens`` (n,), ids in range: (n, inputs)."""
+        out = torch.empty(len(tokens), self._inner)
+        self._machine.do("embed", len(tokens), out, (tokens, self._panels), width=self._inner)
+        return out
+
+
+class Native(Plain):
+    """Implements ``operations.Operations``. A sequence's numbers never depend on what else is in
+    the batch. Pictures' attention is PyTorch's."""
+
+    def __init__(self, library: Library) -> None:
+        self._machine = Machine(library)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> NativeMatrix:
+        """See ``Operations``."""
+        return NativeMatrix(weight, bias, self._machine)
+
+    def table(self, weight: Tensor) -> NativeMatrix:
+        """See ``Operations``."""
+        return NativeMatrix(weight, None, self._machine)
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Operations``."""
+        return self._norm(x, None, weight, eps)
+
+    def add_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Operations``: one pass."""
+        return self._norm(x, delta, weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """See ``Operations``."""
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty(rows, width)
+        self._machine.do("silu_mul", rows, out, (gate_up,), width=width)
+        return out
+
+    def angles(
+        self, positions: Tensor, frequencies: Tensor, axes: Tensor, dtype: torch.dtype
+    ) -> Rotary:
+        """See ``Operations``."""
+        del dtype
+        rows, half = positions.shape[1], len(frequencies)
+        cosines, sines = torch.empty(rows, half), torch.empty(rows, half)
+        reads = (positions, frequencies, axes, sines)
+        self._machine.do("angles", rows, cosines, reads, width=half, inner=rows)
+        return cosines, sines
+
+    def attention(self, store: Tensor, share: Share, layout: Layout) -> NativeAttention:
+        """See ``Operations``."""
+        return NativeAttention(store, share, layout, self._machine)
+
+    def planner(self, layout: Layout, device: str, group: int) -> NativePlanner:  # noqa: ARG002
+        """See ``Operations``."""
+        return NativePlanner(layout)
+
+    def graphs(
+        self,
+        compute: Callable[[Inputs], Tensor],
+        clear: Callable[[Tensor], None],
+        layout: Layout,
+        device: str,  # noqa: ARG002
+    ) -> Graphs | None:
+        """See ``Operations``: recorded programs. None for ranks computed one after the other,
+        whose sums are PyTorch's."""
+        if layout.num_shards > 1:
+            return None
+        return NativeFrames(compute, clear, layout, self._machine)
+
+    def _norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+        rows, width = x.shape
+        out = torch.empty(rows, width)
+        self._machine.do("norm", rows, out, (x, weight, delta), eps, width=width)
+        return out
