@@ -296,9 +296,9 @@ def test_what_cannot_be_shared_is_refused(folders):
     with pytest.raises(ConfigError, match=r"model\.parallel: the oracle"):
         executors("oracle", num_ranks=2, parallel="processes")
     executors("oracle", num_ranks=1, parallel="processes").close()
-    memory = SimpleNamespace(fd=-1)
+    memory = SimpleNamespace(fd=-1, tensor=SimpleNamespace(device="cuda:1"))
     with pytest.raises(ConfigError, match=r"model\.parallel: .* cuda:1"):
-        _team(folders["wide"], Config(), memory, "cuda:1")
+        _team(folders["wide"], Config(), memory, "plain")
 
 
 def test_a_start_that_fails_leaves_nobody(folders, tmp_path: Path, monkeypatch, no_leak):
@@ -330,6 +330,7 @@ def test_what_a_follower_says_of_its_start_is_heard(start_s: float, error, messa
     orders = Orders(
         path="/nowhere",
         dtype="float32",
+        kernels="plain",
         rank=1,
         threads=1,
         layout=layout,
