@@ -37,7 +37,7 @@ from triptych.core.handoff import Endpoint
 from triptych.core.ids import SessionId
 from triptych.core.lifecycle import Stage
 from triptych.core.plan import LanguagePlan, LanguageResult
-from triptych.core.ports import Executors
+from triptych.core.ports import Executors, LanguageExecutor, OnDrawn
 from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Outcome, Starved
@@ -221,7 +221,7 @@ class _Assembly:
         prefixes = prefixes_of(kv, self._tiers.kv, lent, self._bulletin)
         lending = self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
         can_prefill = Stage.PREFILL in spec.role
-        engine = self._language_engine(kv, prefixes, executor.max_steps)
+        engine = self._language_engine(kv, prefixes, executor)
         services: list[PrefillService | DecodeService] = []
 
         def tell(outcomes: Sequence[Outcome]) -> None:
@@ -230,13 +230,14 @@ class _Assembly:
                     lending.relieve()
                 any(service.handle(outcome) for service in services)
 
-        def begin(plan: LanguagePlan) -> Callable[[], LanguageResult]:
-            prefill = self._services.get(Stage.PREFILL)
+        def begin(plan: LanguagePlan, told: OnDrawn) -> Callable[[], LanguageResult]:
+            prefill, on_layers = self._services.get(Stage.PREFILL), None
             if isinstance(prefill, PrefillService) and config.transfer.layerwise:
-                return partial(executor.execute, plan, prefill.watch(plan))
-            return partial(executor.execute, plan)
+                on_layers = prefill.watch(plan)
+            on_drawn = told if executor.tells_steps and plan.steps > 1 else None
+            return partial(executor.execute, plan, on_layers, on_drawn)
 
-        interrupt = None if executor.max_steps == 1 else executor.interrupt
+        interrupt = None if engine.max_steps == 1 else executor.interrupt
         pump = Pump(engine, executor, clock, tell, begin, interrupt)
         sources = None
         if can_prefill and cache is not None and executor.embeddings is not None:
@@ -264,7 +265,9 @@ class _Assembly:
         self._censuses.append(engine.census)
         self._checks.append(engine.check)
 
-    def _language_engine(self, kv: KvCache, prefixes: Prefixes, max_steps: int) -> LanguageEngine:
+    def _language_engine(
+        self, kv: KvCache, prefixes: Prefixes, executor: LanguageExecutor
+    ) -> LanguageEngine:
         config = self._spec.config
         engine = LanguageEngine(
             config.engine,
@@ -275,7 +278,9 @@ class _Assembly:
             elsewhere=prefixes.elsewhere,
             patience_s=config.transfer.guard_s,
         )
-        engine.max_steps = max_steps
+        engine.max_steps, engine.are_told = executor.max_steps, executor.tells_steps
+        if executor.tells_steps:
+            engine.max_steps = min(executor.max_steps, config.engine.steps_ahead)
         engine.watch_waiting(prefixes.foresee)
         return engine
 

@@ -23,6 +23,7 @@ from triptych.core.plan import (
     VisionPlan,
     VisionResult,
 )
+from triptych.core.ports import OnDrawn
 
 MAX_STEPS = 4096
 """Of one run."""
@@ -112,6 +113,7 @@ class SimulatedLanguage:
     """
 
     max_steps = MAX_STEPS
+    tells_steps = False
 
     def __init__(
         self,
@@ -132,7 +134,12 @@ class SimulatedLanguage:
         self._run: tuple[Takes, _Work, float] | None = None
         """The run in flight, and by how much it takes longer."""
 
-    def execute(self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None) -> Any:
+    def execute(
+        self,
+        plan: LanguagePlan,
+        on_layers: Callable[[int], None] | None = None,
+        on_drawn: OnDrawn | None = None,  # noqa: ARG002
+    ) -> Any:
         """The step, or the steps, and the tokens that they draw."""
         work = _work_of(plan)
         factor = self._pace.begin(work.what)

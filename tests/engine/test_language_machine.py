@@ -74,6 +74,7 @@ class LanguageMachine(RuleBasedStateMachine):
     order = "fcfs"
     batching = "decode_first"
     eviction = "lru"
+    steps_ahead = 1
 
     def __init__(self):
         super().__init__()
@@ -95,9 +96,14 @@ class LanguageMachine(RuleBasedStateMachine):
             max_tokens=10_000,
             elsewhere=self.elsewhere,
         )
+        self.engine.max_steps = self.steps_ahead
+        self.engine.are_told = self.steps_ahead > 1
         self.executor = ScriptedExecutor(SIZE)
         self.clients = {}
         self.step = None
+        self.in_flight = None
+        """What is being executed of the step: its plan, or one that follows it."""
+        self.left = 0
         self.now = 0.0
         self.next_row = 0
         self.hits = {}
@@ -206,7 +212,8 @@ class LanguageMachine(RuleBasedStateMachine):
         assert step.jobs == {segment.job for segment in step.plan.segments}
         if step.jobs:
             self.check_plan(step.plan)
-            self.step = step
+            self.step, self.in_flight, self.left = step, step.plan, step.plan.steps
+            assert self.left <= self.steps_ahead
 
     def check_plan(self, plan):
         assert plan.num_tokens <= BUDGET or len(plan.segments) == 1
@@ -232,8 +239,18 @@ class LanguageMachine(RuleBasedStateMachine):
     @rule()
     def apply(self):
         step, self.step = self.step, None
-        result = self.executor.execute(step.plan)
+        result = self.executor.execute(self.in_flight)
         self.hear(self.engine.apply(step, result, self.now))
+
+    @precondition(lambda self: self.left > 1 and self.step is not None)
+    @rule(seconds=st.sampled_from([0.0, 1.0]))
+    def advance(self, seconds):
+        """One step of a run is over, and the next begins. Whoever is over, or given up, is computed
+        to the end of the run: its blocks are its own until then."""
+        self.now += seconds
+        result = self.executor.execute(self.in_flight)
+        self.hear(self.engine.advance(self.step, result.drawn, result.seconds, self.now))
+        self.in_flight, self.left = self.in_flight.following(result.drawn), self.left - 1
 
     @precondition(lambda self: self.step is not None)
     @rule()
@@ -375,6 +392,17 @@ class PrefixFirstMachine(LanguageMachine):
     num_blocks = 17
 
 
+class RunsMachine(LanguageMachine):
+    """Decodes in runs of several steps, in a pool that is short of blocks."""
+
+    steps_ahead = 5
+    num_blocks = 20
+
+
+class RoomyRunsMachine(RunsMachine):
+    num_blocks = 200
+
+
 class SlackMachine(LanguageMachine):
     order = batching = "slack"
 
@@ -390,6 +418,8 @@ for machine, examples in (
     (RoomyMachine, 60),
     (TieredMachine, 100),
     (PrefixFirstMachine, 100),
+    (RunsMachine, 120),
+    (RoomyRunsMachine, 60),
     (SlackMachine, 60),
     (FeedbackMachine, 40),
 ):
@@ -405,5 +435,7 @@ TestDeterministic = DeterministicMachine.TestCase
 TestRoomyPool = RoomyMachine.TestCase
 TestPrefixesFromElsewhere = TieredMachine.TestCase
 TestLongestPrefixFirst = PrefixFirstMachine.TestCase
+TestRuns = RunsMachine.TestCase
+TestRoomyRuns = RoomyRunsMachine.TestCase
 TestLeastSlackFirst = SlackMachine.TestCase
 TestFeedbackQueues = FeedbackMachine.TestCase

@@ -103,10 +103,11 @@ class Sequence_:
         self.drawn: list[Drawn] = []
         self.driver = driver
 
-    def segment(self, count: int) -> Segment:
-        """The next ``count`` tokens; draws if they are the last ones."""
+    def segment(self, count: int, steps: int = 1) -> Segment:
+        """The next ``count`` tokens; draws if they are the last ones. There are blocks for a run of
+        so many steps."""
         start, end = self.computed, min(self.computed + count, len(self.tokens))
-        while len(self.blocks) * self.driver.block_size < end:
+        while len(self.blocks) * self.driver.block_size < end + steps - 1:
             self.blocks.append(self.driver.free_kv.pop())
         items = tuple(
             PlacedItem(item, blocks if item.end > start else ())

@@ -99,3 +99,53 @@ def test_what_is_not_there_is_a_bug(folders, path: str, wrong: str):
     with pytest.raises(InvariantBroken):
         made.language.execute(LanguagePlan((segment,)))
     made.close()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, seed=4, logprobs=2,
+                                                           repetition_penalty=1.2)])  # fmt: skip
+def test_a_run_draws_what_single_steps_draw(sampling, folders):
+    """Two sequences, seven steps in a row, interrupted behind the fourth; then two of two."""
+    found = []
+    for is_run in (True, False):
+        driver = Driver(executors(folders["qwen2_5_vl"]))
+        language, rng = driver.executors.language, random.Random(5)
+        sequences = [driver.add(scene(rng, [size], 690), sampling) for size in (11, 20)]
+        for sequence in sequences:
+            driver.step((sequence, 10**6))
+        if is_run:
+            told = []
+
+            def on_drawn(drawn, seconds, told=told, language=language):
+                assert seconds > 0
+                told.append(tuple(drawn))
+                if len(told) == 3:
+                    language.interrupt()
+
+            for steps, count in ((7, 4), (2, 2)):
+                told.clear()
+                ahead = [sequence.segment(1, steps) for sequence in sequences]
+                result = language.execute(LanguagePlan(tuple(ahead), steps), None, on_drawn)
+                told.append(result.drawn)
+                assert len(told) == count
+                for drawn in told:
+                    for sequence, one in zip(sequences, drawn, strict=True):
+                        sequence.advance(sequence.segment(1), one)
+        else:
+            for _ in range(6):
+                driver.step(*((sequence, 1) for sequence in sequences))
+        found.append(([one.drawn for one in sequences], [driver.kv(one) for one in sequences]))
+        driver.executors.close()
+    assert found[0][0] == found[1][0]
+    assert all(a.equal(b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_nobody_is_told_of_a_run_of_one_step(folders):
+    """Without a listener a run is its first step; blocks must be there for all of it."""
+    driver = Driver(executors(folders["qwen2_5_vl"]))
+    sequence = driver.add(scene(random.Random(1), [14], 690))
+    driver.step((sequence, 10**6))
+    language, segment = driver.executors.language, sequence.segment(1)
+    assert len(language.execute(LanguagePlan((segment,), 2)).drawn) == 1
+    with pytest.raises(InvariantBroken, match="does not cover"):
+        language.execute(LanguagePlan((segment,), 20), None, lambda *_: None)
+    driver.executors.close()

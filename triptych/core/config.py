@@ -77,6 +77,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deterministic: bool = False
     """Cut prefix hits at chunk boundaries and compute one sequence or one picture at a time in a
     step, so that equal requests give bit-equal logits under any load."""
+    steps_ahead: Count = 16
+    """Decode steps that may be computed in a row, each token told while the next is computed. Work
+    that comes ends such a run behind the step in flight. ``1``: the engine looks after every step.
+    """
     stream_interval: Count = 1
     """Tokens of a sequence gather to this number before they are told, but for the first one: less
     work for the router, fewer and larger steps for the client."""

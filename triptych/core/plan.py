@@ -4,6 +4,8 @@
 blocks; the result names tokens. An executor keeps no state per sequence.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from triptych.core.ids import BlockId, JobId
@@ -47,6 +49,14 @@ class Segment(msgspec.Struct, frozen=True):
         """First position behind the segment."""
         return self.start + len(self.tokens)
 
+    def following(self, token: int) -> "Segment":
+        """That of ``token``, drawn behind this one, which draws the next."""
+        draw, end = self.draw, self.end
+        if draw is not None:
+            history = (*draw.history, token) if draw.history else ()
+            draw = Draw(draw.sampling, end + 1, draw.prompt_len, history)
+        return Segment(self.job, end, (token,), self.blocks, self.items, draw, self.salt)
+
 
 class LanguagePlan(msgspec.Struct, frozen=True):
     """One step of a language instance. Decoding segments first."""
@@ -55,6 +65,11 @@ class LanguagePlan(msgspec.Struct, frozen=True):
     steps: int = 1
     """How often the step may be executed in a row, each time with the token that it drew before in
     every segment. More than 1 only for executors that say so (``LanguageExecutor.max_steps``)."""
+
+    def following(self, drawn: Sequence["Drawn"]) -> "LanguagePlan":
+        """The next step of a run, behind one in which every segment drew."""
+        pairs = zip(self.segments, drawn, strict=True)
+        return LanguagePlan(tuple(segment.following(one.token) for segment, one in pairs))
 
     @property
     def num_tokens(self) -> int:
@@ -74,9 +89,11 @@ class LanguageResult(msgspec.Struct, frozen=True):
     """Drawn tokens of the plan's segments, ``None`` where none was asked for; same order."""
 
     drawn: tuple[Drawn | None, ...]
+    """In the first step that was not told of while the run went on (``OnDrawn``)."""
     seconds: float
+    """Since the last step that was."""
     later: tuple[tuple[int, ...], ...] = ()
-    """Of each segment, the tokens drawn in the steps behind the first; empty for a single step."""
+    """Of each segment, the tokens drawn in the steps behind that one; empty for a single step."""
 
 
 class VisionTask(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from triptych.core.event import EventBatch
 from triptych.core.handoff import Job
 from triptych.core.ids import BlockId, ContentHash, JobId, SessionId
 from triptych.core.layout import Layout
-from triptych.core.plan import LanguagePlan, LanguageResult, VisionPlan, VisionResult
+from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, VisionPlan, VisionResult
 from triptych.core.view import Description
 
 
@@ -37,12 +37,21 @@ class BlockMemory(Protocol):
         ...
 
 
+OnDrawn = Callable[[Sequence[Drawn], float], None]
+"""Told what every segment of a step drew, and the seconds that the step took."""
+
+
 class LanguageExecutor(Protocol):
     """Computes language plans. Called by one thread at a time."""
 
     @property
     def max_steps(self) -> int:
         """Most steps of a plan that are executed in a row."""
+        ...
+
+    @property
+    def tells_steps(self) -> bool:
+        """Whether ``on_drawn`` is called, so that a run may go on behind a sequence's end."""
         ...
 
     def interrupt(self) -> None:
@@ -60,12 +69,16 @@ class LanguageExecutor(Protocol):
         ...
 
     def execute(
-        self, plan: LanguagePlan, on_layers: Callable[[int], None] | None = None
+        self,
+        plan: LanguagePlan,
+        on_layers: Callable[[int], None] | None = None,
+        on_drawn: OnDrawn | None = None,
     ) -> LanguageResult:
         """Write the KV of every segment to its blocks; draw the tokens asked for.
 
         ``on_layers(n)`` is called on the executor's thread, with ``n`` growing to the number of
-        layers, when the first ``n`` layers of all segments are written; not at all is allowed."""
+        layers, when the first ``n`` layers of all segments are written; not at all is allowed.
+        ``on_drawn`` is called there behind every step of a run but the last."""
         ...
 
 

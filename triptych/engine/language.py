@@ -7,6 +7,7 @@ sequences and policies; no tensors, no network, no clock.
 
 import math
 from collections.abc import Collection
+from collections.abc import Sequence as Seq
 
 import msgspec
 
@@ -19,15 +20,15 @@ from triptych.core.handoff import FirstToken, LanguageJob
 from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import Drawn, LanguagePlan, LanguageResult, Segment
 from triptych.engine.bounds import check_job
+from triptych.engine.flight import Flight
 from triptych.engine.outcome import Advanced, Drew, Outcome, Starved
 from triptych.engine.patience import Patience
 from triptych.engine.policies import Budget, Moment, Policies, Work
 from triptych.engine.room import Elsewhere, Foresee, Room, nowhere
 from triptych.engine.roster import Roster
-from triptych.engine.runs import extend, most_steps
+from triptych.engine.runs import extend, most_steps, reserve
 from triptych.engine.sequence import Phase, Sequence
 from triptych.engine.step import Step
-from triptych.engine.tally import Tally
 from triptych.engine.turns import Turns
 
 
@@ -71,6 +72,8 @@ class LanguageEngine:
     ) -> None:
         self.max_steps = 1
         """Most steps of decodes that the executor takes in a row."""
+        self.are_told = False
+        """Whether ``advance`` hears of each while the next is computed."""
         self._config = config
         self._cache = cache
         self._policies = policies
@@ -86,8 +89,7 @@ class LanguageEngine:
             elsewhere=elsewhere,
         )
         self._patience = Patience(patience_s)
-        self._step: Step[LanguagePlan] | None = None
-        self._tally = Tally()
+        self._flight = Flight(self._roster)
         self._num_submitted = 0
         self._turns = Turns(self._roster.known)
 
@@ -220,7 +222,7 @@ class LanguageEngine:
 
     def plan(self, now: float) -> Step[LanguagePlan] | None:
         """The next step: expire, grow (which may preempt), admit, batch."""
-        if self._step is not None:
+        if self._flight.step is not None:
             raise InvariantBroken("plan: a step is being executed")
         self._look_over(now)
         is_short = self._room.grow() and self._room.admit(now)
@@ -229,47 +231,58 @@ class LanguageEngine:
         if self._patience.runs_out(waiting, now):
             self._roster.outcomes.append(Starved(waiting))
         chosen = self._batch(now)
-        segments = tuple(
-            self._roster.known[work.job].segment(work.start, work.end) for work in chosen
-        )
-        jobs = frozenset(segment.job for segment in segments)
-        for segment in segments:
-            sequence = self._roster.known[segment.job]
-            self._cache.begin_write(sequence.table, segment.start, segment.end)
+        pieces = [(self._roster.known[work.job], work) for work in chosen]
+        steps = self._steps(chosen)
+        written = steps if self.are_told else 1
+        reserve([sequence for sequence, _ in pieces], written, self._cache)
+        segments = tuple(sequence.segment(work.start, work.end) for sequence, work in pieces)
+        for sequence, work in pieces:
+            self._cache.begin_write(sequence.table, work.start, work.end + written - 1)
             sequence.note_started(now)
         outcomes = self.poll()
         if not segments and not outcomes:
             return None
-        step = Step(LanguagePlan(segments, self._steps(chosen)), jobs, outcomes)
-        self._step = step if segments else None
+        jobs = frozenset(segment.job for segment in segments)
+        step = Step(LanguagePlan(segments, steps), jobs, outcomes)
+        self._flight.begin(step if segments else None)
         return step
+
+    def advance(
+        self, step: Step[LanguagePlan], drawn: Seq[Drawn], seconds: float, now: float
+    ) -> list[Outcome]:
+        """Take in one step of a run that goes on. See ``engine.step.Engine``."""
+        segments = step.plan.segments
+        if step is not self._flight.step or len(drawn) != len(segments):
+            raise InvariantBroken("advance: no step of the run being executed")
+        self._flight.account(step, seconds, 1)
+        for segment, one in zip(segments, drawn, strict=True):
+            self._take(segment, (one, ()), now)
+        self._flight.num_told += 1
+        return self.poll()
 
     def apply(self, step: Step[LanguagePlan], result: LanguageResult, now: float) -> list[Outcome]:
         """Take in the tokens of an executed step. See ``engine.step.Engine``."""
         segments = step.plan.segments
         asked = [segment.draw is not None for segment in segments]
-        if step is not self._step or asked != [drawn is not None for drawn in result.drawn]:
+        if step is not self._flight.step or asked != [drawn is not None for drawn in result.drawn]:
             raise InvariantBroken("apply: the result is not one of the step being executed")
         later = result.later or ((),) * len(segments)
-        before = self._tally.now
-        self._tally.add_language(step.plan, result.seconds, 1 + len(later[0]))
-        for sequence in self._close(step):
-            sequence.note_computed(result.seconds, before, self._tally.now)
-            if sequence.ending is not None:
-                self._roster.drop(sequence, *sequence.ending)
-        self._turns.number += len(later[0])
+        self._flight.account(step, result.seconds, 1 + len(later[0]))
+        self._turns.number += self._flight.num_told + len(later[0])
+        self._flight.end_those_over(self._flight.land(step))
         for segment, first, rest in zip(segments, result.drawn, later, strict=True):
-            if alive := self._roster.get_alive(segment.job):
-                self._advance(alive, segment, (first, rest), now)
+            self._take(segment, (first, rest), now)
         return self.poll()
 
     def execution_failed(self, step: Step[LanguagePlan]) -> list[Outcome]:
         """The step's jobs, and no others, are dropped. What they computed before stays cached."""
-        if step is not self._step:
+        if step is not self._flight.step:
             raise InvariantBroken("execution_failed: the step is not being executed")
-        for sequence in self._close(step):
-            ending = sequence.ending or ("internal", "a step could not be computed")
-            self._roster.drop(sequence, *ending)
+        sequences = self._flight.land(step)
+        self._flight.end_those_over(sequences)
+        for sequence in sequences:
+            if self._roster.get_alive(sequence.id):
+                self._roster.drop(sequence, "internal", "a step could not be computed")
         return self.poll()
 
     def poll(self) -> list[Outcome]:
@@ -279,11 +292,13 @@ class LanguageEngine:
 
     def has_news(self) -> bool:
         """See ``engine.step.Engine``: one that may be admitted, or computed, or has to end."""
-        roster, step = self._roster, self._step
+        roster, step = self._roster, self._flight.step
         if step is None or (roster.waiting and len(roster.running) < self._config.max_sequences):
             return True
         return bool(roster.outcomes) or any(
-            one.ending is not None or (one.phase is Phase.RUNNING and one.id not in step.jobs)
+            one.ending is not None
+            or one.finished is not None
+            or (one.phase is Phase.RUNNING and one.id not in step.jobs)
             for one in roster.running
         )
 
@@ -345,19 +360,21 @@ class LanguageEngine:
         is_full = len(roster.running) >= self._config.max_sequences
         if roster.waiting and not is_full:
             return 1
-        return most_steps(chosen, roster.running, self._cache, self.max_steps)
+        return most_steps(
+            chosen, roster.running, self._cache, self.max_steps, are_told=self.are_told
+        )
 
-    def _advance(
-        self,
-        sequence: Sequence,
-        segment: Segment,
-        drawn: tuple[Drawn | None, tuple[int, ...]],
-        now: float,
+    def _take(
+        self, segment: Segment, drawn: tuple[Drawn | None, tuple[int, ...]], now: float
     ) -> None:
-        sequence.computed = segment.end
+        """Take in what a step made of a segment, unless its sequence is over, or will be."""
+        sequence = self._roster.get_alive(segment.job)
+        if sequence is None or sequence.ending is not None or sequence.finished is not None:
+            return
+        sequence.computed = segment.end + self._flight.num_told
         publishes = sequence.job.publish is not None
         if publishes:
-            self._roster.outcomes.append(Advanced(sequence.id, segment.end))
+            self._roster.outcomes.append(Advanced(sequence.id, sequence.computed))
         first, later = drawn
         if first is None:
             self._commit(sequence)
@@ -369,7 +386,9 @@ class LanguageEngine:
         sequence.note_drawn(now, 1 + len(rest))
         self._roster.outcomes.append(Drew(sequence.id, token, rest))
         reason = "prefilled" if publishes else sequence.finish_reason()
-        if reason is not None:
+        if reason is not None and sequence.table.is_writing:
+            sequence.finished = reason
+        elif reason is not None:
             self._roster.end(sequence, reason)
 
     def _commit(self, sequence: Sequence) -> None:
@@ -379,12 +398,3 @@ class LanguageEngine:
         if self._config.deterministic:
             end = min(end, sequence.prompt_len)
         self._cache.commit(sequence.table, end)
-
-    def _close(self, step: Step[LanguagePlan]) -> list[Sequence]:
-        """The step is over; its sequences, in its order."""
-        self._step = None
-        ids = dict.fromkeys(segment.job for segment in step.plan.segments)
-        sequences = [self._roster.known[job_id] for job_id in ids]
-        for sequence in sequences:
-            sequence.table.is_writing = False
-        return sequences

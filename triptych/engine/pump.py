@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from triptych.core.clock import Clock
 from triptych.core.errors import InstanceLost, InvariantBroken
+from triptych.core.plan import Drawn
+from triptych.core.ports import OnDrawn
 from triptych.engine.outcome import Outcome
 from triptych.engine.step import Engine, Executor, Step
 
@@ -41,16 +43,17 @@ class Pump(Generic[PlanT, ResultT]):
         executor: Executor[PlanT, ResultT],
         clock: Clock,
         sink: Sink,
-        begin: Callable[[PlanT], Callable[[], ResultT]] | None = None,
+        begin: Callable[[PlanT, OnDrawn], Callable[[], ResultT]] | None = None,
         interrupt: Callable[[], None] | None = None,
     ) -> None:
         """``begin`` is called on the loop right before a step and gives the call that computes it;
-        ``executor.execute(plan)`` without it. ``interrupt`` ends a run of steps early."""
+        ``executor.execute(plan)`` without it. That call may tell of steps that are over while it
+        computes the next. ``interrupt`` ends a run of steps early."""
         self._interrupt = interrupt
         self._engine = engine
         self._clock = clock
         self._sink = sink
-        self._begin = begin or (lambda plan: partial(executor.execute, plan))
+        self._begin = begin or (lambda plan, _told: partial(executor.execute, plan))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
         self._woken = asyncio.Event()
         self._changed = asyncio.Event()
@@ -109,7 +112,11 @@ class Pump(Generic[PlanT, ResultT]):
 
     async def _execute(self, step: Step[PlanT]) -> None:
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, self._begin(step.plan))
+
+        def told(drawn: Sequence[Drawn], seconds: float) -> None:
+            loop.call_soon_threadsafe(partial(self._advance, step, drawn, seconds))
+
+        future = loop.run_in_executor(self._thread, self._begin(step.plan, told))
         self._is_executing, is_cancelled = True, False
         expiry = self._expire()
         while not future.done():
@@ -124,6 +131,12 @@ class Pump(Generic[PlanT, ResultT]):
         self._finish(step, future)
         if is_cancelled:
             raise asyncio.CancelledError
+
+    def _advance(self, step: Step[PlanT], drawn: Sequence[Drawn], seconds: float) -> None:
+        """A step of a run is over. It was told before the run's result, so it is heard before."""
+        self._tell(self._engine.advance(step, drawn, seconds, self._clock.now()))
+        if self._interrupt is not None and self._engine.has_news():
+            self._interrupt()
 
     def _expire(self) -> asyncio.TimerHandle | None:
         """A run of steps ends when the engine has to look at a deadline."""

@@ -47,6 +47,7 @@ class Sequence:
         "deadline_s",
         "due_s",
         "ending",
+        "finished",
         "first_steps",
         "has_places",
         "hit",
@@ -101,6 +102,8 @@ class Sequence:
         """Whether its waiting was told."""
         self.ending: tuple[str, str] | None = None
         """Code and detail of an end that waits for the step in flight."""
+        self.finished: str | None = None
+        """The reason of its end in a run that goes on without it."""
         self.item_blocks: list[tuple[BlockId, ...] | None] = [None] * len(job.prompt.items)
         self.items_end = job.prompt.items[-1].end if job.prompt.items else 0
         self.tail_items = tuple(PlacedItem(item) for item in job.prompt.items)

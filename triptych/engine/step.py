@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from triptych.core.ids import JobId
+from triptych.core.plan import Drawn
 from triptych.engine.outcome import Outcome
 
 PlanT = TypeVar("PlanT")
@@ -42,6 +43,13 @@ class Engine(Protocol[PlanT, ResultT_contra]):
     def apply(self, step: Step[PlanT], result: ResultT_contra, now: float) -> list[Outcome]:
         """Take in what the executor computed. Raises InvariantBroken, and changes nothing, if the
         result is not one of this step."""
+        ...
+
+    def advance(
+        self, step: Step[PlanT], drawn: Sequence[Drawn], seconds: float, now: float
+    ) -> list[Outcome]:
+        """Take in one of several steps that the executor does in a row for ``step``, which goes on.
+        Raises InvariantBroken, and changes nothing, if that cannot be."""
         ...
 
     def execution_failed(self, step: Step[PlanT]) -> list[Outcome]:

@@ -14,14 +14,17 @@ class Tally:
         self.now = Steps()
         """Up to the step executed last."""
 
-    def add_language(self, plan: LanguagePlan, seconds: float, count: int = 1) -> None:
-        """A step of a language engine was executed, or, if it only decodes, ``count`` in a row."""
+    def add_language(
+        self, plan: LanguagePlan, seconds: float, count: int = 1, behind: int = 0
+    ) -> None:
+        """A step of a language engine was executed, or, if it only decodes, ``count`` in a row,
+        ``behind`` others of the same plan."""
         tokens = pairs = decodes = context = 0
         for segment in plan.segments:
             length = len(segment.tokens)
             if length == 1 and segment.draw is not None:
                 decodes += 1
-                context += segment.start
+                context += segment.start + behind
             else:
                 tokens += length
                 pairs += segment.start * length + length * (length + 1) // 2

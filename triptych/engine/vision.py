@@ -6,7 +6,7 @@ pictures are encoded once, also while the first is being encoded.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
 
 from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
@@ -16,7 +16,7 @@ from triptych.core.errors import InvariantBroken, Overloaded, RequestError
 from triptych.core.event import Timing
 from triptych.core.handoff import EncodeJob
 from triptych.core.ids import JobId
-from triptych.core.plan import VisionPlan, VisionResult, VisionTask
+from triptych.core.plan import Drawn, VisionPlan, VisionResult, VisionTask
 from triptych.engine.outcome import Dropped, Embedded, Outcome, Starved
 from triptych.engine.patience import Patience
 from triptych.engine.picture import Phase, Picture
@@ -163,6 +163,12 @@ class VisionEngine:
                 self._drop(picture, "cancelled", "")
         self._settle(now)
         return self.poll()
+
+    def advance(
+        self, _step: Step[VisionPlan], _drawn: Sequence[Drawn], _seconds: float, _now: float
+    ) -> list[Outcome]:
+        """Pictures are encoded in single steps. See ``engine.step.Engine``."""
+        raise InvariantBroken("advance: a vision step is never one of several")
 
     def execution_failed(self, step: Step[VisionPlan]) -> list[Outcome]:
         """The step's jobs are dropped. Others that waited for their embeddings start anew."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.plan import Draw, Drawn, LanguagePlan, LanguageResult, Segment
+from triptych.core.ports import OnDrawn
 from triptych.executor.block_store import BlockStore
 from triptych.executor.device import computing
 from triptych.executor.identity import ByIdentity
@@ -38,7 +39,8 @@ class LanguageModel(Protocol):
 class LanguageExecutor:
     """Implements ``core.ports.LanguageExecutor``."""
 
-    max_steps = 1
+    max_steps = 1 << 20
+    tells_steps = True
 
     def __init__(
         self,
@@ -52,11 +54,18 @@ class LanguageExecutor:
         self.embeddings = embeddings
         self._model = model
         self._draw = draw
+        self._is_interrupted = False
         self._ends = ByIdentity(lambda blocks: (min(blocks), max(blocks)) if blocks else (-1, -1))
 
     @torch.inference_mode()
-    def execute(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> LanguageResult:
-        """Write the KV of every segment to its blocks; draw the tokens asked for.
+    def execute(
+        self,
+        plan: LanguagePlan,
+        on_layers: OnLayers | None = None,
+        on_drawn: OnDrawn | None = None,
+    ) -> LanguageResult:
+        """Write the KV of every segment to its blocks; draw the tokens asked for. Of a run, steps
+        are executed as long as somebody is told of them and nobody interrupts.
 
         ``on_layers(n)`` is called on this thread behind every layer: layers ``[0, n)`` of all
         segments are in the store then and change no more (on a GPU: in its stream, before whatever
@@ -69,22 +78,33 @@ class LanguageExecutor:
         if not plan.segments:
             return LanguageResult((), 0.0)
         for segment in plan.segments:
-            self._check(segment)
-        draws = [segment.draw for segment in plan.segments if segment.draw is not None]
+            self._check(segment, plan.steps)
+        left = plan.steps if on_drawn is not None else 1
         with computing(self.memory.tensor.device, "a language step"):
-            drawn = iter(self._draw(self._model.logits(plan, on_layers), draws))
-        results = tuple(next(drawn) if s.draw is not None else None for s in plan.segments)
+            while True:
+                draws = [segment.draw for segment in plan.segments if segment.draw is not None]
+                drawn = self._draw(self._model.logits(plan, on_layers), draws)
+                left -= 1
+                if on_drawn is None or not left or self._is_interrupted:
+                    break
+                now = time.monotonic()
+                on_drawn(drawn, now - began)
+                began, plan = now, plan.following(drawn)
+        self._is_interrupted = False
+        each = iter(drawn)
+        results = tuple(next(each) if s.draw is not None else None for s in plan.segments)
         return LanguageResult(results, time.monotonic() - began)
 
     def interrupt(self) -> None:
-        """Steps are executed one by one: none follows."""
+        """End the run behind the step in flight, or the next one behind its first."""
+        self._is_interrupted = True
 
-    def _check(self, segment: Segment) -> None:
+    def _check(self, segment: Segment, steps: int) -> None:
         """Ids out of range would kill a whole GPU process instead of one step."""
         tokens, blocks = segment.tokens, segment.blocks
         if not tokens or min(tokens) < 0 or max(tokens) >= self._model.vocab_size:
             raise InvariantBroken("a segment has no tokens, or some outside the vocabulary")
-        if len(blocks) * self.memory.layout.block_size < segment.end:
+        if len(blocks) * self.memory.layout.block_size < segment.end + steps - 1:
             raise InvariantBroken("a segment's block table does not cover its tokens")
         least, most = self._ends(blocks)
         if least < 0 or most >= self.memory.num_blocks:
