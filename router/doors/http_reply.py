@@ -26,7 +26,7 @@ class Reply:
 
     def __init__(self, send: Send, stall_s: float, headers: Mapping[str, str]) -> None:
         self._send = send
-        self._stall_s = stall_s
+        self._stall = _Stall(stall_s)
         self.headers = dict(headers)
         self.is_started = False
 
@@ -88,14 +88,58 @@ class Reply:
         return {"type": "http.response.start", "status": status, "headers": raw}
 
     async def _write(self, *messages: Message) -> None:
+        self._stall.begin()
         try:
-            async with asyncio.timeout(self._stall_s):
-                for message in messages:
-                    await self._send(message)
-        except TimeoutError:
-            raise ClientGone("reads nothing") from None
+            for message in messages:
+                await self._send(message)
+        except asyncio.CancelledError:
+            if self._stall.was_ours():
+                raise ClientGone("reads nothing") from None
+            raise
         except OSError:
             raise ClientGone("connection lost") from None
+        finally:
+            self._stall.end()
+
+
+class _Stall:
+    """Cancels a task that has been writing for ``limit_s``. One timer for many writes, as few of
+    them wait: it is set when a write begins and there is none."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._task: asyncio.Task[object] | None = None
+        """Who writes."""
+        self._begun_s = 0.0
+        self._is_over = self._has_timer = False
+
+    def begin(self) -> None:
+        """The current task begins to write."""
+        loop = asyncio.get_running_loop()
+        self._task, self._begun_s = asyncio.current_task(), loop.time()
+        if not self._has_timer:
+            self._has_timer = True
+            loop.call_later(self._limit_s, self._look)
+
+    def end(self) -> None:
+        """It has written, or given up."""
+        self._task = None
+
+    def was_ours(self) -> bool:
+        """Whether the current task, which was cancelled, was cancelled by us alone."""
+        return self._is_over and self._task is not None and self._task.uncancel() == 0
+
+    def _look(self) -> None:
+        loop, self._has_timer = asyncio.get_running_loop(), False
+        if self._task is None:
+            return
+        left_s = self._begun_s + self._limit_s - loop.time()
+        if left_s <= 0:
+            self._is_over = True
+            self._task.cancel()
+        else:
+            self._has_timer = True
+            loop.call_later(left_s, self._look)
 
 
 class ClientGone(Cancelled):

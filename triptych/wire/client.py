@@ -5,7 +5,7 @@ restart and no routing.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -78,19 +78,19 @@ class RemoteInstance:
             call = self._instance.Open(pb.OpenRequest(session=session), metadata=self._metadata)
             self._num_open += 1
             self._all_ended.clear()
+            silence = _Silence(self._options.timeout_s, call.cancel)
             try:
                 while True:
-                    message = await self._within(self._options.timeout_s, call.read())
+                    message = await _read(call, silence)
                     if message is grpc.aio.EOF:
                         raise InstanceLost("the instance ended the session")
                     yield convert.decode_batch(message)
             finally:
+                silence.close()
                 call.cancel()
                 self._num_open -= 1
                 if self._num_open == 0:
                     self._all_ended.set()
-        except TimeoutError as error:
-            raise InstanceLost("the instance is silent") from error
         except grpc.aio.AioRpcError as error:
             raise _meaning(error) from error
         except grpc.aio.UsageError as error:
@@ -169,6 +169,50 @@ class RemoteInstance:
             raise TimeoutError
         finally:
             waiting.cancel()
+
+
+class _Silence:
+    """Calls ``on_end`` once this loop has waited for ``timeout_s`` without a word, as ``_within``
+    counts; one timer for a whole session, which is looked at ten times in that while."""
+
+    def __init__(self, timeout_s: float, on_end: Callable[[], object]) -> None:
+        self.is_over = False
+        self.waited_s = 0.0
+        """Set it to 0 whenever something was heard."""
+        self._timeout_s, self._step_s, self._on_end = timeout_s, timeout_s / 10, on_end
+        self._loop = asyncio.get_running_loop()
+        self._begun_s = self._loop.time()
+        self._timer = self._loop.call_later(self._step_s, self._look)
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        self.waited_s += min(now - self._begun_s, 2 * self._step_s)
+        self._begun_s = now
+        if self.waited_s >= self._timeout_s:
+            self.is_over = True
+            self._on_end()
+        else:
+            self._timer = self._loop.call_later(self._step_s, self._look)
+
+
+async def _read(call: Any, silence: _Silence) -> Any:
+    """The next message. Raises InstanceLost if none came in time, or if the channel was closed,
+    which cancels all that hangs on it; cancelled itself, it is cancelled."""
+    try:
+        message = await call.read()
+    except asyncio.CancelledError:
+        if silence.is_over:
+            raise InstanceLost("the instance is silent") from None
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling():
+            raise InstanceLost(_CLOSED) from None
+        raise
+    silence.waited_s = 0.0
+    return message
 
 
 def _look(waited: asyncio.Future[Any]) -> None:
