@@ -13,7 +13,7 @@ from triptych.core.errors import InvariantBroken
 from triptych.core.plan import LanguagePlan
 from triptych.core.request import Sampling
 from triptych.executor.attention.plan import Span
-from triptych.executor.native.library import load
+from triptych.executor.native import library
 from triptych.executor.native_operations import Native
 from triptych.executor.operations import PLAIN
 
@@ -21,9 +21,15 @@ ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25)
 """Every tile, alone and beside others."""
 
 
-@pytest.fixture(scope="module")
-def native():
-    return Native(load())
+@pytest.fixture(scope="module", params=[(), ("-DLANES=16",), ("-DLANES=8",)], ids=str)
+def native(request, tmp_path_factory):
+    """As this machine has it, and with vectors of either length, whatever registers there are."""
+    if not request.param:
+        return Native(library.load())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(library, "FLAGS", (*library.FLAGS, *request.param))
+        return Native(library.load.__wrapped__())
 
 
 def numbers(*shape, seed=0):

@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if !defined(LANES) && defined(__AVX512F__)
 #define LANES 16
-#else
+#elif !defined(LANES)
 #define LANES 8 /* two registers of NEON or SSE where there is nothing wider */
 #endif
 #define PANEL (2 * LANES) /* columns of a product's weights that lie side by side */
