@@ -69,7 +69,7 @@ class TriptychServer:
 
     async def start(self) -> None:
         """Start it and wait for ``/ready``."""
-        http, grpc, self.admin_port = _free_ports(3)
+        http, grpc, self.admin_port = free_ports(3)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cli", "serve", "--model", self._model),
@@ -109,7 +109,7 @@ class TriptychServer:
     async def stop(self) -> None:
         """Ctrl-C, then whatever it takes."""
         if self._process is not None:
-            await _end(self._process)
+            await end(self._process)
         if self._said is not None:
             self._said.close()
         self._process = self._said = self._target = None
@@ -163,7 +163,7 @@ class PlainTransformers:
         if self._process is not None:
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            await _end(self._process)
+            await end(self._process)
         self._process = None
 
     async def _line(self) -> bytes:
@@ -175,16 +175,19 @@ class PlainTransformers:
         return line
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Ctrl-C, patience, then the end of all that is left of its group, which it must lead."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     try:
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await process.wait()
     except TimeoutError:
+        pass  # the next line does not ask
+    finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    await process.wait()
 
 
 async def _is_ready(target: Target) -> bool:
@@ -195,7 +198,8 @@ async def _is_ready(target: Target) -> bool:
     return status == 200
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has at this moment."""
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:
