@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--transformers", default="", metavar="PYTHON",
                      help="interpreter that can serve it; default: that of --vllm")  # fmt: skip
     top.add_argument("--no-transformers", action="store_true", help="leave it out")
+    top.add_argument("--no-trials", action="store_true",
+                     help="the first setting of each system instead of the quickest")  # fmt: skip
     top.add_argument("--concurrency", default=",".join(map(str, plan.concurrency)))
     top.add_argument("--rounds", type=int, default=plan.rounds)
     top.add_argument("--requests", type=int, default=plan.requests,
@@ -95,6 +97,8 @@ async def _measure(words: argparse.Namespace, plan: Plan) -> Found:
         entrants += await vllm.entrants(words.model, words.vllm, max(plan.concurrency))
     if not entrants:
         raise ValueError("topologies: nothing to measure")
+    if words.no_trials:
+        entrants = [entrant.first() for entrant in entrants]
     _announce(entrants)
     return await Contest(entrants, plan, record.say).run()
 
@@ -112,7 +116,7 @@ async def _checkpoint(folder: Path) -> None:
 def _announce(entrants: Sequence[Entrant]) -> None:
     for entrant in entrants:
         versions = ", ".join(f"{name} {number}" for name, number in entrant.versions.items())
-        print(f"{entrant.name}: {versions or 'of this folder'}")
+        record.say(f"{entrant.name}: {versions or 'of this folder'}\n")
 
 
 async def _until_told(work: Coroutine[Any, Any, T]) -> T:

@@ -60,6 +60,11 @@ class Entrant(NamedTuple):
     settings: Mapping[str, Callable[[], Contestant]]
     versions: Mapping[str, str] = {}
 
+    def first(self) -> "Entrant":
+        """With its first setting only."""
+        name = next(iter(self.settings))
+        return self._replace(settings={name: self.settings[name]})
+
 
 class OverHttp:
     """What is common to servers: how they are asked. Subclasses start and stop."""
