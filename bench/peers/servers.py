@@ -24,7 +24,17 @@ NEEDED_TO_SERVE = (
     *("fastapi", "uvicorn", "openai"),
 )
 """Distributions without which ``transformers serve`` answers no question about a picture."""
-_SERVE = "from transformers.cli.transformers import main; main()"
+_SERVE = """
+import torch, torchvision
+from transformers import image_processing_backends as backends, image_utils
+from transformers.cli.transformers import main
+if not hasattr(torch.ops.image, "decode_image"):
+    as_tensor = image_utils.load_image_as_tensor
+    backends.load_image_as_tensor = lambda url: as_tensor(image_utils.load_image(url))
+main()
+"""
+"""Its command. A torchvision that was built for CUDA has no decoder beside a torch for CPUs; then
+Transformers' other way is taken, which decodes with Pillow."""
 
 
 class Triptych(OverHttp):

