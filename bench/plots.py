@@ -288,7 +288,7 @@ def draw_ranges(panels: Mapping[str, Mapping[str, Range]], path: Path, title: st
         axis.set(xscale="log", yscale="log", xlabel="clients")
         axis.set_xticks(ticks, [f"{at:g}" for at in ticks])
         axis.xaxis.set_minor_locator(ticker.NullLocator())
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_title(heading, fontsize="medium")

@@ -22,6 +22,7 @@ from bench.workloads import Ask
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 30.0
+_TIDY_TIMEOUT_S = 5.0
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -176,18 +177,30 @@ class PlainTransformers:
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
-    """Ctrl-C, patience, then the end of all that is left of its group, which it must lead."""
+    """Ctrl-C, patience, then the end of all that is left of its group, which it must lead. Who
+    tidies up behind others, as Python's tracker of shared memory does, has a moment for that."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     try:
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await process.wait()
+        async with asyncio.timeout(_TIDY_TIMEOUT_S):
+            while _is_peopled(process.pid):
+                await asyncio.sleep(0.05)
     except TimeoutError:
         pass  # the next line does not ask
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
+
+
+def _is_peopled(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def _is_ready(target: Target) -> bool:

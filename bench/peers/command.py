@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """Words of the command line."""
     top = argparse.ArgumentParser(prog="bench peers", description=__doc__)
     plan = Plan()
-    top.add_argument("--model", type=Path, default=Path("runs/small"),
+    top.add_argument("--model", type=Path, default=Path("runs/small-words"),
                      help="checkpoint; the small one is written if it is missing")  # fmt: skip
     top.add_argument("--topologies", default="EPD1 E1,P1,D1", help="separated by blanks")
     top.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of those")
@@ -107,7 +107,7 @@ async def _checkpoint(folder: Path) -> None:
     """Written in a process of its own: this one shall stay small."""
     if (folder / "config.json").exists():
         return
-    words = (sys.executable, "-m", "examples.small_checkpoint", str(folder))
+    words = (sys.executable, "-m", "examples.small_checkpoint", str(folder), "--words")
     process = await asyncio.create_subprocess_exec(*words)
     if await process.wait() != 0:
         raise SystemFailed(f"model: {folder} is missing and could not be written")
@@ -174,7 +174,7 @@ def _write(
     words.out.write_bytes(msgspec.json.format(msgspec.json.encode(document)))
     title = (
         f"{words.model.name}, float32, one {plan.side}x{plan.side} picture, {plan.tokens} tokens; "
-        f"{record.machine()}; median, least and greatest of {plan.rounds} rounds"
+        f"{record.machine()}; median, least and greatest, rounds: {plan.rounds}"
     )
     plots.draw_ranges(panels(rows), words.plot, title)
     print(f"written: {words.out}\nwritten: {words.plot}")

@@ -58,6 +58,8 @@ class Server:
             *("--limit-mm-per-prompt", '{"image":1,"video":0}'),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--uvicorn-log-level", "warning", "--disable-log-stats"),
+            # Without it workers are killed at once, and what they have in shared memory stays.
+            *("--shutdown-timeout", "10"),
             *(("--enforce-eager",) if setting.is_eager else ()),
             *more,
         )
