@@ -86,6 +86,11 @@ class Server:
     async def stop(self) -> None:
         """Stop it."""
         await self._process.stop()
+        for left in _IN_MEMORY.glob("__KMP_REGISTERED_LIB_*"):
+            # Intel's OpenMP leaves one for a process that is killed, as vLLM does with its workers.
+            owner = left.name.removeprefix("__KMP_REGISTERED_LIB_").partition("_")[0]
+            if not Path("/proc", owner).exists():
+                left.unlink(missing_ok=True)
 
 
 class Monolithic(OverHttp):
