@@ -1,6 +1,7 @@
 """A server as processes of its own: started by a command line, ready when a path answers, ended.
 
-Knows nothing of what is started. What it says is kept, and its end is told when it fails.
+Knows nothing of what is started. What it says is kept, and its end is told when it fails; what it
+leaves in shared memory goes with it.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from bench.client import Target, get
@@ -17,6 +19,7 @@ START_TIMEOUT_S = 300.0
 """A server that compiles on its first start takes minutes."""
 _LOOK_EVERY_S = 0.25
 _TAIL_BYTES = 3000
+_SHARED = " /dev/shm/"
 
 
 class Process:
@@ -64,10 +67,48 @@ class Process:
         """End it and all that it started. Safe at any time."""
         process, self._process = self._process, None
         if process is not None:
-            await end(process)
+            held = segments(process.pid)
+            watch = asyncio.create_task(_watch(process.pid, held))
+            try:
+                await end(process)
+            finally:
+                watch.cancel()
+                for segment in held:
+                    segment.unlink(missing_ok=True)
         if self._said is not None:
             self._said.close()
             self._said = None
+
+
+def segments(group: int) -> set[Path]:
+    """Shared memory that the processes of a group have mapped: who is killed leaves it behind."""
+    found: set[Path] = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(entry.name)) != group:
+                continue
+            lines = (entry / "maps").read_text().splitlines()
+        except OSError:
+            continue  # it ended meanwhile, or is somebody else's
+        names = (line.split(maxsplit=5)[5] for line in lines if _SHARED in line)
+        found.update(Path(name) for name in names if not name.endswith("(deleted)"))
+    return found
+
+
+async def _watch(group: int, held: set[Path]) -> None:
+    """Note what is mapped until cancelled: one told to end while it starts goes on starting."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        held |= segments(group)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: neither gone nor only waiting to be buried."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 async def _answers(target: Target, path: str) -> bool:

@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from bench.client import Target
 from bench.peers.contestant import Entrant, OverHttp, foreign, versions
-from bench.peers.process import Process
+from bench.peers.process import Process, is_alive
 from bench.systems import SystemFailed, free_ports
 
 _IN_MEMORY = Path("/dev/shm")
+_OPENMP = "__KMP_REGISTERED_LIB_"
 
 
 class Setting(NamedTuple):
@@ -86,10 +87,10 @@ class Server:
     async def stop(self) -> None:
         """Stop it."""
         await self._process.stop()
-        for left in _IN_MEMORY.glob("__KMP_REGISTERED_LIB_*"):
-            # Intel's OpenMP leaves one for a process that is killed, as vLLM does with its workers.
-            owner = left.name.removeprefix("__KMP_REGISTERED_LIB_").partition("_")[0]
-            if not Path("/proc", owner).exists():
+        for left in _IN_MEMORY.glob(f"{_OPENMP}*"):
+            # Intel's OpenMP leaves one, unmapped, for each process that is killed.
+            owner = left.name.removeprefix(_OPENMP).partition("_")[0]
+            if owner.isdigit() and not is_alive(int(owner)):
                 left.unlink(missing_ok=True)
 
 
