@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help serve ask setup runtime test test-fast test-matrix test-ray test-gpu check fmt lint \
-	type imports docs proto bench bench-gpu bench-links bench-conversation bench-overlap bench-sparse \
+	type imports docs proto bench bench-cpu bench-gpu bench-links bench-conversation bench-overlap bench-sparse \
 	reproduce compare overload scaling eval-demo train-demo doctor size clean
 
 help: ## Show this list
@@ -68,6 +68,9 @@ test-gpu: setup ## Run the tests that need a CUDA device
 
 bench: setup ## Topologies and Transformers, on the demo model (ARGS="--device cuda")
 	@exec $(RUN) -m bench $(ARGS)
+
+bench-cpu: setup ## Beside Transformers and vLLM on CPUs, over HTTP (ARGS="--vllm path/to/python")
+	@exec $(RUN) -m bench peers $(ARGS)
 
 bench-gpu: setup ## Kernels, stages and model on a GPU, beside their floors (ARGS="--toy" on a CPU)
 	@exec $(RUN) -m cli.gpu $(ARGS)

@@ -12,11 +12,13 @@ from pathlib import Path
 from bench import conversation, links, plots, prefix_trace, record, summary
 from bench.compare import Plan, compare
 from bench.overlap import command as overlap
+from bench.peers import command as peers
 from bench.systems import PlainTransformers, System, SystemFailed, TriptychServer, has_cuda
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "conversation": conversation.main,
     "overlap": overlap.main,
+    "peers": peers.main,
     "links": links.main,
     "prefix": prefix_trace.main,
 }

@@ -254,3 +254,49 @@ def draw_shares(shares: Mapping[str, tuple[float, str]], path: Path, title: str)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+Range = list[tuple[float, float, float, float]]
+"""Points of a line: x, value, least and greatest."""
+
+
+def draw_ranges(panels: Mapping[str, Mapping[str, Range]], path: Path, title: str) -> None:
+    """Write a PNG: panels side by side, a line for each system from the least x to the greatest,
+    both axes logarithmic; a line through a point goes from its least to its greatest."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.8), squeeze=False)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    ticks = sorted({x for lines in panels.values() for some in lines.values() for x, *_ in some})
+    for axis, (heading, lines) in zip(axes.flat, panels.items(), strict=True):
+        for name, some in lines.items():
+            x, value, low, high = zip(*some, strict=True)
+            index = names.index(name)
+            spread = [
+                [at - least for at, least in zip(value, low, strict=True)],
+                [most - at for at, most in zip(value, high, strict=True)],
+            ]
+            # Moved apart a little: spreads at the same x would hide each other.
+            places = [at * 1.04 ** (index - len(names) / 2 + 0.5) for at in x]
+            axis.errorbar(
+                places, value, yerr=spread, color=f"C{index}", marker="o^sDvP"[index % 6],
+                markersize=6, linewidth=1.5, elinewidth=1.2, capsize=3, label=name,
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel="clients")
+        axis.set_xticks(ticks, [f"{at:g}" for at in ticks])
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_title(heading, fontsize="medium")
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="medium")
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="lower center", ncol=max(1, len(names)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -34,16 +34,20 @@ def write(out: Path, name: str, load_before: float, found: dict[str, Any]) -> tu
     picture beside it."""
     out.mkdir(parents=True, exist_ok=True)
     stem = time.strftime("%Y%m%d-%H%M%S") + (f"-{name}" if name else "")
-    document = {
+    document = {**surroundings(load_before), **found}
+    data = out / f"{stem}.json"
+    data.write_bytes(msgspec.json.format(msgspec.json.encode(document)))
+    return data, out / f"{stem}.png"
+
+
+def surroundings(load_before: float) -> dict[str, Any]:
+    """What figures depend on, beside what was measured."""
+    return {
         "machine": machine(),
         "load_before": load_before,
         "python": platform.python_version(),
         "packages": {package: _version(package) for package in _PACKAGES},
-        **found,
     }
-    data = out / f"{stem}.json"
-    data.write_bytes(msgspec.json.format(msgspec.json.encode(document)))
-    return data, out / f"{stem}.png"
 
 
 def say(text: str) -> None:

@@ -22,6 +22,7 @@ from bench.workloads import Ask
 
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 30.0
+_TIDY_TIMEOUT_S = 5.0
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -69,7 +70,7 @@ class TriptychServer:
 
     async def start(self) -> None:
         """Start it and wait for ``/ready``."""
-        http, grpc, self.admin_port = _free_ports(3)
+        http, grpc, self.admin_port = free_ports(3)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "cli", "serve", "--model", self._model),
@@ -109,7 +110,7 @@ class TriptychServer:
     async def stop(self) -> None:
         """Ctrl-C, then whatever it takes."""
         if self._process is not None:
-            await _end(self._process)
+            await end(self._process)
         if self._said is not None:
             self._said.close()
         self._process = self._said = self._target = None
@@ -163,7 +164,7 @@ class PlainTransformers:
         if self._process is not None:
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            await _end(self._process)
+            await end(self._process)
         self._process = None
 
     async def _line(self) -> bytes:
@@ -175,16 +176,31 @@ class PlainTransformers:
         return line
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Ctrl-C, patience, then the end of all that is left of its group, which it must lead. Who
+    tidies up behind others, as Python's tracker of shared memory does, has a moment for that."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGINT)
     try:
         async with asyncio.timeout(_STOP_TIMEOUT_S):
             await process.wait()
+        async with asyncio.timeout(_TIDY_TIMEOUT_S):
+            while _is_peopled(process.pid):
+                await asyncio.sleep(0.05)
     except TimeoutError:
+        pass  # the next line does not ask
+    finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    await process.wait()
+
+
+def _is_peopled(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def _is_ready(target: Target) -> bool:
@@ -195,7 +211,8 @@ async def _is_ready(target: Target) -> bool:
     return status == 200
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has at this moment."""
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:

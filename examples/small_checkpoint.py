@@ -3,11 +3,13 @@
 4 text layers of 256 (4 heads of 64, 2 KV heads), a tower of 4 layers of 128, 4.3 million numbers:
 on it a server's own cost is seen, beside any other server that loads a Hugging Face folder.
 Tokenizer and template are the demo model's; the head never says one of the control tokens, so every
-answer has the length that was asked for.
+answer has the length that was asked for. With ``--words`` it says whole words only, so that a
+client that is told text and no ids sees every token.
 """
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ COPIED = (
     "preprocessor_config.json",
     "generation_config.json",
 )
+
+WORD = re.compile("\u0120[A-Za-z]+")
+"""As the tokenizer's file spells a word behind a blank."""
 
 
 def config() -> Any:
@@ -55,23 +60,34 @@ def config() -> Any:
     return Qwen2_5_VLConfig(**flat)
 
 
-def write(folder: Path, seed: int = 1) -> Path:
+def unsaid(chosen: Any, *, words: bool) -> list[int]:
+    """Tokens that the head must not say: those of control, or all but whole words."""
+    if words:
+        known = json.loads((DEMO / "tokenizer.json").read_text())["model"]["vocab"]
+        said = {number for text, number in known.items() if WORD.fullmatch(text)}
+        return [
+            number for number in range(chosen.get_text_config().vocab_size) if number not in said
+        ]
+    first_control = min(
+        value for key, value in chosen.get_text_config().to_dict().items()
+        if key.endswith("token_id") and isinstance(value, int)
+    )  # fmt: skip
+    return list(range(first_control, chosen.get_text_config().vocab_size))
+
+
+def write(folder: Path, seed: int = 1, *, words: bool = False) -> Path:
     """The checkpoint; the same bytes for a seed."""
     torch.manual_seed(seed)
     chosen = config()
     model: Any = Qwen2_5_VLForConditionalGeneration(chosen)
     model = model.float().eval()
-    first_control = min(
-        value for key, value in chosen.get_text_config().to_dict().items()
-        if key.endswith("token_id") and isinstance(value, int)
-    )  # fmt: skip
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 # Wide enough that greedy answers depend on the picture.
                 spread = 0.3 if "embed_tokens" in name else 1.3 * parameter[0].numel() ** -0.5
                 parameter.copy_(spread * torch.randn_like(parameter))
-        model.lm_head.weight[first_control:] = 0
+        model.lm_head.weight[unsaid(chosen, words=words)] = 0
     model.save_pretrained(folder)
     for name in COPIED:
         shutil.copy(DEMO / name, folder / name)
@@ -82,8 +98,9 @@ def main() -> None:
     """Write it and say where."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    print(f"written: {write(folder)}")
+    parser.add_argument("--words", action="store_true", help="answers of whole words only")
+    given = parser.parse_args()
+    print(f"written: {write(given.folder, words=given.words)}")
 
 
 if __name__ == "__main__":
