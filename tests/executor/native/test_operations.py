@@ -119,6 +119,17 @@ def test_bits_depend_neither_on_neighbours_nor_on_the_cut(native):
     assert found[3:].equal(first)
 
 
+def test_pieces_of_one_prompt_in_any_order(native):
+    """A piece of one token comes before longer ones of the same sequence, which see less."""
+    (whole,) = spans_of((0, 60))
+    pieces = [Span(59, 60, whole.blocks), Span(30, 44, whole.blocks), Span(44, 59, whole.blocks)]
+    memory = Memory([whole])
+    found, store, _ = memory.attend(native, pieces)
+    wanted, expected, _ = memory.attend(PLAIN, pieces)
+    assert (found - wanted).abs().max() < 1e-5
+    assert (store - expected)[~expected.isnan()].abs().max() < 1e-5
+
+
 def test_a_table_that_is_too_short_is_a_bug(native):
     layout = Memory([]).layout
     for span in (Span(0, 17, (1,)), Span(3, 3, (1,))):

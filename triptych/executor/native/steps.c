@@ -314,8 +314,8 @@ static void attend_rows(const Operation *op, int64_t first, int rows, int64_t li
 
 /* out (rows, heads, head_dim): the turned queries of a attend to a layer's memory b, whose blocks lie
  * `block_stride` numbers apart. c holds the address of each row's block table (int32), d (int64) how
- * many tokens it sees: rows of one sequence, next to each other, see more and more. `number` scales
- * scores. Fails if there is no memory for these. */
+ * many tokens it sees; rows of a sequence are taken together while they see more and more. `number`
+ * scales scores. Fails if there is no memory for these. */
 static int attend(const Operation *op) {
     const int64_t *ends = op->d, *tables = op->c;
     int64_t longest = 0;
@@ -327,7 +327,9 @@ static int attend(const Operation *op) {
     memset(op->out, 0, sizeof(float) * op->rows * op->heads * op->head_dim);
     for (int64_t row = 0, next; row < op->rows; row = next) {
         next = row + 1;
-        while (next < op->rows && next < row + MOST_ROWS && tables[next] == tables[row]) next++;
+        while (next < op->rows && next < row + MOST_ROWS && tables[next] == tables[row] &&
+               ends[next] > ends[next - 1])
+            next++;
         memset(scores, 0, bytes / MOST_ROWS * (next - row));
         attend_rows(op, row, (int)(next - row), line, scores);
     }
