@@ -37,8 +37,8 @@ class TowerModel:
     def __init__(self, tower: VisionTower, geometry: ImageGeometry) -> None:
         self._tower = tower
         self._geometry = geometry
-        self._mean = torch.tensor(geometry.mean)
-        self._std = torch.tensor(geometry.std)
+        std = torch.tensor(geometry.std)
+        self._scale, self._shift = 1 / (255 * std), -torch.tensor(geometry.mean) / std
 
     def encode(self, pictures: Sequence[tuple[Pixels, tuple[int, int, int]]]) -> Tensor:
         """See ``VisionModel``."""
@@ -49,8 +49,8 @@ class TowerModel:
         """float32 (patches, channels * frames * patch * patch) of one picture: scaled to [0, 1],
         normalised, cut square by square; a picture is repeated to fill a temporal patch."""
         shape, size = self._geometry, self._geometry.patch_size
-        scaled = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
-        image = (scaled - self._mean) / self._std
+        image = torch.from_numpy(np.ascontiguousarray(pixels)).float()
+        image.mul_(self._scale).add_(self._shift)
         rows, columns = pixels.shape[0] // shape.factor, pixels.shape[1] // shape.factor
         merge = shape.merge_size
         cut = image.view(rows, merge, size, columns, merge, size, 3).permute(0, 3, 1, 4, 6, 2, 5)
