@@ -115,7 +115,7 @@ class _Stall:
 
     def begin(self) -> None:
         """The current task begins to write."""
-        loop = asyncio.get_running_loop()
+        loop, self._is_over = asyncio.get_running_loop(), False
         self._task, self._begun_s = asyncio.current_task(), loop.time()
         if not self._has_timer:
             self._has_timer = True

@@ -1,6 +1,8 @@
 """Runs of steps: how long they may be, and that they give what single steps give."""
 
 import asyncio
+import logging
+import time
 
 import pytest
 
@@ -153,6 +155,32 @@ def test_what_is_no_step_of_the_run_changes_nothing():
         VisionEngine.advance(None, None, (), 0.0, 0.0)
 
 
+def test_blocks_of_a_run_that_is_ended_are_free_again():
+    engine, executor = make_engine(blocks=6), ScriptedExecutor(4)
+    step = after_prefill(engine, executor, make_job("a", range(5), max_tokens=20))
+    assert len(step.plan.segments[0].blocks) == 4
+    engine.submit(make_job("b", range(30, 40), max_tokens=2), 1.0)
+    assert engine.has_news()
+    engine.apply(step, executor.execute(step.plan), 2.0)
+    assert {s.job for s in engine.plan(2.0).plan.segments} == {"a", "b"}
+    engine.check()
+
+
+def test_who_comes_to_a_full_instance_is_told_of_and_has_a_deadline():
+    engine, executor = make_engine(), ScriptedExecutor(4)
+    jobs = [make_job(f"{n}", range(10 * n, 10 * n + 5), max_tokens=20) for n in range(8)]
+    step = after_prefill(engine, executor, *jobs)
+    assert step.is_run
+    assert not engine.has_news()
+    engine.submit(make_job("late", range(5), budget_s=0.5), 1.0)
+    assert engine.has_news(), "nobody was told that it waits"
+    engine.apply(step, executor.execute(step.plan), 1.1)
+    step = engine.plan(1.1)
+    assert not engine.has_news()
+    assert engine.next_deadline() == 1.5
+    engine.apply(step, executor.execute(step.plan), 1.2)
+
+
 class Runner(ScriptedExecutor):
     """Runs as a real one does; ``behind`` is called behind each step that goes on."""
 
@@ -218,4 +246,77 @@ async def test_the_pump_hears_each_step_and_ends_a_run_for_who_comes():
     assert runner.lengths[:2] == [1, 3], "the run went on although somebody had come"
     assert max(runner.lengths) == 8
     await pump.close()
+    await running
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+async def test_what_goes_wrong_in_the_middle_of_a_run_is_not_lost(is_ours, caplog):
+    """An invariant that breaks fails the jobs of the step, anything else ends the pump."""
+    caplog.set_level(logging.CRITICAL, logger="triptych.engine.pump")
+    said, ended = [], asyncio.Event()
+
+    def sink(outcomes):
+        said.extend(outcomes)
+        if any(isinstance(one, Dropped) for one in outcomes):
+            ended.set()
+        elif any(isinstance(one, Drew) and one.token.index == 3 for one in outcomes):
+            raise InvariantBroken("a bug") if is_ours else RuntimeError("a bug")
+
+    def begin(plan, told):
+        return lambda: runner.run(plan, told)
+
+    runner, engine = Runner(lambda number: time.sleep(0.02)), make_engine(steps=8)
+    pump = Pump(engine, runner, MonotonicClock(), sink, begin, runner.interrupt)
+    engine.submit(make_job("a", range(5), max_tokens=20), 0.0)
+    running = asyncio.create_task(pump.run())
+    async with asyncio.timeout(PATIENCE_S):
+        if is_ours:
+            await ended.wait()
+        else:
+            with pytest.raises(RuntimeError, match="a bug"):
+                await running
+    assert runner.lengths[1] < 8, "the run went on"
+    assert engine.is_idle == is_ours
+    await pump.close()
+    if is_ours:
+        await running
+
+
+async def test_a_deadline_that_comes_in_a_run_ends_it():
+    """All places are taken: who comes is not admitted, and yet dropped in time."""
+    said, ended = [], asyncio.Event()
+
+    def sink(outcomes):
+        said.extend(outcomes)
+        if any(isinstance(one, Dropped) for one in outcomes):
+            ended.set()
+
+    def behind(number):
+        if len(runner.lengths) == 1 and number == 1:
+            asyncio.run_coroutine_threadsafe(come(), loop).result(PATIENCE_S)
+        time.sleep(0.1)
+
+    async def come():
+        engine.submit(make_job("late", range(5), budget_s=0.25), clock.now())
+        for one in engine._roster.waiting:
+            one.is_foreseen = True
+        pump.wake()
+
+    def begin(plan, told):
+        return lambda: runner.run(plan, told)
+
+    loop, clock = asyncio.get_running_loop(), MonotonicClock()
+    runner, engine = Runner(behind), make_engine(steps=100, blocks=400)
+    pump = Pump(engine, runner, clock, sink, begin, runner.interrupt)
+    for number in range(8):
+        engine.submit(make_job(f"{number}", range(9 * number, 9 * number + 5), max_tokens=99), 0.0)
+    running = asyncio.create_task(pump.run())
+    async with asyncio.timeout(PATIENCE_S):
+        await ended.wait()
+    (late,) = [one for one in said if isinstance(one, Dropped)]
+    assert (late.job, late.code) == ("late", "deadline_exceeded")
+    assert runner.lengths[1] < 20
+    pump_closed = asyncio.create_task(pump.close())
+    runner.interrupt()
+    await pump_closed
     await running

@@ -204,6 +204,15 @@ class KvCache:
         table.blocks += tuple(self._take(missing))
         return True
 
+    def shrink(self, table: KvTable, num_tokens: int) -> None:
+        """Give back the blocks behind those of the first ``num_tokens`` tokens, which nothing was
+        committed to."""
+        if table.is_writing or self.blocks_for(num_tokens) < table.num_committed:
+            raise InvariantBroken(f"shrink: blocks of {table.owner} are in use")
+        if spare := table.blocks[self.blocks_for(num_tokens) :]:
+            table.blocks = table.blocks[: -len(spare)]
+            self._pool.drop(spare)
+
     def begin_write(self, table: KvTable, start: int, end: int) -> None:
         """A step that writes the KV of tokens ``[start, end)`` is about to be executed: until
         ``table.is_writing`` is unset nothing is freed (N8). Raises InvariantBroken if anybody else

@@ -4,6 +4,7 @@ Sequences that come to their end meanwhile keep their blocks until the executor 
 Knows sequences and sums; decides nothing.
 """
 
+from triptych.cache.kv import KvCache
 from triptych.core.plan import LanguagePlan
 from triptych.engine.roster import Roster
 from triptych.engine.sequence import Sequence
@@ -14,8 +15,9 @@ from triptych.engine.tally import Tally
 class Flight:
     """The step in flight, if there is one."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, cache: KvCache) -> None:
         self._roster = roster
+        self._cache = cache
         self._tally = Tally()
         self.step: Step[LanguagePlan] | None = None
         self.num_told = 0
@@ -34,11 +36,14 @@ class Flight:
                 sequence.note_computed(seconds, before, self._tally.now)
 
     def land(self, step: Step[LanguagePlan]) -> list[Sequence]:
-        """It is over, and its blocks are written no more. Its sequences, in its order."""
+        """It is over, and its blocks are written no more. Its sequences, in its order. Blocks that
+        a run was to fill and did not are free again: it may have been ended for who needs them."""
         self.step = None
         sequences = self._sequences(step)
         for sequence in sequences:
             sequence.table.is_writing = False
+            if step.is_run:
+                self._cache.shrink(sequence.table, sequence.total)
         return sequences
 
     def end_those_over(self, sequences: list[Sequence]) -> None:

@@ -89,7 +89,7 @@ class LanguageEngine:
             elsewhere=elsewhere,
         )
         self._patience = Patience(patience_s)
-        self._flight = Flight(self._roster)
+        self._flight = Flight(self._roster, cache)
         self._num_submitted = 0
         self._turns = Turns(self._roster.known)
 
@@ -243,7 +243,7 @@ class LanguageEngine:
         if not segments and not outcomes:
             return None
         jobs = frozenset(segment.job for segment in segments)
-        step = Step(LanguagePlan(segments, steps), jobs, outcomes)
+        step = Step(LanguagePlan(segments, steps), jobs, outcomes, steps > 1)
         self._flight.begin(step if segments else None)
         return step
 
@@ -291,16 +291,10 @@ class LanguageEngine:
         return outcomes
 
     def has_news(self) -> bool:
-        """See ``engine.step.Engine``: one that may be admitted, or computed, or has to end."""
-        roster, step = self._roster, self._flight.step
-        if step is None or (roster.waiting and len(roster.running) < self._config.max_sequences):
-            return True
-        return bool(roster.outcomes) or any(
-            one.ending is not None
-            or one.finished is not None
-            or (one.phase is Phase.RUNNING and one.id not in step.jobs)
-            for one in roster.running
-        )
+        """See ``engine.step.Engine``: one that may be admitted, or computed, or has to end, or
+        whose waiting was not told."""
+        step, is_full = self._flight.step, len(self._roster.running) >= self._config.max_sequences
+        return step is None or self._roster.has_news(step.jobs, is_full=is_full)
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a job that is not over, or the end of patience."""

@@ -59,14 +59,22 @@ class Pump(Generic[PlanT, ResultT]):
         self._changed = asyncio.Event()
         self._is_stopping = False
         self._is_executing = False
+        self._is_running_on = False
+        """Whether what is executed is a run of steps."""
+        self._expiry: asyncio.TimerHandle | None = None
+        self._fault: Exception | None = None
+        """What a step that was told in a run met."""
         self._is_flushing = False
         self._running: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
         """The engine was changed: look again. During a step, what can be told at once is told."""
         self._woken.set()
-        if self._is_executing and self._interrupt is not None and self._engine.has_news():
-            self._interrupt()
+        if self._is_running_on and self._interrupt is not None:
+            if self._engine.has_news():
+                self._interrupt()
+            else:
+                self._expire()  # a deadline may have come that is nearer than all others
         if self._is_executing and not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -117,8 +125,8 @@ class Pump(Generic[PlanT, ResultT]):
             loop.call_soon_threadsafe(partial(self._advance, step, drawn, seconds))
 
         future = loop.run_in_executor(self._thread, self._begin(step.plan, told))
-        self._is_executing, is_cancelled = True, False
-        expiry = self._expire()
+        self._is_executing, self._is_running_on, is_cancelled = True, step.is_run, False
+        self._expire()
         while not future.done():
             waiter = loop.create_future()
             future.add_done_callback(partial(_release, waiter))
@@ -126,33 +134,46 @@ class Pump(Generic[PlanT, ResultT]):
                 await waiter  # not the future itself: cancelling us would cancel it
             except asyncio.CancelledError:
                 is_cancelled = True  # the thread still writes: nothing may be freed yet
-        if expiry is not None:
-            expiry.cancel()
+        self._is_executing = self._is_running_on = False
+        self._expire()
         self._finish(step, future)
         if is_cancelled:
             raise asyncio.CancelledError
 
     def _advance(self, step: Step[PlanT], drawn: Sequence[Drawn], seconds: float) -> None:
-        """A step of a run is over. It was told before the run's result, so it is heard before."""
-        self._tell(self._engine.advance(step, drawn, seconds, self._clock.now()))
-        if self._interrupt is not None and self._engine.has_news():
+        """A step of a run is over. It was told before the run's result, so it is heard before. What
+        goes wrong is raised where the run's result is taken in, and no more of it is."""
+        if self._fault is not None:
+            return
+        try:
+            self._tell(self._engine.advance(step, drawn, seconds, self._clock.now()))
+        except Exception as error:  # noqa: BLE001 - raised in _finish
+            self._fault = error
+        if self._interrupt is not None and (self._fault is not None or self._engine.has_news()):
             self._interrupt()
 
-    def _expire(self) -> asyncio.TimerHandle | None:
-        """A run of steps ends when the engine has to look at a deadline."""
-        deadline_s = None if self._interrupt is None else self._engine.next_deadline()
-        if self._interrupt is None or deadline_s is None or deadline_s == math.inf:
-            return None
-        left_s = max(0.0, deadline_s - self._clock.now())
-        return asyncio.get_running_loop().call_later(left_s, self._interrupt)
+    def _expire(self) -> None:
+        """A run of steps ends when the engine has to look at a deadline; a single step does not."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._interrupt is None or not self._is_running_on:
+            return
+        deadline_s = self._engine.next_deadline()
+        if deadline_s is not None and deadline_s != math.inf:
+            left_s = max(0.0, deadline_s - self._clock.now())
+            self._expiry = asyncio.get_running_loop().call_later(left_s, self._interrupt)
 
     def _finish(self, step: Step[PlanT], future: "asyncio.Future[ResultT]") -> None:
         """Take in what the thread made of the step. Whatever it raised, only its jobs fail, but for
         the loss of what computes: then no step can follow."""
-        self._is_executing = False
         error = future.exception()
         if isinstance(error, InstanceLost):
             raise error
+        fault, self._fault = self._fault, None
+        if fault is not None and not isinstance(fault, InvariantBroken):
+            raise fault
+        error = error or fault
         outcomes: list[Outcome] = []
         if error is None:
             try:

@@ -4,6 +4,7 @@ Knows who waits, who runs, who is over and still held, and what was not told yet
 """
 
 from bisect import insort
+from collections.abc import Collection
 from operator import attrgetter
 
 from triptych.cache.kv import KvCache
@@ -33,6 +34,20 @@ class Roster:
     def alive(self) -> list[Sequence]:
         """Sequences that are not over."""
         return [*self.waiting, *self.running]
+
+    def has_news(self, computed: Collection[JobId], *, is_full: bool) -> bool:
+        """Whether anybody may be admitted, unless it ``is_full``, or has to end, or waits and was
+        not told of, or could be computed beside those that are."""
+        if self.outcomes or (self.waiting and not is_full):
+            return True
+        if any(not one.is_foreseen and not one.receives for one in self.waiting):
+            return True
+        return any(
+            one.ending is not None
+            or one.finished is not None
+            or (one.phase is Phase.RUNNING and one.id not in computed)
+            for one in self.running
+        )
 
     def get_alive(self, job_id: JobId) -> Sequence | None:
         """The sequence of that job unless it is over."""

@@ -26,6 +26,8 @@ class Step(Generic[PlanT]):
     jobs: frozenset[JobId]
     """Jobs that the plan computes for."""
     outcomes: Sequence[Outcome]
+    is_run: bool = False
+    """Whether the executor may do several steps in a row for it."""
 
 
 class Engine(Protocol[PlanT, ResultT_contra]):

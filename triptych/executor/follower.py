@@ -44,7 +44,14 @@ class Follower:
         peers = [socket.socket(fileno=number) for number in orders.peers]
         self._ranks = ProcessRanks(share, orders.board, peers, orders.timeout_s)
         text = spec.text
-        needs = Needs(_DEVICE, orders.dtype, orders.threads, text.head_dim, 0, layout.block_size)
+        needs = Needs(
+            device=_DEVICE,
+            dtype=orders.dtype,
+            threads=orders.threads,
+            text_head=text.head_dim,
+            vision_head=spec.vision.hidden_size // spec.vision.num_heads,
+            block_size=layout.block_size,
+        )
         made_of = operations(orders.kernels, needs, deterministic=False)
         with Weights(
             Path(orders.path), dtype=self._dtype, device=_DEVICE, operations=made_of

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
 from triptych.executor.attention.native import NativeAttention, NativePlanner
 from triptych.executor.native.frames import NativeFrames
@@ -32,6 +33,8 @@ class NativeMatrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of (rows, inputs): (rows, outputs)."""
+        if x.shape[1] != self._inner:
+            raise InvariantBroken(f"a matrix of {self._inner} inputs was given {x.shape[1]}")
         out = torch.empty(x.shape[0], self._width)
         reads = (x, self._panels, self._bias)
         self._machine.do("product", x.shape[0], out, reads, width=self._width, inner=self._inner)
@@ -108,6 +111,8 @@ class Native(Plain):
 
     def _norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         rows, width = x.shape
+        if weight.shape != (width,) or (delta is not None and delta.shape != x.shape):
+            raise InvariantBroken("a norm was given rows of different width")
         out = torch.empty(rows, width)
         self._machine.do("norm", rows, out, (x, weight, delta), eps, width=width)
         return out

@@ -255,7 +255,7 @@ class Needs(NamedTuple):
 
 def operations(choice: str, needs: Needs, *, deterministic: bool) -> Operations:
     """Those of a configuration's ``model.kernels``. Raises ConfigError if they cannot run here."""
-    is_cuda = torch.device(needs.device).type == "cuda"
+    is_cuda, why_not, level = torch.device(needs.device).type == "cuda", "", logging.INFO
     if choice == "triton" or (choice == "auto" and is_cuda):
         why_not = _no_triton(needs)
         if not why_not:
@@ -272,10 +272,11 @@ def operations(choice: str, needs: Needs, *, deterministic: bool) -> Operations:
             try:
                 return Native(load())
             except NativeUnavailable as error:
-                why_not = str(error)
-                _log.warning("plain PyTorch computes, two to five times slower: %s", error)
+                why_not, level = str(error), logging.WARNING
     if choice not in ("auto", "plain"):
         raise ConfigError(f"model.kernels: {why_not}")
+    if why_not:
+        _log.log(level, "plain PyTorch computes, which may be slower: %s", why_not)
     return PLAIN
 
 

@@ -205,12 +205,11 @@ async def _read(call: Any, silence: _Silence) -> Any:
     try:
         message = await call.read()
     except asyncio.CancelledError:
-        if silence.is_over:
-            raise InstanceLost("the instance is silent") from None
         task = asyncio.current_task()
-        if task is not None and not task.cancelling():
-            raise InstanceLost(_CLOSED) from None
-        raise
+        if task is not None and task.cancelling():
+            raise
+        reason = "the instance is silent" if silence.is_over else _CLOSED
+        raise InstanceLost(reason) from None
     silence.waited_s = 0.0
     return message
 

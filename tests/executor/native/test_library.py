@@ -118,3 +118,27 @@ def test_an_unknown_operation_stops_the_walk():
     with pytest.raises(MemoryError):
         made.run(noted)
     assert Path(library.SOURCE).name == "steps.c"
+
+
+def test_a_compiler_with_words_of_its_own(home, monkeypatch):
+    monkeypatch.setenv("CC", "cc -DMORE=1")
+    assert load().panel > 0
+    monkeypatch.setenv("CC", "nothing -O2")
+    with pytest.raises(NativeUnavailable, match="nothing"):
+        load()
+
+
+def test_a_link_is_no_folder_of_ours(home, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    home.symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
+    load()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_library_that_others_can_write_to_is_not_loaded(home):
+    load()
+    (path,) = home.iterdir()
+    path.chmod(0o722)
+    with pytest.raises(NativeUnavailable, match="others"):
+        load()

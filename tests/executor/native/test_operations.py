@@ -137,6 +137,15 @@ def test_a_table_that_is_too_short_is_a_bug(native):
             native.planner(layout, "cpu", GROUP).plan([span])
 
 
+def test_rows_of_another_width_are_a_bug(native):
+    with pytest.raises(InvariantBroken, match="4 inputs was given 5"):
+        native.matrix(numbers(3, 4), None)(numbers(2, 5))
+    with pytest.raises(InvariantBroken, match="width"):
+        native.norm(numbers(3, 4), numbers(5), 1e-6)
+    with pytest.raises(InvariantBroken, match="width"):
+        native.add_norm(numbers(3, 4), numbers(2, 4), numbers(4), 1e-6)
+
+
 def test_numbers_that_do_not_lie_side_by_side_are_a_bug(native):
     with pytest.raises(InvariantBroken, match="cannot read"):
         native.norm(numbers(SIZE, 4).t(), numbers(SIZE), 1e-6)

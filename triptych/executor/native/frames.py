@@ -60,8 +60,9 @@ class NativeFrames:
         if count == 0:
             return None
         if self._frame is None or count > self._room:
-            self._room = max(_LEAST_ROWS, 1 << (count - 1).bit_length())
-            self._frame = _Frame(self._room, self._compute, self._machine)
+            room = max(_LEAST_ROWS, 1 << (count - 1).bit_length())
+            self._frame = _Frame(room, self._compute, self._machine)
+            self._room = room
         if begun := fresh([one.span for one in work], self._places.block_size):
             self._clear(torch.tensor(begun))
         tables = [self._table_of(one.span.blocks) for one in work]  # held until the step is over

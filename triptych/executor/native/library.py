@@ -9,11 +9,12 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,41 +68,49 @@ def load() -> Library:
     try:
         if not path.exists():
             _compile(compiler, path)
+        if not _is_ours(path, stat.S_ISREG):
+            raise NativeUnavailable(f"{path} could have been written by others")
         return Library(path)
     except OSError as error:
         raise NativeUnavailable(f"{path} cannot be used: {error}") from error
 
 
-def _compiler() -> str:
+def _compiler() -> tuple[str, ...]:
+    """With words that belong to it, as ``CC`` may have."""
     named = os.environ.get("CC", "")
-    for name in (named,) if named else _COMPILERS:
+    for name, *more in (shlex.split(named),) if named else ((name,) for name in _COMPILERS):
         if found := shutil.which(name):
-            return found
+            return (found, *more)
     raise NativeUnavailable(f"no C compiler ({named or ', '.join(_COMPILERS)}) is installed")
 
 
 def _folder() -> Path:
     """A folder that nobody but us can write to: what lies there is executed."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    for folder in (
-        Path(base) / "triptych",
-        Path(tempfile.gettempdir()) / f"triptych-{os.getuid()}",
-    ):
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    for folder in (base / "triptych", Path(tempfile.gettempdir()) / f"triptych-{os.getuid()}"):
+        if not folder.is_absolute():
+            continue  # nobody knows where the user lives
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.stat()
+            if _is_ours(folder, stat.S_ISDIR) and os.access(folder, os.W_OK):
+                return folder
         except OSError:
             continue
-        is_ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if is_ours and os.access(folder, os.W_OK):
-            return folder
     raise NativeUnavailable("there is no cache folder that only this user can write to")
 
 
-def _key(compiler: str) -> str:
+def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Whether it is of that kind itself, and no link, and nobody but us can write to it."""
+    found = path.lstat()
+    is_shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return is_kind(found.st_mode) and found.st_uid == os.getuid() and not is_shared
+
+
+def _key(compiler: tuple[str, ...]) -> str:
     """Changes with the source, the compiler and what this processor can."""
     state = hashlib.sha256(SOURCE.read_bytes())
-    for part in (*FLAGS, _said((compiler, "--version")), platform.machine(), _features()):
+    version = _said((*compiler, "--version"))
+    for part in (*FLAGS, *compiler, version, platform.machine(), _features()):
         state.update(part.encode())
     return state.hexdigest()[:24]
 
@@ -114,12 +123,12 @@ def _features() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: tuple[str, ...], path: Path) -> None:
     """Beside its place and then moved there: several processes may begin at once."""
     handle, name = tempfile.mkstemp(".so", dir=path.parent)
     os.close(handle)
     try:
-        _said((compiler, *FLAGS, "-o", name, str(SOURCE), "-lm"))
+        _said((*compiler, *FLAGS, "-o", name, str(SOURCE), "-lm"))
         os.chmod(name, 0o500)
         os.replace(name, path)
     finally:
