@@ -66,7 +66,7 @@ async def whole(cluster, without="", within_s=PATIENCE_S):
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MOSTLY_PROCESSES)
 async def test_the_tokens_are_the_oracles(backend):
     rng = rng_of(backend)
     async with running("E1,P1,D1", backend) as cluster, driving(cluster) as driver:

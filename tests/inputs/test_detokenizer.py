@@ -84,7 +84,7 @@ def naive_stop(text: str, strings: tuple[str, ...]) -> tuple[str, bool]:
     return text, False
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     data=st.data(),
     text=st.text("ab\n", max_size=30),

@@ -63,7 +63,9 @@ def test_a_round_of_vllm(model, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.matrix)]
+)
 async def test_told_to_end_it_stops_what_it_started(sign, tmp_path):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench", "peers", "--no-transformers", "--topologies", "EPD1"),
