@@ -137,6 +137,7 @@ def test_times_and_sums_are_those_of_single_steps(is_run):
     timing = ends[0].timing
     assert (timing.compute_s, timing.prefill_s) == (6 * 0.25, 0.25)
     assert (timing.first_steps.count, timing.first_steps.tokens) == (1, 5)
+    assert engine._turns.number == 6, "policies that let nobody wait for ever count steps"
     later = timing.later_steps
     assert (later.count, later.decodes, later.context) == (5, 5, 5 + 6 + 7 + 8 + 9)
 
