@@ -34,7 +34,8 @@ class _Work:
         self.job = job
         """Without the picture's bytes."""
         self.accepted_s = accepted_s
-        self.submitted_s = accepted_s
+        self.expected_s = accepted_s
+        """When the engine heard of it."""
         self.offer: Offer | None = None
         self.decoding: asyncio.Task[None] | None = None
         self.is_over = False
@@ -93,17 +94,19 @@ class EncodeService:
     def handle(self, outcome: Outcome) -> None:
         """Take an outcome of the engine."""
         work = self._works.get(outcome.job)
-        if work is None or work.offer is None:
+        if work is None or work.offer is None or work.is_over:
             return
         match outcome:
             case Embedded(job_id, blocks, _, timing):
                 self._memory.stage(blocks)
                 work.offer.append(blocks)
                 work.offer.finish()
-                queue_s = timing.queue_s + work.submitted_s - work.accepted_s
+                queue_s = timing.queue_s + work.expected_s - work.accepted_s
                 self._emit(Encoded(job_id, msgspec.structs.replace(timing, queue_s=queue_s)))
                 self._over(work)
             case Dropped(_, code, detail):
+                if work.decoding is not None:
+                    work.decoding.cancel()
                 self._fail(work, code, detail)
             case Starved(waiting):
                 self._relieve([self._works[job] for job in waiting if job in self._works])
@@ -118,7 +121,8 @@ class EncodeService:
         if work.decoding is not None and not work.decoding.done():
             work.decoding.cancel()
             await asyncio.wait([work.decoding])
-            self._fail(work, "cancelled", "")
+            if not work.is_over:
+                self._fail(work, "cancelled", "")
         await self._outbox.withdraw(work.job.handle)
         self._engine.cancel(job)
         self._wake()
@@ -135,19 +139,25 @@ class EncodeService:
             with self._pictures.waiting():
                 deadline_s = work.accepted_s + job.header.budget_s
                 async with self._recall.bring(job.item, job.header.id, deadline_s) as is_here:
-                    if is_here and self._engine.join(self._aged(work), work.submitted_s):
+                    if is_here and self._engine.join(self._aged(work), work.expected_s):
                         return
-            pixels = await self._pictures.decode(job)
-            self._engine.submit(self._aged(work), pixels, work.submitted_s)
+            self._engine.expect(self._aged(work), work.expected_s)
         except TriptychError as error:
             self._fail(work, error.code, str(error))
+            return
+        finally:
+            self._wake()
+        try:
+            self._engine.submit(job.header.id, await self._pictures.decode(job))
+        except TriptychError as error:
+            self._engine.abandon(job.header.id, error.code, str(error))
         finally:
             self._wake()
 
     def _aged(self, work: _Work) -> EncodeJob:
         """The job as the engine takes it now: with what is left of its time."""
-        work.submitted_s = self._clock.now()
-        header = work.job.header.aged(work.submitted_s - work.accepted_s)
+        work.expected_s = self._clock.now()
+        header = work.job.header.aged(work.expected_s - work.accepted_s)
         return msgspec.structs.replace(work.job, header=header)
 
     def _relieve(self, works: Sequence[_Work]) -> None:

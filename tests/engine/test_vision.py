@@ -42,7 +42,8 @@ class Bench:
         self.encoded = []
 
     def submit(self, name, content, **options):
-        self.engine.submit(make_job(name, content, **options), content, self.now)
+        self.engine.expect(make_job(name, content, **options), self.now)
+        self.engine.submit(JobId(name), content)
 
     def execute(self, plan):
         for task in plan.tasks:
@@ -138,6 +139,57 @@ def test_full_cache_is_waited_for_in_order():
     assert bench.run() == [["2"]]
     bench.engine.release("2")
     assert bench.run() == [["3"]]
+
+
+def test_a_picture_that_is_being_decoded_has_its_turn_for_a_place():
+    """The order of places is that of arrival, not that in which pictures were decoded."""
+    bench = Bench(num_blocks=4)
+    bench.engine.expect(make_job("1", "c"), 0.0)
+    bench.submit("2", "b")
+    bench.submit("3", "d")
+    assert bench.run() == [["2"]]
+    assert bench.cache.totals()["embedding_block.free"] == 1
+    bench.engine.release("2")
+    assert bench.run() == [], "3 took the place of 1"
+    bench.engine.submit("1", "c")
+    assert bench.run() == [["1"]]
+    bench.engine.release("1")
+    assert bench.run() == [["3"]]
+    assert [said.job for said in bench.of(Embedded)] == ["2", "1", "3"]
+
+
+def test_a_place_is_taken_outside_the_budget_of_a_step():
+    bench = Bench()
+    bench.submit("1", "b")
+    bench.engine.expect(make_job("2", "e"), 0.0)
+    bench.submit("3", "a")
+    assert bench.run() == [["1", "3"]]
+    bench.engine.submit("2", "e")
+    assert bench.run() == [["2"]]
+
+
+def test_a_picture_that_cannot_be_decoded_gives_its_place_back():
+    bench = Bench(num_blocks=3)
+    for name in "12":
+        bench.engine.expect(make_job(name, "d"), 0.0)
+    assert bench.run() == []
+    bench.engine.submit("2", "d")
+    bench.engine.abandon("1", "invalid", "no picture")
+    assert bench.run() == [["2"]]
+    bench.engine.abandon("2", "invalid", "no picture")  # it is over
+    assert bench.of(Dropped) == [Dropped("1", "invalid", "no picture")]
+    bench.engine.release("2")
+    assert bench.engine.is_idle
+
+
+def test_a_picture_that_another_encoded_needs_no_pixels():
+    bench = Bench()
+    bench.engine.expect(make_job("1", "b"), 0.0)
+    bench.submit("2", "b")
+    assert bench.run() == [["2"]]
+    assert sorted(said.job for said in bench.of(Embedded)) == ["1", "2"]
+    bench.engine.submit("1", "b")
+    assert bench.run() == []
 
 
 def test_places_kept_for_others_are_not_taken():
@@ -272,14 +324,27 @@ class VisionMachine(RuleBasedStateMachine):
         self.contents = {}
         self.ends = {}
         self.step = None
+        self.decoding = []
 
     @rule(content=st.sampled_from("abcde"), joins=st.booleans())
     def submit(self, content, joins):
         name = f"job-{len(self.contents)}"
         job = make_job(name, content)
         if not (joins and self.bench.engine.join(job, 0.0)):
-            self.bench.engine.submit(job, content, 0.0)
+            self.bench.engine.expect(job, 0.0)
+            self.decoding.append(name)
         self.contents[name] = content
+
+    @precondition(lambda self: self.decoding)
+    @rule(data=st.data(), fails=st.sampled_from([False, False, False, True]))
+    def decoded(self, data, fails):
+        name = data.draw(st.sampled_from(self.decoding))
+        self.decoding.remove(name)
+        if fails:
+            self.bench.engine.abandon(name, "invalid", "no picture")
+            self.bench.said += self.bench.engine.poll()
+        else:
+            self.bench.engine.submit(name, self.contents[name])
 
     @precondition(lambda self: self.step is None)
     @rule()
@@ -318,6 +383,8 @@ class VisionMachine(RuleBasedStateMachine):
     def teardown(self):
         if self.step is not None:
             self.end_step(False)
+        for name in self.decoding:
+            self.bench.engine.submit(name, self.contents[name])
         self.is_consistent()
         for _ in range(2 * len(self.contents) + 4):
             for name in self.contents:

@@ -106,6 +106,20 @@ async def test_children_are_few_and_kept():
     assert pids() == []
 
 
+async def test_who_asks_again_at_once_does_not_go_first():
+    """A child goes to whoever waited longest, also when the one before it wants more."""
+    async with pool_of(decode_workers=1) as pool:
+        done = []
+
+        async def ask(name, times):
+            for _ in range(times):
+                await decode(pool, noise(28, 28))
+                done.append(name)
+
+        await asyncio.gather(ask("greedy", 3), ask("patient", 1), ask("late", 1))
+    assert done == ["greedy", "patient", "late", "greedy", "greedy"]
+
+
 async def test_a_broken_picture_costs_nobody_else():
     good = noise(50, 50)
     data = encoded(noise(200, 200))

@@ -211,7 +211,8 @@ class Encoding:
         name = JobId(f"{request}/0/0/encode{self.number}")
         item = Item(digest("item", name.encode()), 0, num_tokens, (1, 2, 2 * num_tokens))
         head = JobHeader(name, SessionId("session"), 0, 1e9, **header)
-        self.engine.submit(EncodeJob(head, item, b"", "PNG", Handle("h")), object(), self.now)
+        self.engine.expect(EncodeJob(head, item, b"", "PNG", Handle("h")), self.now)
+        self.engine.submit(name, object())
         return name
 
     def step(self):

@@ -36,6 +36,7 @@ class Picture:
         "due_s",
         "entry",
         "is_cancelled",
+        "is_expected",
         "is_preferred",
         "is_writer",
         "job",
@@ -46,11 +47,14 @@ class Picture:
         "submitted_s",
     )
 
-    def __init__(self, job: EncodeJob, pixels: object | None, now: float, arrival: int) -> None:
+    def __init__(self, job: EncodeJob, now: float, arrival: int, *, is_expected: bool) -> None:
         self.job = job
         self.arrival = arrival
         self.attempt = attempt_of(job.header.id)
-        self.pixels = pixels
+        self.pixels: object | None = None
+        self.is_expected = is_expected
+        """Whether its pixels are still to come; without them and not expected it waits for what
+        another job encodes."""
         self.phase = Phase.WAITING
         self.entry: Entry | None = None
         self.is_writer = False
@@ -74,6 +78,11 @@ class Picture:
     def key(self) -> ContentHash:
         """Of the picture's content."""
         return self.job.item.key
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether it can still be encoded if nobody else encodes an equal picture."""
+        return self.is_expected or self.pixels is not None
 
     @property
     def num_tokens(self) -> int:

@@ -72,7 +72,7 @@ class VisionEngine:
 
     def join(self, job: EncodeJob, now: float) -> bool:
         """Accept a job whose embedding is here or on its way, so that its picture need not be
-        decoded. False changes nothing: decode the picture and ``submit``. Raises Overloaded."""
+        decoded. False changes nothing: ``expect`` the job. Raises Overloaded."""
         if job.header.id in self._known:
             return True
         self._check_load()
@@ -82,12 +82,14 @@ class VisionEngine:
         if entry.is_unwritten:
             self._cache.release(entry)
             return False
-        self._join(self._add(job, None, now), entry)
+        self._join(self._add(job, now, is_expected=False), entry)
         return True
 
-    def submit(self, job: EncodeJob, pixels: object, now: float) -> None:
-        """Accept a job and its decoded picture; idempotent by its id while the job is
-        known. Raises RequestError if the embedding can never fit, Overloaded if too many wait."""
+    def expect(self, job: EncodeJob, now: float) -> None:
+        """Accept a job whose picture is being decoded: its turn for a place is that of its arrival,
+        so that who prefills and who encodes can agree about an order. ``submit`` or ``abandon``
+        follows. Idempotent by its id while the job is known. Raises RequestError if the embedding
+        can never fit, Overloaded if too many wait."""
         if job.header.id in self._known:
             return
         if not self._cache.fits(job.item.num_tokens):
@@ -97,7 +99,20 @@ class VisionEngine:
                 status="too_large",
             )
         self._check_load()
-        self._add(job, pixels, now)
+        self._add(job, now, is_expected=True)
+
+    def submit(self, job_id: JobId, pixels: object) -> None:
+        """The picture of an expected job. Does nothing for one that is over, or has it."""
+        picture = self._known.get(job_id)
+        if picture is not None and picture.is_expected:
+            picture.is_expected, picture.pixels = False, pixels
+
+    def abandon(self, job_id: JobId, code: str, detail: str) -> None:
+        """The picture of an expected job cannot be decoded: the job is Dropped. Does nothing for
+        one that is over."""
+        picture = self._known.get(job_id)
+        if picture is not None and picture.is_expected:
+            self._drop(picture, code, detail)
 
     def prefer(self, jobs: Collection[JobId]) -> None:
         """Pictures that wait for room go before all others."""
@@ -220,7 +235,7 @@ class VisionEngine:
             if entry is None:
                 raise InvariantBroken(f"{picture.id} joined nothing")
             if entry.is_ready:
-                picture.phase, picture.pixels = Phase.HELD, None
+                picture.phase, picture.pixels, picture.is_expected = Phase.HELD, None, False
                 self._num_held += 1
                 del self._joined[picture.id]
                 self._outcomes.append(self._embedded(picture, entry, now))
@@ -228,16 +243,16 @@ class VisionEngine:
                 self._cache.release(entry)
                 picture.entry, picture.phase = None, Phase.WAITING
                 del self._joined[picture.id]
-                if picture.pixels is None:
+                if not picture.can_wait:
                     self._drop(picture, "unavailable", "the picture was not encoded")
-            elif entry.is_unwritten and picture.pixels is None:
+            elif entry.is_unwritten and not picture.can_wait:
                 self._drop(picture, "unavailable", "the picture was not encoded")
 
     def _batch(self, now: float) -> list[tuple[Picture, Entry]]:
         """Pictures to encode now, in the policy's order.
 
         Those whose embedding is here, being written, or has a place already, join it: they take
-        no room from one that waits for it.
+        no room from one that waits for it. Those that are being decoded get a place all the same.
         """
         writing: list[tuple[Picture, Entry]] = []
         left, has_room = self._config.image_budget_tokens, not self._must_wait()
@@ -245,7 +260,7 @@ class VisionEngine:
             left = 0  # each alone: the shape of a step decides the last bits
         for picture, is_first in self._in_order(now):
             entry = picture.entry or self._cache.acquire(picture.key, picture.id)
-            is_late = bool(writing) and picture.num_tokens > left
+            is_late = bool(writing) and picture.num_tokens > left and not picture.is_expected
             if entry is None and has_room and not is_late:
                 reserved = self._cache.reserve_all([(picture.key, picture.num_tokens)], picture.id)
                 entry = reserved[0] if reserved else None
@@ -254,6 +269,10 @@ class VisionEngine:
                 continue
             self._join(picture, entry)
             self._turn += is_first
+            if picture.is_expected:
+                if entry.is_new:  # who has pixels of an equal picture first may write it
+                    self._cache.entrust(entry)
+                continue
             if entry.is_unwritten and is_late:
                 left = 0
             elif self._cache.claim(entry):
@@ -262,9 +281,13 @@ class VisionEngine:
         return writing
 
     def _in_order(self, now: float) -> list[tuple[Picture, bool]]:
-        """Pictures that are not encoded, and whether each is the policy's first; those that are
-        preferred go before all others."""
-        pictures = [picture for picture in self._known.values() if picture.pixels is not None]
+        """Pictures that are not encoded, nor have a place and wait for their pixels only, and
+        whether each is the policy's first; those that are preferred go before all others."""
+        pictures = [
+            picture
+            for picture in self._known.values()
+            if picture.pixels is not None or (picture.is_expected and picture.entry is None)
+        ]
         if not pictures:
             return []
         left: Counter[str] = Counter()
@@ -296,8 +319,9 @@ class VisionEngine:
             picture.is_writer = False
         return closed
 
-    def _add(self, job: EncodeJob, pixels: object | None, now: float) -> Picture:
-        picture = self._known[job.header.id] = Picture(job, pixels, now, self._num_submitted)
+    def _add(self, job: EncodeJob, now: float, *, is_expected: bool) -> Picture:
+        picture = Picture(job, now, self._num_submitted, is_expected=is_expected)
+        self._known[job.header.id] = picture
         self._num_submitted += 1
         heappush(self._deadlines, (picture.deadline_s, picture.arrival, picture.id))
         if len(self._deadlines) > 2 * len(self._known) + 64:

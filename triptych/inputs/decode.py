@@ -41,11 +41,12 @@ class DecoderPool:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._idle: asyncio.Queue[_Child | None] = asyncio.Queue()
+        self._turns = asyncio.Semaphore(limits.decode_workers)
+        """Fair, as a queue of idle children would not be: who asks while one that waited longer is
+        being woken would take the child before it."""
+        self._idle: list[_Child | None] = [None] * limits.decode_workers
         self._children: set[_Child] = set()
         self._is_closed = False
-        for _ in range(limits.decode_workers):
-            self._idle.put_nowait(None)
 
     @property
     def num_children(self) -> int:
@@ -56,15 +57,12 @@ class DecoderPool:
         """Start the children that do not run yet, and return at once: they get ready meanwhile, so
         that no picture has to wait for an interpreter. What cannot start now is tried again then.
         """
-        for _ in range(self._idle.qsize()):
-            child = self._idle.get_nowait()
+        for index, child in enumerate(self._idle):
             try:
                 if child is None and not self._is_closed:
-                    child = self._start()
+                    self._idle[index] = self._start()
             except Unavailable as error:
                 log.warning("%s", error)
-            finally:
-                self._idle.put_nowait(child)
 
     async def decode(
         self, data: bytes, format_name: str, width: int, height: int
@@ -94,12 +92,15 @@ class DecoderPool:
     async def close(self) -> None:
         """End all children; pictures in work fail. Idempotent."""
         self._is_closed = True
-        for child in self._children:
-            child.kill()
+        for busy in self._children:
+            busy.kill()
         for _ in range(self._limits.decode_workers):
-            self._end(await self._idle.get())
+            await self._turns.acquire()
+        for child in self._idle:
+            self._end(child)
+        self._idle = [None] * len(self._idle)
         for _ in range(self._limits.decode_workers):
-            self._idle.put_nowait(None)
+            self._turns.release()
 
     async def _exchange(
         self, data: bytes, header: Header, shape: tuple[int, int, int]
@@ -107,7 +108,8 @@ class DecoderPool:
         """One try with one child: its result and, if that is OK, the pixels.
 
         Raises TimeoutError, or _DiedError if the child died of another cause than its time."""
-        child = await self._idle.get()
+        await self._turns.acquire()
+        child = self._idle.pop()
         try:
             if self._is_closed:
                 raise Unavailable("the decoder pool is closed")
@@ -131,7 +133,8 @@ class DecoderPool:
             child = None
             raise
         finally:
-            self._idle.put_nowait(child)
+            self._idle.append(child)
+            self._turns.release()
 
     def _start(self) -> "_Child":
         try:
