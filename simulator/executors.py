@@ -12,6 +12,7 @@ import msgspec
 
 from scheduler.costs import Costs
 from simulator import texts
+from simulator.ahead import Ahead
 from simulator.world import Shared, Takes, World
 from triptych.core.ids import BlockId, JobId
 from triptych.core.layout import Layout
@@ -60,8 +61,17 @@ class Pace(Protocol):
         ...
 
     @property
+    def free_cores(self) -> Shared | None:
+        """What decode steps are computed on instead, if they leave the interpreter's lock alone."""
+        ...
+
+    @property
     def wait_s(self) -> float:
         """What a step takes longer than its work."""
+        ...
+
+    def told(self) -> None:
+        """A step of a run was told of: there is work around it while the next is computed."""
         ...
 
     def begin(self, what: str) -> float:
@@ -109,11 +119,11 @@ class SimulatedLanguage:
 
     Runs of equal decode steps pass in one go: where the ``n``-th of them ends is known from the
     cost model, so a run can be cut at any step. Where every token is work for others too, and
-    cores may be shared with them, steps pass one by one.
+    cores may be shared with them, steps pass one by one and are told one by one.
     """
 
     max_steps = MAX_STEPS
-    tells_steps = False
+    frees_lock = False
 
     def __init__(
         self,
@@ -128,29 +138,35 @@ class SimulatedLanguage:
         self.embeddings = embeddings
         self._costs = costs
         self._pace = pace
-        if pace.cores is not None:
-            self.max_steps = 1
+        self.tells_steps = pace.cores is not None
         self._layer_groups = layer_groups
         self._run: tuple[Takes, _Work, float] | None = None
         """The run in flight, and by how much it takes longer."""
+        self._ahead: Ahead | None = None
+        """The one that is told step by step."""
 
     def execute(
         self,
         plan: LanguagePlan,
         on_layers: Callable[[int], None] | None = None,
-        on_drawn: OnDrawn | None = None,  # noqa: ARG002
+        on_drawn: OnDrawn | None = None,
     ) -> Any:
         """The step, or the steps, and the tokens that they draw."""
         work = _work_of(plan)
         factor = self._pace.begin(work.what)
         if work.num_decodes:
             self._pace.decodes(each.job for each in plan.segments if _is_decode(each))
+        if on_drawn is not None:
+            self._ahead = self._steps(plan, work, factor, on_drawn)
+            return self._ahead
         if plan.steps > 1:
             seconds = factor * self._costs.decode_run_s(work.num_decodes, work.context, plan.steps)
         else:
             seconds = factor * self._costs.language_s(work.chunks, work.num_decodes, work.context)
         marks = () if on_layers is None else self._marks(on_layers, seconds)
         cores, wait_s = self._pace.cores, self._pace.wait_s
+        if work.what == "decode" and self._pace.free_cores is not None:
+            cores = self._pace.free_cores
         takes = Takes(
             seconds, lambda: self._result(plan, work, takes, factor), marks, cores, wait_s
         )
@@ -159,12 +175,43 @@ class SimulatedLanguage:
 
     def interrupt(self) -> None:
         """See ``LanguageExecutor``."""
+        if self._ahead is not None:
+            self._ahead.interrupt()
         if self._run is None:
             return
         takes, work, factor = self._run
         passed_s = self._pace.world.time() - takes.begin_s
         takes.shorten(self._pace.world, self._end_of(work, factor, passed_s, takes.seconds))
         self._run = None
+
+    def _steps(self, plan: LanguagePlan, work: _Work, factor: float, on_drawn: OnDrawn) -> Ahead:
+        """The steps of ``plan`` one after the other."""
+
+        def over(index: int, seconds: float, *, is_last: bool) -> LanguageResult | None:
+            now_s = self._pace.world.time()
+            num_tokens = plan.num_tokens
+            self._pace.worked(work.what, now_s - seconds, len(plan.segments), num_tokens)
+            drawn = []
+            for segment in plan.segments:
+                assert segment.draw is not None, "a decode"
+                at = segment.draw.position - segment.draw.prompt_len + index
+                drawn.append(Drawn(texts.token(segment.draw.sampling.seed, at)))
+                self._pace.drew(segment.job, at, [now_s])
+            self._pace.told()
+            if is_last:
+                self._ahead = None
+                return LanguageResult(tuple(drawn), seconds)
+            self._pace.begin(work.what)
+            on_drawn(drawn, seconds)
+            return None
+
+        def takes_s(index: int) -> float:
+            context = work.context + index * work.num_decodes
+            return factor * self._costs.decode_run_s(work.num_decodes, context, 1)
+
+        cores = self._pace.free_cores or self._pace.cores
+        assert cores is not None, "steps are told where they share cores"
+        return Ahead(plan.steps, takes_s, over, cores, self._pace.wait_s)
 
     def _end_of(self, work: _Work, factor: float, passed_s: float, whole_s: float) -> float:
         """When the step ends that is under way after ``passed_s`` of a run."""

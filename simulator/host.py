@@ -49,10 +49,18 @@ class _Pace:
         self._interference = host.interference
         self.cores = None if host.threads is None else host.threads.under(instance)
         self.wait_s = 0.0 if host.threads is None else host.threads.costs.step_wait_s
+        is_free = host.threads is not None and host.threads.costs.frees_lock
+        self.free_cores = host.threads.cores if host.threads is not None and is_free else None
+        self._instance = instance
 
     def begin(self, what: str) -> float:
         """See ``Pace``."""
         return self._interference.begin(self._place, what)
+
+    def told(self) -> None:
+        """See ``Pace``."""
+        if self._host.threads is not None:
+            self._host.threads.stepped(self._instance)
 
     def decodes(self, jobs: Iterable[JobId]) -> None:
         """See ``Pace``."""

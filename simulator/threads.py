@@ -31,6 +31,7 @@ class Threads:
         self._client = Thread(self.cores)
         self._router = Thread(self.cores)
         self._instances: dict[str, tuple[Thread, Lock]] = {}
+        self._stepping: set[asyncio.Task[None]] = set()
 
     def around(self, costs: Costs) -> Costs:
         """Costs of steps with the work around them."""
@@ -68,6 +69,13 @@ class Threads:
         """The router reads them; what tokens cost it is in ``Reader``."""
         if batch.events:
             await self._router.run(self.costs.router.batch_s)
+
+    def stepped(self, instance: InstanceId) -> None:
+        """An instance takes in a step of a run, while the next one is computed."""
+        if self.costs.step_s:
+            task = asyncio.create_task(self._of(instance).run(self.costs.step_s))
+            self._stepping.add(task)
+            task.add_done_callback(self._stepping.discard)
 
     async def moved(self, giver: InstanceId, taker: InstanceId, num_bytes: int) -> None:
         """Bytes were moved: half the work is the giver's."""
@@ -162,10 +170,10 @@ class InServer:
         return self._around.step_s + self._with(seconds)
 
     def decode_run_s(self, num_decodes: int, context: int, steps: int) -> float:
-        """See ``Costs``."""
+        """See ``Costs``; the work around a run's steps is done while the next is computed."""
         seconds = self._costs.decode_run_s(num_decodes, context, steps)
         self._counts["steps"] += steps
-        return steps * self._around.step_s + self._with(seconds)
+        return self._with(seconds)
 
     def _with(self, seconds: float) -> float:
         self._counts["seconds"] += seconds

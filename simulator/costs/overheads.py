@@ -50,6 +50,8 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     """... and for each byte."""
     transfer_wait_s: float = 0.0
     """What it takes longer than that work."""
+    frees_lock: bool = False
+    """Whether decode steps leave the interpreter to the event loop beside them."""
     speeds: tuple[float, ...] = ()
     """What the machine's cores do a second, all together, with 1, 2, ... of them at work; as many
     numbers as cores."""

@@ -29,12 +29,23 @@ Pairs = list[tuple[float, float]]
 
 
 def around(
-    config: Config, card: Card, probes: Sequence[Probe], speeds: Sequence[float]
+    config: Config,
+    card: Card,
+    probes: Sequence[Probe],
+    speeds: Sequence[float],
+    *,
+    frees_lock: bool,
 ) -> tuple[Overheads, dict[str, FitError]]:
     """Everything around the steps, and how well it explains the probes: ``client``, ``router``,
-    ``instances`` in seconds of the processor, ``ttft`` and ``tpot`` of requests asked alone."""
+    ``instances`` in seconds of the processor, ``ttft`` and ``tpot`` of requests asked alone.
+    ``speeds`` and ``frees_lock``: see ``Overheads``."""
     picture_s, megapixel_s = _decoding(probes)
-    found = Overheads(speeds=tuple(speeds), picture_s=picture_s, megapixel_s=megapixel_s)
+    found = Overheads(
+        speeds=tuple(speeds),
+        frees_lock=frees_lock,
+        picture_s=picture_s,
+        megapixel_s=megapixel_s,
+    )
     pairs: dict[str, Pairs] = {}
     for _ in range(ROUNDS):
         needs = [rehearse(config, card, probe, found) for probe in probes]
@@ -66,6 +77,7 @@ def _work(
         picture_s=known.picture_s,
         megapixel_s=known.megapixel_s,
         speeds=known.speeds,
+        frees_lock=known.frees_lock,
     )
     return found, {"client": of_client, "router": of_router, "instances": of_instances}
 

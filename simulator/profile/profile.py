@@ -71,7 +71,9 @@ def profile(config: Config, source: str, effort: Effort, say: Say) -> Profile:
     card = Card(source=source, sizes=found.sizes, costs=costs)
     if not found.probes:
         return Profile(card=card, timed=found.timed, probes=(), around={})
-    overheads, errors = around(config, card, found.probes, found.speeds)
+    overheads, errors = around(
+        config, card, found.probes, found.speeds, frees_lock=found.frees_lock
+    )
     costs = msgspec.structs.replace(costs, errors={**costs.errors, **errors})
     card = msgspec.structs.replace(card, costs=costs, overheads=overheads)
     return Profile(card=card, timed=found.timed, probes=found.probes, around=errors)
@@ -81,6 +83,7 @@ class _Measured(NamedTuple):
     timed: tuple[Timed, ...]
     sizes: Sizes
     speeds: tuple[float, ...]
+    frees_lock: bool
     probes: tuple[Probe, ...]
 
 
@@ -90,20 +93,22 @@ async def _measured(config: Config, effort: Effort, say: Say) -> _Measured:
     if effort.topologies and config.model.threads == 1 and not has_gpu(config):
         cores = await speeds(config, effort.busy_s, _part(say, 0.4, 0.5))
     probes = await _asked(config, effort, _part(say, 0.5, 1.0))
-    return _Measured(tuple(timed), await sizes(config), cores, tuple(probes))
+    found, frees_lock = await _sizes(config)
+    return _Measured(tuple(timed), found, cores, frees_lock, tuple(probes))
 
 
-async def sizes(config: Config) -> Sizes:
+async def _sizes(config: Config) -> tuple[Sizes, bool]:
     """Bytes of the model as an instance of all stages has them; of the device, this machine's
-    memory, or on a GPU what the configuration takes of it."""
+    memory, or on a GPU what the configuration takes of it. And whether its decode steps leave the
+    interpreter's lock alone."""
     machine = ThisMachine()
-    both = await _bytes(machine, config, tuple(Stage))
-    encode = await _bytes(machine, config, (Stage.ENCODE,))
+    both, frees_lock = await _bytes(machine, config, tuple(Stage))
+    encode, _ = await _bytes(machine, config, (Stage.ENCODE,))
     vision = encode["weights"]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tokens = config.cache.kv_blocks * config.cache.block_size
     places = config.cache.embedding_blocks * config.cache.embedding_block_size
-    return Sizes(
+    found = Sizes(
         num_devices=1,
         device_bytes=sum(both.values()) if has_gpu(config) else memory,
         language_bytes=max(0, both["weights"] - vision),
@@ -111,6 +116,7 @@ async def sizes(config: Config) -> Sizes:
         kv_token_bytes=both["kv"] // tokens,
         visual_token_bytes=both["embedding"] // places,
     )
+    return found, frees_lock
 
 
 def machine_name() -> str:
@@ -119,11 +125,14 @@ def machine_name() -> str:
     return f"{_processor()}, Python {platform.python_version()}, {versions}"
 
 
-async def _bytes(machine: ThisMachine, config: Config, role: tuple[Stage, ...]) -> dict[str, int]:
+async def _bytes(
+    machine: ThisMachine, config: Config, role: tuple[Stage, ...]
+) -> tuple[dict[str, int], bool]:
     spec = InstanceSpec(InstanceId("profile-0@1"), role, config, b"")
     executors: Executors = await machine.executors(spec, machine.card(config))
     try:
-        return dict(executors.memory_bytes)
+        language = executors.language
+        return dict(executors.memory_bytes), language is not None and language.frees_lock
     finally:
         executors.close()
 

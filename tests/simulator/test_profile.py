@@ -77,7 +77,7 @@ def handled(costs, count):
 
 def test_what_surrounds_the_steps_is_found_again():
     probes = [probe_of(kind, topology) for topology in TOPOLOGIES for kind in KINDS]
-    found, errors = around(CONFIG, CARD, probes, TRUE.speeds)
+    found, errors = around(CONFIG, CARD, probes, TRUE.speeds, frees_lock=False)
     assert errors["client"].max < 0.01
     assert errors["router"].max < 0.02
     # How eight answers at once share steps is known only as well as everything else is.
@@ -98,7 +98,7 @@ def test_nothing_around_is_found_where_there_is_nothing():
         msgspec.structs.replace(probe_of(kind, "EPD1"), client_s=0.0, router_s=0.0)
         for kind in KINDS
     ]
-    found, _ = around(CONFIG, CARD, probes, ())
+    found, _ = around(CONFIG, CARD, probes, (), frees_lock=False)
     assert found.client == Handling()
     assert found.router == Handling()
     assert found.transfer_wait_s == 0.0

@@ -50,6 +50,11 @@ class LanguageExecutor(Protocol):
         ...
 
     @property
+    def frees_lock(self) -> bool:
+        """Whether decode steps leave the interpreter to other threads of their process."""
+        ...
+
+    @property
     def tells_steps(self) -> bool:
         """Whether ``on_drawn`` is called, so that a run may go on behind a sequence's end."""
         ...

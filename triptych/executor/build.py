@@ -167,7 +167,13 @@ def _build_model(
                 stores.team = _team(folder, config, memory, kernels)
             ranks = stores.team or Ranks(layout.num_shards)
             model = decoder.Decoder(spec, weights, memory, stores.readable, ranks)
-            language = LanguageExecutor(model, memory, stores.readable, made_of.draw)
+            language = LanguageExecutor(
+                model,
+                memory,
+                stores.readable,
+                made_of.draw,
+                frees_lock=made_of is not PLAIN or device != "cpu",
+            )
         if Stage.ENCODE in stores.role and stores.embeddings is not None:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
             vision = VisionExecutor(tower, stores.embeddings, geometry)

@@ -48,8 +48,11 @@ class LanguageExecutor:
         memory: BlockStore,
         embeddings: BlockStore | None,
         draw: DrawAll = draw,
+        *,
+        frees_lock: bool = False,
     ) -> None:
         """``draw`` gives a token for each row of logits; see ``executor.sampler``."""
+        self.frees_lock = frees_lock
         self.memory = memory
         self.embeddings = embeddings
         self._model = model
