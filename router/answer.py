@@ -3,7 +3,7 @@
 Both doors speak to ``Service``; neither knows an instance, a stage or a block.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -33,6 +33,13 @@ class Delta(msgspec.Struct, frozen=True):
     tokens: tuple[TokenInfo, ...] = ()
     finish_reason: str | None = None
     """``stop`` or ``length`` on the choice's last delta."""
+
+
+def merged(deltas: Sequence[Delta]) -> Delta:
+    """Consecutive ones of one choice as one."""
+    text = "".join(delta.text for delta in deltas)
+    tokens = tuple(token for delta in deltas for token in delta.tokens)
+    return Delta(deltas[0].choice, text, tokens, deltas[-1].finish_reason)
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -4,9 +4,10 @@ Knows who ends it and that the first to do so is believed; knows no ledger and n
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 
-from router.answer import Delta, Ticket
+from router.answer import Delta, Ticket, merged
 from router.gate import Pass
 from router.journey import Trip
 from scheduler.admission import Admission
@@ -53,8 +54,9 @@ class Running:
         self.trips: list[Trip] = []
         self.tasks: list[asyncio.Task[None]] = []
         """One per trip."""
-        self.queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+        self._said: deque[Delta | None] = deque()
         """What the choices say; None is the end of one of them."""
+        self._has_said = asyncio.Event()
         self.room = asyncio.Semaphore(MAX_PENDING_DELTAS * request.num_choices)
         self.error: TriptychError | None = None
         self.num_finished = 0
@@ -62,16 +64,24 @@ class Running:
         self.token_times_s: list[float] = []
         """Arrivals of the first choice's tokens: they make the request's latency."""
 
+    def say(self, delta: Delta | None) -> None:
+        """One choice says ``delta``, or (None) nothing more."""
+        self._said.append(delta)
+        self._has_said.set()
+
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """What the choices say, as it comes; the first error ends them all. No choice runs any
-        more when this is left."""
+        more when this is left. Deltas of a choice that came since the last one was taken come as
+        one: a reader that is behind costs less, and is told all the same."""
         num_open = len(self.tasks)
         try:
             while num_open:
-                delta = await self.queue.get()
+                while not self._said:
+                    self._has_said.clear()
+                    await self._has_said.wait()
+                delta = self._said.popleft()
                 if delta is not None:
-                    self.room.release()
-                    yield delta
+                    yield self._with_more(delta)
                     continue
                 num_open -= 1
                 if self.error is not None:
@@ -85,10 +95,19 @@ class Running:
         """Stop every choice and wait until it left its jobs, whether anybody reads or not. The
         first error given is the request's; the reader meets it next, not what was still queued."""
         self.error = self.error or error
-        while not self.queue.empty():
-            self.queue.get_nowait()
-        self.queue.put_nowait(None)
+        self._said.clear()
+        self.say(None)
         await self._leave()
+
+    def _with_more(self, delta: Delta) -> Delta:
+        """It and what the same choice has said right behind it."""
+        said, some = self._said, [delta]
+        while said and (more := said[0]) is not None and more.choice == delta.choice:
+            some.append(more)
+            said.popleft()
+        for _ in some:
+            self.room.release()
+        return delta if len(some) == 1 else merged(some)
 
     async def _leave(self) -> None:
         """Stop every choice and wait for it."""

@@ -305,11 +305,11 @@ class RequestService:
                     if trip.choice == 0:
                         now_s = self._stages.clock.now()
                         running.token_times_s += [now_s] * len(delta.tokens)
-                    running.queue.put_nowait(delta)
+                    running.say(delta)
                     if text.is_stopped:
                         del trip.tokens[len(trip.tokens) - len(some) + len(delta.tokens) :]
                         break
-            running.queue.put_nowait(text.finish(trip.reason))
+            running.say(text.finish(trip.reason))
             running.num_finished += 1
         except TriptychError as error:
             running.error = running.error or error
@@ -318,7 +318,7 @@ class RequestService:
             log.exception("%s failed", running.request.id)
             running.error = running.error or InvariantBroken(repr(error))
         finally:
-            running.queue.put_nowait(None)
+            running.say(None)
 
     def _final(self, running: Running) -> Final:
         """Usage and timeline, and the same into the metrics."""
