@@ -29,7 +29,9 @@ class NativeMatrix:
         self._width, self._inner = weight.shape
         panel = machine.panel
         padded = functional.pad(weight, (0, 0, 0, -self._width % panel))
-        self._panels = padded.view(-1, panel, self._inner).transpose(1, 2).contiguous()
+        panels = padded.view(-1, panel, self._inner).transpose(1, 2)
+        self._panels = machine.arena.take(*panels.shape)
+        self._panels.copy_(panels)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of (rows, inputs): (rows, outputs)."""

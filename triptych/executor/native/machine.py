@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
+from triptych.executor.native.arena import Arena
 from triptych.executor.native.library import KINDS, Library, Operation
 
 _NUMBER = {name: number for number, name in enumerate(KINDS)}
@@ -48,6 +49,8 @@ class Machine:
         self._here = threading.local()
         self.panel = library.panel
         """See ``Library``."""
+        self.arena = Arena()
+        """For weights."""
 
     def do(
         self, kind: str, rows: int, out: Tensor | int, reads: tuple[Tensor | int | None, ...],
