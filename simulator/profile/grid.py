@@ -125,18 +125,20 @@ class Plans:
         self._image = card.image
         self._vocab_size = min(card.vocab_size, 256)
 
-    def language(self, shape: Shape) -> LanguagePlan:
-        """A step of chunks and decodes."""
+    def language(self, shape: Shape, steps: int = 1) -> LanguagePlan:
+        """A step of chunks and decodes, or a run of ``steps`` of decodes whose contexts are those
+        of the shape in the mean."""
         segments: list[Segment] = []
         first = 0
         for context in shape.contexts:
-            segments.append(self._segment(len(segments), context, 1, 1, first))
+            start = max(1, context - (steps - 1) // 2)
+            segments.append(self._segment(len(segments), start, 1, 1, first, steps))
             first += len(segments[-1].blocks)
         for prefix, length in shape.chunks:
             end = prefix + length
             segments.append(self._segment(len(segments), prefix, length, end, first))
             first += len(segments[-1].blocks)
-        return LanguagePlan(tuple(segments))
+        return LanguagePlan(tuple(segments), steps)
 
     def vision(self, shape: Shape, pixels: Sequence[object]) -> VisionPlan:
         """A step of pictures, whose pixels are given."""
@@ -160,10 +162,12 @@ class Plans:
         _, rows, columns = self.grid(tokens)
         return columns * self._image.patch_size, rows * self._image.patch_size
 
-    def _segment(self, index: int, start: int, length: int, prompt_len: int, first: int) -> Segment:
+    def _segment(
+        self, index: int, start: int, length: int, prompt_len: int, first: int, steps: int = 1
+    ) -> Segment:
         """Sequences share blocks where there are too few: that changes no step's time."""
         size, end = self._cache.block_size, start + length
-        blocks = _ring(first, -(-end // size), self._cache.kv_blocks)
+        blocks = _ring(first, -(-(end + steps - 1) // size), self._cache.kv_blocks)
         tokens = tuple((start + n) % (self._vocab_size - 8) + 4 for n in range(length))
         draw = Draw(Sampling(), end, prompt_len)
         return Segment(JobId(f"profile/{index}"), start, tokens, blocks, (), draw)
