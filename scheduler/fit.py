@@ -59,6 +59,8 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
     ``token_s`` more; a device that waits for weights first costs little per token, then more."""
 
     step_s: float = 5e-3
+    chunk_step_s: float = 0.0
+    """Of a step with a chunk, more."""
     sequence_s: float = 1e-5
     pair_s: float = 1e-9
     """Of a query in a chunk and a key that it attends to."""
@@ -75,6 +77,7 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
         """As ``Costs``."""
         return Fitted(
             step_s=self.step_s,
+            chunk_step_s=self.chunk_step_s,
             sequence_s=self.sequence_s,
             linear=_curve(self.knots, self.token_s),
             chunk_attention=Attention(seconds=line(0.0, self.pair_s)),
@@ -171,6 +174,7 @@ def features(step: Step, knots: Sequence[float]) -> list[float]:
     tokens = step.num_decodes + sum(length for _, length in step.chunks)
     return [
         float(is_language),
+        float(bool(step.chunks)),
         float(len(step.chunks) + step.num_decodes),
         sum(length * (prefix + (length + 1) / 2.0) for prefix, length in step.chunks),
         float(step.context + step.num_decodes),
@@ -183,14 +187,15 @@ def features(step: Step, knots: Sequence[float]) -> list[float]:
 
 def _vector(coefficients: Coefficients) -> list[float]:
     one = coefficients
-    language = [one.step_s, one.sequence_s, one.pair_s, one.context_s]
+    language = [one.step_s, one.chunk_step_s, one.sequence_s, one.pair_s, one.context_s]
     return [*language, one.vision_step_s, one.visual_token_s, one.square_s, *one.token_s]
 
 
 def _coefficients(vector: Sequence[float], like: Coefficients) -> Coefficients:
-    step, sequence, pair, context, vision, token, square, *tokens = vector
+    step, chunk, sequence, pair, context, vision, token, square, *tokens = vector
     return Coefficients(
         step_s=step,
+        chunk_step_s=chunk,
         sequence_s=sequence,
         pair_s=pair,
         context_s=context,

@@ -194,6 +194,7 @@ class Lock:
     def __init__(self, cores: Cores) -> None:
         self._cores = cores
         self._steps: dict[Work, None] = {}
+        self._waiting: list[Call] = []
         self._is_held = False
 
     def begin(self, work_s: float, call: Call) -> Work:
@@ -228,6 +229,33 @@ class Lock:
         self._is_held = False
         for step in self._steps:
             self._cores.resume(step)
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
+
+    def when_free(self, call: Call) -> None:
+        """``call`` as soon as the loop waits."""
+        if self._is_held:
+            self._waiting.append(call)
+        else:
+            call()
+
+
+class Free:
+    """Steps that compute without the lock, in one call, and need it to go on behind it. Implements
+    ``simulator.world.Shared``."""
+
+    def __init__(self, cores: Cores, lock: Lock) -> None:
+        self._cores = cores
+        self._lock = lock
+
+    def begin(self, work_s: float, call: Call) -> Work:
+        """See ``Cores.begin``."""
+        return self._cores.begin(work_s, lambda: self._lock.when_free(call))
+
+    def at(self, step: Work, work_s: float, call: Call) -> None:
+        """See ``Cores.at``."""
+        self._cores.at(step, work_s, call)
 
 
 class Thread:

@@ -49,8 +49,7 @@ class _Pace:
         self._interference = host.interference
         self.cores = None if host.threads is None else host.threads.under(instance)
         self.wait_s = 0.0 if host.threads is None else host.threads.costs.step_wait_s
-        is_free = host.threads is not None and host.threads.costs.frees_lock
-        self.free_cores = host.threads.cores if host.threads is not None and is_free else None
+        self.free_cores = None if host.threads is None else host.threads.free(instance)
         self._instance = instance
 
     def begin(self, what: str) -> float:

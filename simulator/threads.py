@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bench.workload import Arrival
 from scheduler.costs import Costs
-from simulator.cores import Cores, Lock, Thread
+from simulator.cores import Cores, Free, Lock, Thread
 from simulator.costs.overheads import Handling, Overheads
 from simulator.world import World
 from triptych.core.event import Event, EventBatch, Tokens
@@ -108,6 +108,12 @@ class Threads:
         """What the steps of an instance run on: on processors, under the lock of the interpreter
         that they share with the instance's event loop. An accelerator computes without it."""
         return self._of_place(instance)[1] if self.costs.speeds else self.cores
+
+    def free(self, instance: InstanceId) -> Free | None:
+        """What its decode steps are computed on instead, if they leave the interpreter alone."""
+        if not self.costs.frees_lock or not self.costs.speeds:
+            return None
+        return Free(self.cores, self._of_place(instance)[1])
 
     def _of(self, instance: InstanceId) -> Thread:
         return self._of_place(instance)[0]

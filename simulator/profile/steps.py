@@ -85,9 +85,9 @@ class Bench:
         language = self.executors.language
         assert language is not None, "an instance of all stages"
         steps = RUN if language.tells_steps and not shape.chunks else 1
-        plan = self.plans.language(shape, steps)
+        run = self.plans.language(shape, steps)
         began = self._clock()
-        language.execute(plan, None, None if steps == 1 else _nobody)
+        language.execute(run, None, None if steps == 1 else _nobody)
         return (self._clock() - began) / steps
 
 

@@ -85,7 +85,7 @@ async def storm(settings_backend: str, num_kills: int) -> Counter[str]:
         recoveries = []
         for number in range(num_kills):
             await asyncio.sleep(rng.uniform(0.2, 0.8))
-            role = ("encode", "prefill", "decode")[number % 3]
+            role = ("decode", "prefill", "encode")[number % 3]
             recoveries.append(await kill_and_wait(running, rng, role))
         is_over.set()
         await asyncio.gather(*clients)
@@ -107,7 +107,7 @@ async def test_processes() -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("num_kills", [1, pytest.param(20, marks=pytest.mark.matrix)])
 async def test_ray_actors(num_kills: int) -> None:
     outcomes = await storm("ray", num_kills)
     assert outcomes["hung"] == outcomes["wrong"] == outcomes["internal"] == 0

@@ -55,6 +55,22 @@ def test_steps_without_noise_give_the_truth():
     assert all(error.max < 1e-3 for error in costs.errors.values())
 
 
+def test_steps_of_decodes_alone_may_be_cheaper():
+    """They are recorded or captured: what a step with a chunk costs more is told apart."""
+    truth = Coefficients(
+        step_s=3e-4, chunk_step_s=2.4e-3, sequence_s=3e-5, pair_s=2e-9, context_s=5e-8,
+        token_s=(5e-5,),
+    )  # fmt: skip
+    costs = fit(steps(300, ("prefill", "decode", "mixed"), truth=truth))
+    assert costs.chunk_step_s == pytest.approx(2.4e-3, rel=1e-3)
+    assert costs.decode_run_s(4, 100, 1) == pytest.approx(costs.language_s((), 4, 100))
+    assert worst(costs, truth, ("prefill", "decode", "mixed")) < 1e-3
+    online = Online()
+    for each in steps(300, ("prefill", "decode", "mixed"), truth=truth):
+        online.learn(each)
+    assert online.coefficients().chunk_step_s == pytest.approx(2.4e-3, rel=0.02)
+
+
 def test_noise_averages_out_and_is_told():
     costs = fit(steps(2000, noise=0.1))
     assert worst(costs, TRUTH, ("encode", "prefill", "decode", "mixed")) < 0.05

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from simulator.cores import Cores, Lock, Thread
+from simulator.cores import Cores, Free, Lock, Thread
 from simulator.world import Takes, World
 
 TWO = (1.0, 2.0)
@@ -178,6 +178,32 @@ def test_a_loop_and_the_steps_beside_it_take_turns():
         return heard
 
     assert run(main) == pytest.approx({"loop": 1.5, "half": 2.0, "late": 2.5, "step": 3.0})
+
+
+def test_a_step_that_leaves_the_lock_alone_needs_it_behind():
+    """It is computed while the loop works, and is over when the loop waits."""
+
+    async def main(world, cores):
+        lock, heard = Lock(cores), {}
+        thread, free = Thread(cores, lock), Free(cores, lock)
+
+        def mark(name):
+            return lambda: heard.setdefault(name, world.time())
+
+        free.begin(1.0, mark("first"))
+        assert cores.num_running == 1
+        loop = asyncio.create_task(thread.run(1.5))
+        await asyncio.sleep(0.5)
+        assert cores.num_running == 2
+        second = free.begin(0.25, mark("second"))
+        free.at(second, 0.125, mark("half"))
+        await loop
+        free.begin(0.5, mark("third"))
+        await asyncio.sleep(1.0)
+        return heard
+
+    heard = run(main, speeds=(1.0, 2.0, 3.0))
+    assert heard == pytest.approx({"half": 0.625, "first": 1.5, "second": 1.5, "third": 2.0})
 
 
 def test_points_on_the_way_stretch_with_the_work():

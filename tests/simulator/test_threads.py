@@ -100,9 +100,7 @@ def test_a_step_stands_still_while_the_loop_of_its_instance_tells_a_token(
 ):
     """Where steps run on processors and need the interpreter to go on."""
     telling = msgspec.structs.replace(AROUND.instance, token_s=0.002)
-    around = msgspec.structs.replace(
-        AROUND, instance=telling, speeds=speeds, frees_lock=frees_lock
-    )
+    around = msgspec.structs.replace(AROUND, instance=telling, speeds=speeds, frees_lock=frees_lock)
     (row,) = rows_of(card(around), [text()])
     _, second, third = row.token_times_s
     assert third - second == pytest.approx(gap_s)

@@ -47,7 +47,7 @@ tpot_s = [0.05]
 costs = "a100:qwen2.5-vl-7b"
 workload = "synthetic:fixed,output=16"
 rates = [4, 16, 48]
-duration_s = 4
+duration_s = 2
 systems = []
 [[checks]]
 says = "planner"
