@@ -34,8 +34,6 @@ class _Work:
         self.job = job
         """Without the picture's bytes."""
         self.accepted_s = accepted_s
-        self.expected_s = accepted_s
-        """When the engine heard of it."""
         self.offer: Offer | None = None
         self.decoding: asyncio.Task[None] | None = None
         self.is_over = False
@@ -78,6 +76,8 @@ class EncodeService:
         now_s = self._clock.now()
         bare = msgspec.structs.replace(job, data=b"")
         needs_pixels = not self._engine.join(bare, now_s)
+        if needs_pixels:
+            self._engine.expect(bare, now_s)
         work = self._works[job.header.id] = _Work(bare, now_s)
         work.offer = self._outbox.offer(
             job.handle,
@@ -101,8 +101,7 @@ class EncodeService:
                 self._memory.stage(blocks)
                 work.offer.append(blocks)
                 work.offer.finish()
-                queue_s = timing.queue_s + work.expected_s - work.accepted_s
-                self._emit(Encoded(job_id, msgspec.structs.replace(timing, queue_s=queue_s)))
+                self._emit(Encoded(job_id, timing))
                 self._over(work)
             case Dropped(_, code, detail):
                 if work.decoding is not None:
@@ -134,31 +133,24 @@ class EncodeService:
 
     async def _obtain(self, work: _Work, job: EncodeJob) -> None:
         """The embedding from a lower tier, or else pixels at the size of the item's grid, to the
-        engine. Only this keeps the encoded bytes, and ends long before the lease does."""
+        engine. Only this keeps the encoded bytes: no longer than decoding may take."""
+        name = job.header.id
         try:
             with self._pictures.waiting():
                 deadline_s = work.accepted_s + job.header.budget_s
-                async with self._recall.bring(job.item, job.header.id, deadline_s) as is_here:
-                    if is_here and self._engine.join(self._aged(work), work.expected_s):
+                async with self._recall.bring(job.item, name, deadline_s) as is_here:
+                    if is_here:
+                        self._engine.rely(name)
                         return
-            self._engine.expect(self._aged(work), work.expected_s)
+            self._engine.submit(name, await self._pictures.decode(job))
         except TriptychError as error:
-            self._fail(work, error.code, str(error))
-            return
+            self._engine.abandon(name, error.code, str(error))
+        except Exception:
+            # The last guard: the job ends, gives its place back, and the log has the bug.
+            log.exception("%s could not be decoded", name)
+            self._engine.abandon(name, "internal", "the picture could not be decoded")
         finally:
             self._wake()
-        try:
-            self._engine.submit(job.header.id, await self._pictures.decode(job))
-        except TriptychError as error:
-            self._engine.abandon(job.header.id, error.code, str(error))
-        finally:
-            self._wake()
-
-    def _aged(self, work: _Work) -> EncodeJob:
-        """The job as the engine takes it now: with what is left of its time."""
-        work.expected_s = self._clock.now()
-        header = work.job.header.aged(work.expected_s - work.accepted_s)
-        return msgspec.structs.replace(work.job, header=header)
 
     def _relieve(self, works: Sequence[_Work]) -> None:
         """Pictures have no room: make some for those that takers wait for."""

@@ -70,8 +70,9 @@ class Pace(Protocol):
         """What a step takes longer than its work."""
         ...
 
-    def told(self) -> None:
-        """A step of a run was told of: there is work around it while the next is computed."""
+    def told(self, then: Callable[[], None] | None = None) -> None:
+        """A step of a run was told of: there is work around it while the next is computed, or,
+        behind the last one, before ``then``."""
         ...
 
     def begin(self, what: str) -> float:
@@ -185,23 +186,23 @@ class SimulatedLanguage:
         self._run = None
 
     def _steps(self, plan: LanguagePlan, work: _Work, factor: float, on_drawn: OnDrawn) -> Ahead:
-        """The steps of ``plan`` one after the other."""
+        """The steps of ``plan`` one after the other. Whatever changes ``factor`` interrupts."""
+        pace = self._pace
 
         def over(index: int, seconds: float, *, is_last: bool) -> LanguageResult | None:
-            now_s = self._pace.world.time()
-            num_tokens = plan.num_tokens
-            self._pace.worked(work.what, now_s - seconds, len(plan.segments), num_tokens)
+            now_s = pace.world.time()
             drawn = []
             for segment in plan.segments:
                 assert segment.draw is not None, "a decode"
                 at = segment.draw.position - segment.draw.prompt_len + index
                 drawn.append(Drawn(texts.token(segment.draw.sampling.seed, at)))
-                self._pace.drew(segment.job, at, [now_s])
-            self._pace.told()
+                pace.drew(segment.job, at, [now_s])
             if is_last:
                 self._ahead = None
+                num_tokens = plan.num_tokens * (index + 1)
+                pace.worked(work.what, ahead.begin_s, len(plan.segments), num_tokens)
                 return LanguageResult(tuple(drawn), seconds)
-            self._pace.begin(work.what)
+            pace.told()
             on_drawn(drawn, seconds)
             return None
 
@@ -209,9 +210,10 @@ class SimulatedLanguage:
             context = work.context + index * work.num_decodes
             return factor * self._costs.decode_run_s(work.num_decodes, context, 1)
 
-        cores = self._pace.free_cores or self._pace.cores
+        cores = pace.free_cores or pace.cores
         assert cores is not None, "steps are told where they share cores"
-        return Ahead(plan.steps, takes_s, over, cores, self._pace.wait_s)
+        ahead = Ahead(plan.steps, takes_s, over, cores, pace.wait_s, pace.told)
+        return ahead
 
     def _end_of(self, work: _Work, factor: float, passed_s: float, whole_s: float) -> float:
         """When the step ends that is under way after ``passed_s`` of a run."""

@@ -56,10 +56,12 @@ class _Pace:
         """See ``Pace``."""
         return self._interference.begin(self._place, what)
 
-    def told(self) -> None:
+    def told(self, then: Callable[[], None] | None = None) -> None:
         """See ``Pace``."""
         if self._host.threads is not None:
-            self._host.threads.stepped(self._instance)
+            self._host.threads.stepped(self._instance, then)
+        elif then is not None:
+            then()
 
     def decodes(self, jobs: Iterable[JobId]) -> None:
         """See ``Pace``."""

@@ -6,7 +6,7 @@ message or a token costs them is done there, in the order of asking. Knows no po
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bench.workload import Arrival
 from scheduler.costs import Costs
@@ -70,12 +70,20 @@ class Threads:
         if batch.events:
             await self._router.run(self.costs.router.batch_s)
 
-    def stepped(self, instance: InstanceId) -> None:
-        """An instance takes in a step of a run, while the next one is computed."""
+    def stepped(self, instance: InstanceId, then: Callable[[], None] | None = None) -> None:
+        """An instance takes in a step of a run, while the next one is computed, if there is one;
+        ``then`` it goes on."""
         if self.costs.step_s:
-            task = asyncio.create_task(self._of(instance).run(self.costs.step_s))
+            task = asyncio.create_task(self._stepped(instance, then))
             self._stepping.add(task)
             task.add_done_callback(self._stepping.discard)
+        elif then is not None:
+            then()
+
+    async def _stepped(self, instance: InstanceId, then: Callable[[], None] | None) -> None:
+        await self._of(instance).run(self.costs.step_s)
+        if then is not None:
+            then()
 
     async def moved(self, giver: InstanceId, taker: InstanceId, num_bytes: int) -> None:
         """Bytes were moved: half the work is the giver's."""

@@ -14,6 +14,7 @@ from triptych.core.ids import Handle, JobId, SessionId
 from triptych.core.plan import VisionResult
 from triptych.core.request import Item
 from triptych.engine.outcome import Dropped, Embedded, Starved
+from triptych.engine.policies import in_order_of_arrival
 from triptych.engine.vision import VisionEngine
 
 SIZE = 4
@@ -30,11 +31,23 @@ def make_job(name, content, *, num_tokens=None, budget_s=1e9):
 class Bench:
     """An engine over a store whose rows are the pixels that they were made from."""
 
-    def __init__(self, num_blocks=16, *, must_wait=lambda: False, patience_s=math.inf, **config):
+    def __init__(
+        self,
+        num_blocks=16,
+        *,
+        must_wait=lambda: False,
+        patience_s=math.inf,
+        order=in_order_of_arrival,
+        **config,
+    ):
         options = {"image_budget_tokens": 8, "max_sequences": 4, "max_waiting": 60, **config}
         self.cache = EmbeddingCache(num_blocks, SIZE)
         self.engine = VisionEngine(
-            EngineConfig(**options), self.cache, must_wait=must_wait, patience_s=patience_s
+            EngineConfig(**options),
+            self.cache,
+            order=order,
+            must_wait=must_wait,
+            patience_s=patience_s,
         )
         self.rows = {}
         self.now = 0.0
@@ -190,6 +203,62 @@ def test_a_picture_that_another_encoded_needs_no_pixels():
     assert sorted(said.job for said in bench.of(Embedded)) == ["1", "2"]
     bench.engine.submit("1", "b")
     assert bench.run() == []
+
+
+def test_a_policy_is_asked_once_for_each_place():
+    """Not again for a picture that has one and is being decoded; a turn is a place."""
+    asked = []
+
+    def order(waiting, moment):
+        asked.append(([visual.job for visual in waiting], moment.number))
+        return range(len(waiting))
+
+    bench = Bench(order=order)
+    bench.engine.expect(make_job("1", "b"), 0.0)
+    bench.step()
+    bench.step()
+    bench.submit("2", "a")
+    bench.step()
+    bench.engine.submit("1", "b")
+    bench.step()
+    bench.submit("3", "a")
+    bench.step()
+    assert asked == [(["1"], 0), (["2"], 1), (["1"], 2), (["3"], 2)]
+
+
+def test_a_picture_that_is_decoded_outlives_the_failure_of_an_equal_one():
+    bench = Bench()
+    bench.engine.expect(make_job("1", "b"), 0.0)
+    bench.submit("2", "b")
+    step = bench.plan()
+    assert step.jobs == {"2"}
+    bench.said += bench.engine.execution_failed(step)
+    assert bench.run() == []
+    bench.engine.submit("1", "b")
+    assert bench.run() == [["1"]]
+    assert [said.job for said in bench.of(Dropped)] == ["2"]
+
+
+@pytest.mark.parametrize("has_place", [False, True])
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_picture_may_rely_on_who_brings_its_embedding(has_place, comes):
+    bench = Bench()
+    bench.engine.expect(make_job("1", "b"), 0.0)
+    if has_place:
+        bench.step()
+    else:
+        with pytest.raises(InvariantBroken):
+            bench.engine.rely("1")
+    (entry,) = bench.cache.reserve_all([(make_job("x", "b").item.key, 4)], "recall")
+    assert bench.cache.claim(entry)
+    bench.engine.rely("1")
+    bench.engine.rely("1")
+    assert bench.run() == []
+    (bench.cache.commit if comes else bench.cache.abort)(entry)
+    bench.cache.release(entry)
+    assert bench.run() == []
+    assert [said.job for said in bench.of(Embedded)] == ["1"] * comes
+    assert [said.code for said in bench.of(Dropped)] == ["unavailable"] * (not comes)
 
 
 def test_places_kept_for_others_are_not_taken():

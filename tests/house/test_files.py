@@ -87,6 +87,14 @@ def test_ours_are_typed_and_packaged():
     assert [name for name in packages() if f'"{name}*"' not in include] == []
 
 
+def test_no_link_is_shipped():
+    """A link to a folder of somebody's machine would take the place of what is there."""
+    done = subprocess.run(
+        ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert [line for line in done.stdout.splitlines() if line.startswith("120000")] == []
+
+
 def test_no_path_of_a_machine_and_no_registry_is_in_any_file():
     done = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],

@@ -14,6 +14,7 @@ from tests.services.driver import Question, driving, idle, rng_of
 from triptych.core.errors import Overloaded, Preempted, RequestError, TriptychError, Unavailable
 from triptych.core.event import Encoded
 from triptych.core.handoff import EncodeJob, LanguageJob
+from triptych.inputs.decode import DecoderPool
 
 
 def config(topology, transport="auto", *more):
@@ -152,3 +153,32 @@ async def test_a_deadline_ends_every_stage():
                 await driver.ask(Question(rng, 1, max_tokens=3000))
             assert caught.value.code == "deadline_exceeded"
             await idle(cluster)
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_a_cancel_while_a_picture_is_decoded_that_another_encoded(monkeypatch):
+    """Its one end was told before: nothing is said behind it."""
+    decode, goes_on, calls = DecoderPool.decode, asyncio.Event(), []
+
+    async def slow(self, *about):
+        calls.append(about)
+        if len(calls) == 2:
+            await goes_on.wait()
+        return await decode(self, *about)
+
+    monkeypatch.setattr(DecoderPool, "decode", slow)
+    question = Question(rng_of("equal"), 1)
+    async with await start_cluster(config("E1,P1,D1")) as cluster, driving(cluster) as driver:
+        jobs = [driver.plan(question)[0] for _ in range(2)]
+        for name, job in jobs:
+            driver.queues[job.header.id] = asyncio.Queue()
+            await cluster.instance(name).submit(job)
+        async with asyncio.timeout(PATIENCE_S):
+            for _, job in jobs:
+                assert isinstance(await driver.queues[job.header.id].get(), Encoded)
+            assert len(calls) == 2, "the second picture is not being decoded"
+            for name, job in jobs:
+                await cluster.instance(name).cancel([job.header.id])
+        goes_on.set()
+        await idle(cluster)
+        assert all(driver.queues[job.header.id].empty() for _, job in jobs)

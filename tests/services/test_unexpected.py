@@ -10,6 +10,7 @@ from tests.patience import PATIENCE_S
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
 from triptych.core.errors import InvariantBroken
+from triptych.inputs.decode import DecoderPool
 
 
 @pytest.mark.usefixtures("no_leak")
@@ -25,6 +26,26 @@ async def test_a_job_does_not_wait_for_its_deadline(kind, monkeypatch):
 
     monkeypatch.setattr(Receiver, "fetch", breaking)
     question = Question(rng_of(kind), 2)
+    async with await start_cluster(config("E1,P1,D1")) as cluster, driving(cluster) as driver:
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(InvariantBroken):
+                await driver.ask(question)
+        assert await driver.ask(question) == question.answer()
+        await idle(cluster)
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_a_picture_that_breaks_its_decoder_gives_its_place_back(monkeypatch):
+    decode, broken = DecoderPool.decode, [True]
+
+    async def breaking(self, *about):
+        if broken:
+            broken.pop()
+            raise MemoryError
+        return await decode(self, *about)
+
+    monkeypatch.setattr(DecoderPool, "decode", breaking)
+    question = Question(rng_of("decoder"), 1)
     async with await start_cluster(config("E1,P1,D1")) as cluster, driving(cluster) as driver:
         async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(InvariantBroken):

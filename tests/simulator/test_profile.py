@@ -7,16 +7,21 @@ import sys
 import msgspec
 import pytest
 
+from cluster.host import InstanceSpec
+from cluster.machine import ThisMachine
 from simulator.costs.card import Card, from_file
 from simulator.costs.overheads import Handling, Overheads
 from simulator.profile.around import around
-from simulator.profile.grid import Limits, Plans, shapes
+from simulator.profile.grid import Limits, Plans, Shape, shapes
 from simulator.profile.probes import KINDS, Probe, settings_of
 from simulator.profile.profile import TOPOLOGIES
 from simulator.profile.rehearsal import rehearse
+from simulator.profile.steps import RUN, Bench
 from tests.flow.served import ROOT
 from tests.simulator.test_threads import AROUND, SIZES, STEPS
 from triptych.core.config import load
+from triptych.core.ids import InstanceId
+from triptych.core.lifecycle import Stage
 from triptych.inputs.model_card import load_card
 
 CONFIG = load(None, ["model.path=oracle", "cluster.topology=EPD1"], environment={})
@@ -175,3 +180,33 @@ def test_a_rehearsal_counts_what_is_computed_and_nothing_that_is_only_predicted(
         assert counts["seconds"] == pytest.approx(65 * STEPS.step_s)
         assert counts["tokens"] == 65
         assert counts["requests"] == 1
+
+
+async def test_a_decode_is_timed_in_a_run_and_a_prompt_alone(monkeypatch):
+    """The clock stands still but for the steps that are told, a tick each, and the last."""
+    machine, card = ThisMachine(), load_card("oracle")
+    spec = InstanceSpec(InstanceId("profile-0@1"), tuple(Stage), CONFIG, b"")
+    executors = await machine.executors(spec, card)
+    now, language = [0.0], executors.language
+    execute = language.execute
+
+    def ticking(plan, on_layers, on_drawn):
+        def told(drawn, seconds):
+            now[0] += 1.0
+            on_drawn(drawn, seconds)
+
+        result = execute(plan, on_layers, on_drawn and told)
+        now[0] += 1.0
+        return result
+
+    monkeypatch.setattr(language, "execute", ticking)
+    bench = Bench(CONFIG, card, executors)
+    bench._clock = lambda: now[0]
+    try:
+        assert bench.run(Shape(contexts=(40, 40))) == 1.0
+        assert now[0] == RUN
+        assert bench.run(Shape(chunks=((0, 16),))) == 1.0
+        assert bench.run(Shape(chunks=((0, 16),), contexts=(40,))) == 1.0
+        assert now[0] == RUN + 2
+    finally:
+        executors.close()

@@ -50,7 +50,7 @@ def card(tmp_path):
     return write
 
 
-def rows_of(path, arrivals, topology="EPD1", **machines):
+def rows_of(path, arrivals, topology="EPD1", *, more=(), **machines):
     scenario = made(
         {
             "name": "test",
@@ -59,7 +59,7 @@ def rows_of(path, arrivals, topology="EPD1", **machines):
             "rates": [1.0],
             "duration_s": 1.0,
             "systems": [{"name": topology, "topology": topology}],
-            "set": ["engine.stream_interval=1", "cache.kv_blocks=4096"],
+            "set": ["engine.stream_interval=1", "cache.kv_blocks=4096", *more],
             "machines": {"start_s": 0.0, **machines},
         },
         "test",
@@ -83,12 +83,22 @@ FIRST_S = (
 @pytest.mark.parametrize("cores", [None, 0, 2, 64])
 def test_a_request_alone_takes_the_sum_of_all_on_any_number_of_cores(card, cores):
     machines = {} if cores is None else {"cores": cores}
-    (row,) = rows_of(card(AROUND), [text()], **machines)
-    first, second, third = row.token_times_s
+    (row,) = rows_of(card(AROUND), [text(num_output=4)], **machines)
+    first, second, third, fourth = row.token_times_s
     assert first == pytest.approx(FIRST_S)
     assert second - first == pytest.approx(0.0107), "a step, and what is around it"
     wait_s = 0.0003 if cores == 0 else 0.0007  # a step stands still while its loop works
     assert third - second == pytest.approx(0.010 + wait_s), "it was computed meanwhile"
+    assert fourth - third == pytest.approx(0.0103 + wait_s), "a thread wakes behind the last one"
+
+
+@pytest.mark.parametrize(("ahead", "gap_s"), [(1, 0.014), (2, 0.012), (16, 0.0103)])
+def test_the_loop_takes_in_the_last_step_of_a_run_before_the_next_begins(card, ahead, gap_s):
+    around = msgspec.structs.replace(AROUND, step_s=0.0037, frees_lock=True)
+    (row,) = rows_of(card(around), [text(num_output=34)], more=[f"engine.steps_ahead={ahead}"])
+    times = row.token_times_s
+    paces = (times[-1] - times[1]) / 32
+    assert paces == pytest.approx(gap_s, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +111,8 @@ def test_a_step_stands_still_while_the_loop_of_its_instance_tells_a_token(
     """Where steps run on processors and need the interpreter to go on."""
     telling = msgspec.structs.replace(AROUND.instance, token_s=0.002)
     around = msgspec.structs.replace(AROUND, instance=telling, speeds=speeds, frees_lock=frees_lock)
-    (row,) = rows_of(card(around), [text()])
-    _, second, third = row.token_times_s
+    (row,) = rows_of(card(around), [text(num_output=4)])
+    _, second, third, _ = row.token_times_s
     assert third - second == pytest.approx(gap_s)
 
 

@@ -70,11 +70,6 @@ class JobHeader(msgspec.Struct, frozen=True):
     later_s: float = 0.0
     """Predicted seconds of the request's stages behind this job, up to the next token there."""
 
-    def aged(self, seconds: float) -> "JobHeader":
-        """The header as it would be had the job been sent ``seconds`` later."""
-        due_s = None if self.slo_ttft_s is None else self.slo_ttft_s - seconds
-        return msgspec.structs.replace(self, budget_s=self.budget_s - seconds, slo_ttft_s=due_s)
-
 
 class EncodeJob(msgspec.Struct, frozen=True):
     """Turn one picture into visual tokens and offer them under ``handle``."""

@@ -87,9 +87,9 @@ class VisionEngine:
 
     def expect(self, job: EncodeJob, now: float) -> None:
         """Accept a job whose picture is being decoded: its turn for a place is that of its arrival,
-        so that who prefills and who encodes can agree about an order. ``submit`` or ``abandon``
-        follows. Idempotent by its id while the job is known. Raises RequestError if the embedding
-        can never fit, Overloaded if too many wait."""
+        so that who prefills and who encodes can agree about an order. ``submit``, ``rely`` or
+        ``abandon`` follows. Idempotent by its id while the job is known. Raises RequestError if
+        the embedding can never fit, Overloaded if too many wait."""
         if job.header.id in self._known:
             return
         if not self._cache.fits(job.item.num_tokens):
@@ -106,6 +106,19 @@ class VisionEngine:
         picture = self._known.get(job_id)
         if picture is not None and picture.is_expected:
             picture.is_expected, picture.pixels = False, pixels
+
+    def rely(self, job_id: JobId) -> None:
+        """The embedding of an expected job is here or on its way, so that no pixels will come; the
+        caller holds its entry meanwhile. Does nothing for a job that is over."""
+        picture = self._known.get(job_id)
+        if picture is None or not picture.is_expected:
+            return
+        if picture.entry is None:
+            entry = self._cache.acquire(picture.key, job_id)
+            if entry is None:
+                raise InvariantBroken("rely: nobody holds the embedding")
+            self._join(picture, entry)
+        picture.is_expected = False
 
     def abandon(self, job_id: JobId, code: str, detail: str) -> None:
         """The picture of an expected job cannot be decoded: the job is Dropped. Does nothing for
@@ -267,8 +280,8 @@ class VisionEngine:
             if entry is None:
                 has_room = False  # nobody behind takes the room that this one waits for
                 continue
+            self._turn += is_first and picture.entry is None
             self._join(picture, entry)
-            self._turn += is_first
             if picture.is_expected:
                 if entry.is_new:  # who has pixels of an equal picture first may write it
                     self._cache.entrust(entry)

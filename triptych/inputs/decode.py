@@ -45,6 +45,8 @@ class DecoderPool:
         """Fair, as a queue of idle children would not be: who asks while one that waited longer is
         being woken would take the child before it."""
         self._idle: list[_Child | None] = [None] * limits.decode_workers
+        """The last one is taken next: those that run stand behind those to be started."""
+        self._closing = asyncio.Lock()
         self._children: set[_Child] = set()
         self._is_closed = False
 
@@ -94,13 +96,14 @@ class DecoderPool:
         self._is_closed = True
         for busy in self._children:
             busy.kill()
-        for _ in range(self._limits.decode_workers):
-            await self._turns.acquire()
-        for child in self._idle:
-            self._end(child)
-        self._idle = [None] * len(self._idle)
-        for _ in range(self._limits.decode_workers):
-            self._turns.release()
+        async with self._closing:
+            for _ in range(self._limits.decode_workers):
+                await self._turns.acquire()
+            for child in self._idle:
+                self._end(child)
+            self._idle = [None] * len(self._idle)
+            for _ in range(self._limits.decode_workers):
+                self._turns.release()
 
     async def _exchange(
         self, data: bytes, header: Header, shape: tuple[int, int, int]
@@ -133,7 +136,7 @@ class DecoderPool:
             child = None
             raise
         finally:
-            self._idle.append(child)
+            self._idle.insert(0 if child is None else len(self._idle), child)
             self._turns.release()
 
     def _start(self) -> "_Child":
