@@ -144,7 +144,7 @@ def test_modality_groups_follow_the_load():
 
 
 def test_a_cell_is_measured_and_the_same_again():
-    [cell] = cells(contest(duration_s=1.5, plan_duration_s=1.0))
+    [cell] = cells(contest(duration_s=1.0, plan_duration_s=1.0, warmup_s=0.2))
     first, run = match.run(cell, "k")
     second, again = match.run(cell, "k")
     assert msgspec.structs.replace(first, cpu_s=0.0) == msgspec.structs.replace(second, cpu_s=0.0)
