@@ -120,6 +120,31 @@ async def test_who_asks_again_at_once_does_not_go_first():
     assert done == ["greedy", "patient", "late", "greedy", "greedy"]
 
 
+async def test_a_child_that_runs_goes_before_one_to_be_started():
+    async with pool_of(decode_workers=2) as pool:
+        pool.warm()
+        assert pool.num_children == 2
+        cancelled = asyncio.create_task(decode_large(pool))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        assert pool.num_children == 1
+        await decode(pool, noise(28, 28))
+        assert pool.num_children == 1
+
+
+async def test_two_may_close_it_at_once():
+    async with pool_of(decode_workers=3) as pool:
+        busy = [asyncio.create_task(decode_large(pool)) for _ in range(2)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(pool.close(), pool.close())
+        assert all(
+            isinstance(each, Unavailable)
+            for each in await asyncio.gather(*busy, return_exceptions=True)
+        )
+
+
 async def test_a_broken_picture_costs_nobody_else():
     good = noise(50, 50)
     data = encoded(noise(200, 200))
