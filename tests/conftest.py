@@ -20,10 +20,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 hypothesis.settings.register_profile(
-    "house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.load_profile("house")
-"""Nothing of an example's time says anything on a machine that others use too."""
+hypothesis.settings.register_profile(
+    "repeat", hypothesis.settings.get_profile("search"), derandomize=True
+)
+hypothesis.settings.load_profile("repeat")
+"""The same examples in every run: who changes nothing breaks nothing. New ones are drawn by
+``--matrix``. An example's time says nothing on a machine that others use too."""
 
 _PATIENCE_S = 5.0
 _TOLERATED_FDS = 4
@@ -33,6 +37,12 @@ _TOLERATED_FDS = 4
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--matrix`: full products too, of which every run has a covering array."""
     parser.addoption("--matrix", action="store_true", help="also run tests marked `matrix`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """New examples for the matrix; before tests are read, as their settings begin with these."""
+    if config.getoption("matrix"):
+        hypothesis.settings.load_profile("search")
 
 
 @pytest.hookimpl(optionalhook=True)

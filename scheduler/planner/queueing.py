@@ -62,8 +62,9 @@ def within(first: Wait, second: Wait, slack_s: float) -> float:
     """Probability that two independent waits together take at most ``slack_s``."""
     if slack_s < 0.0 or math.isinf(first.mean_s) or math.isinf(second.mean_s):
         return 0.0
-    p, q = first.probability, second.probability
     one_s, other_s = first.tail_s, second.tail_s
+    p = first.probability if one_s > 0.0 else 0.0  # so small that the mean is none
+    q = second.probability if other_s > 0.0 else 0.0
     missed = 0.0
     if p > 0.0:
         missed += (1.0 - q) * p * math.exp(-slack_s / one_s)

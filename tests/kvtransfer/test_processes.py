@@ -112,12 +112,24 @@ async def test_bytes_pass_between_processes(way):
 MESSAGES = ("Welcome", "Wait", "Manifest", "Chunk", "Finish", "Acked")
 
 
-KILLS = [
-    pytest.param(when, way, marks=[pytest.mark.matrix] if (when, way) == ("before", "nccl") else [])
-    for when in ("before", "after")
-    for way in BETWEEN_PROCESSES
-]
-"""Starting ``nccl`` takes ten seconds of two cores: what is so killed twice is in the matrix."""
+def product(others, is_rest):
+    """Of ``others`` and ways. Starting ``nccl`` takes ten seconds of two cores: what ``is_rest``
+    there is in the matrix."""
+    return [
+        pytest.param(
+            other, "nccl", marks=[pytest.mark.matrix] if is_rest(other) else [], id=f"{other}-nccl"
+        )
+        for other in others
+    ] + [
+        pytest.param(other, *way.values, marks=way.marks, id=f"{other}-{way.values[0]}")
+        for other in others
+        for way in (pytest.param(way) if isinstance(way, str) else way for way in BETWEEN_PROCESSES)
+        if way.values != ("nccl",)
+    ]
+
+
+KILLS = product(("before", "after"), lambda when: when == "before")
+HANGS = product(("Manifest", "Chunk", "Finish", "Acked"), lambda name: name in ("Chunk", "Acked"))
 
 
 @pytest.mark.parametrize(("when", "way"), KILLS)
@@ -148,17 +160,6 @@ async def test_the_giver_is_killed_at_every_message(name, when, way):
         await asyncio.sleep(0.02)
         assert bytes(store.view) == before
     assert len(os.listdir("/proc/self/fd")) <= fds + 2
-
-
-HANGS = [
-    pytest.param(
-        name,
-        way,
-        marks=[pytest.mark.matrix] if way == "nccl" and name in ("Chunk", "Acked") else [],
-    )
-    for name in ("Manifest", "Chunk", "Finish", "Acked")
-    for way in BETWEEN_PROCESSES
-]
 
 
 @pytest.mark.parametrize(("name", "way"), HANGS)

@@ -125,6 +125,10 @@ def test_more_time_is_never_worse(first, second, slacks):
     assert 0.0 <= within(*waits, less) <= within(*waits, more) + 1e-9 <= 1.0 + 2e-9
 
 
+def test_a_wait_that_is_next_to_none_is_none():
+    assert within(Wait(5e-324, 0.0), Wait(0.5, 1.0), 0.0) == 0.5
+
+
 def test_little_load_passes_arrivals_on_and_full_load_its_own_services():
     assert departure_cv2(0.0, 4.0, 0.5, 1.0) == 4.0
     assert departure_cv2(1.0, 4.0, 0.5, 1.0) == 0.5
