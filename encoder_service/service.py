@@ -94,7 +94,7 @@ class EncodeService:
     def handle(self, outcome: Outcome) -> None:
         """Take an outcome of the engine."""
         work = self._works.get(outcome.job)
-        if work is None or work.offer is None or work.is_over:
+        if work is None or work.offer is None:
             return
         match outcome:
             case Embedded(job_id, blocks, _, timing):
@@ -117,11 +117,9 @@ class EncodeService:
         work = self._works.get(job)
         if work is None:
             return
-        if work.decoding is not None and not work.decoding.done():
+        if work.decoding is not None:
             work.decoding.cancel()
             await asyncio.wait([work.decoding])
-            if not work.is_over:
-                self._fail(work, "cancelled", "")
         await self._outbox.withdraw(work.job.handle)
         self._engine.cancel(job)
         self._wake()

@@ -29,8 +29,6 @@ Say = Callable[[str, float], None]
 
 KNOTS = (16.0, 64.0)
 """Tokens in a step at which its costs may bend."""
-
-
 RUN = 8
 """Decode steps that are timed together, where servers compute them one after the other."""
 

@@ -158,3 +158,14 @@ def test_too_many_blocks_are_refused():
     config = Config(cache=CacheConfig(kv_blocks=2**50))
     with pytest.raises(ConfigError, match=r"cache\.kv_blocks"):
         build("oracle", config, frozenset({D}), "x")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "num_ranks", "frees_lock"),
+    [("native", 1, True), ("native", 2, False), ("plain", 1, False)],
+)
+def test_recorded_steps_leave_the_interpreter_alone(folders, kernels, num_ranks, frees_lock):
+    made = executors(folders["wide"], frozenset({D}), kernels=kernels, num_ranks=num_ranks)
+    assert made.language.frees_lock is frees_lock
+    assert (made.language._model._graphs is not None) is frees_lock, "recorded, or not"
+    made.close()

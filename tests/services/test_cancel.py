@@ -182,3 +182,29 @@ async def test_a_cancel_while_a_picture_is_decoded_that_another_encoded(monkeypa
         goes_on.set()
         await idle(cluster)
         assert all(driver.queues[job.header.id].empty() for _, job in jobs)
+
+
+@pytest.mark.usefixtures("no_leak")
+async def test_a_picture_that_is_late_is_decoded_no_further(monkeypatch):
+    is_ended, never = asyncio.Event(), asyncio.Event()
+
+    async def endless(_self, *_about):
+        try:
+            await never.wait()
+        finally:
+            is_ended.set()
+
+    monkeypatch.setattr(DecoderPool, "decode", endless)
+    question = Question(rng_of("late"), 1)
+    async with (
+        await start_cluster(config("E1,P1,D1")) as cluster,
+        driving(cluster, budget_s=0.2) as driver,
+    ):
+        name, job = driver.plan(question)[0]
+        queue = driver.queues[job.header.id] = asyncio.Queue()
+        await cluster.instance(name).submit(job)
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await queue.get()).code == "deadline_exceeded"
+            await is_ended.wait()
+            await cluster.instance(name).cancel([job.header.id])
+        await idle(cluster)

@@ -172,7 +172,8 @@ def _build_model(
                 memory,
                 stores.readable,
                 made_of.draw,
-                frees_lock=made_of is not PLAIN or device != "cpu",
+                # Sums of several ranks are PyTorch's: their steps are not recorded.
+                frees_lock=made_of is not PLAIN and layout.num_shards == 1,
             )
         if Stage.ENCODE in stores.role and stores.embeddings is not None:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
