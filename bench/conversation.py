@@ -9,6 +9,7 @@ import asyncio
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -48,7 +49,8 @@ class Turn(msgspec.Struct, frozen=True):
     num_encode_jobs: int
     """Pictures that an encode instance was asked for."""
     num_encoded: int
-    """Of these, the ones it computed."""
+    """Of these, the ones that it did not say to have had: where an answer overtakes the word of
+    its pictures, they count as computed."""
     answer: str
 
 
@@ -101,12 +103,13 @@ class Speaker:
         reply = await ask(self._server.target, self._messages, Ending(max_tokens))
         after = await _items(self._server.target)
         self._messages.append({"role": "assistant", "content": reply.text})
+        asked = after - before
         return Turn(
             ttft_s=reply.ttft_s,
             prompt_tokens=reply.prompt_tokens,
             cached_tokens=reply.cached_tokens,
-            num_encode_jobs=sum(after.values()) - sum(before.values()),
-            num_encoded=after.get("computed", 0) - before.get("computed", 0),
+            num_encode_jobs=asked.total(),
+            num_encoded=asked.total() - asked["cached"],
             answer=reply.text,
         )
 
@@ -218,10 +221,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-async def _items(target: Target) -> dict[str, int]:
+async def _items(target: Target) -> Counter[str]:
     """How many pictures encode instances were asked for so far, by source."""
     _, body = await get(target, "/metrics")
-    return {source: int(float(value)) for source, value in _ITEMS.findall(body.decode())}
+    return Counter({source: int(float(value)) for source, value in _ITEMS.findall(body.decode())})
 
 
 def _say(repetition: int, number: int, plan: Plan) -> None:

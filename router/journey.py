@@ -203,6 +203,7 @@ async def _attempt(
                         raise error
                 if reason and order.is_complete:
                     trip.reason = reason
+                    trip.tally["overtaken"] += progress.num_items
                     return
 
 
@@ -310,14 +311,16 @@ class _Progress:
     def __init__(self, trip: Trip, stages: Stages, num_items: int) -> None:
         self._trip = trip
         self._ledger = stages.ledger
-        self._num_items = num_items
+        self.num_items = num_items
+        """Whose encode job has not said yet that it is done: its news travels by itself, and the
+        answer may overtake it."""
         self._state: RequestState | None = None
         self.reach(RequestState.ENCODING if num_items else RequestState.PREFILLING)
 
     def encoded(self) -> None:
         """One more item is encoded."""
-        self._num_items -= 1
-        if not self._num_items and self._state is RequestState.ENCODING:
+        self.num_items -= 1
+        if not self.num_items and self._state is RequestState.ENCODING:
             self.reach(RequestState.PREFILLING)
 
     def reach(self, state: RequestState) -> None:

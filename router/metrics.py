@@ -82,7 +82,7 @@ class RouterMetrics:
         )
         self._items = Counter(
             "triptych_encode_items",
-            "Pictures asked of encode instances, computed or cached there",
+            "Pictures asked of encode instances: computed, cached there, or overtaken by the answer",
             ["source"],
             registry=registry,
         )
@@ -130,7 +130,7 @@ class RouterMetrics:
 
     def tallied(self, tally: Mapping[str, int]) -> None:
         """What the directory was good for in one choice of a request, and what was encoded."""
-        for source in ("computed", "cached"):
+        for source in ("computed", "cached", "overtaken"):
             self._items.labels(source).inc(tally.get(source, 0))
         self._directory_hits.labels("kv").inc(tally.get("kv_hits", 0))
         self._directory_hits.labels("item").inc(tally.get("item_hits", 0))

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from triptych.core.event import EventBatch
 from triptych.core.handoff import Endpoint, Job, JobHeader, LanguageJob
 from triptych.core.ids import InstanceId, JobId, SessionId
+from triptych.core.layout import Layout
 from triptych.core.lifecycle import InstanceState, Stage
 from triptych.core.request import Prompt, Sampling, StopRule
 from triptych.core.view import ClusterView, Description, InstanceView
@@ -68,7 +69,7 @@ def describe(name: InstanceId) -> Description:
         model="m",
         transfer=Endpoint(),
         kv=None,
-        embedding=None,
+        embedding=Layout("embedding", "m", "float32", (4, 8), 4),
         num_kv_blocks=1,
         num_embedding_blocks=1,
         max_tokens=100,
