@@ -82,7 +82,7 @@ class RouterMetrics:
         )
         self._items = Counter(
             "triptych_encode_items",
-            "Pictures asked of encode instances: computed, cached there, or overtaken by the answer",
+            "Pictures asked of encoders: computed, cached there, or overtaken by the answer",
             ["source"],
             registry=registry,
         )
