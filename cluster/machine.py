@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from cluster.host import InstanceSpec
 from cluster.tiers_build import Movers, build_tiers
 from encoder_service.pictures import Decoders
@@ -75,7 +77,9 @@ class ThisMachine:
     def card(self, config: Config) -> ModelCard:
         """See ``Machine``."""
         check_way(config.transfer)
-        return load_card(config.model.path)
+        card = load_card(config.model.path)
+        known_by = config.sparse.model(card.fingerprint)
+        return msgspec.structs.replace(card, fingerprint=known_by)
 
     def costs(self, spec: InstanceSpec) -> Costs | None:
         """See ``Machine``."""

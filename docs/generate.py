@@ -53,7 +53,9 @@ _TYPES = {
     "dict[str, Weight]": "table of numbers > 0",
     "dict[str, tuple[str, ...]]": "table of arrays of text",
     "Annotated[float, Meta(ge=1)]": "number >= 1",
+    "Annotated[float, Meta(ge=0, le=1)]": "number 0 to 1",
     "Annotated[int, Meta(ge=2, le=256)]": "integer 2 to 256",
+    "Annotated[int, Meta(ge=16, le=128)]": "integer 16 to 128",
 }
 
 

@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tests import checkpoints
 from tests.patience import PATIENCE_S
 from triptych.core.config import CacheConfig, ClusterConfig, Config, EngineConfig, ModelConfig
+from triptych.core.config_sparse import SparseConfig
 from triptych.core.hashing import digest
 from triptych.core.ids import BlockId, JobId
 from triptych.core.lifecycle import Role, Stage
@@ -30,6 +31,7 @@ from triptych.core.request import Item, Prompt, Sampling
 from triptych.executor.build import Executors, build
 
 EPD: Role = frozenset(Stage)
+DENSE = SparseConfig()
 
 
 def executors(
@@ -43,6 +45,7 @@ def executors(
     kernels: str = "auto",
     deterministic: bool = False,
     device: str = "cpu",
+    sparse: SparseConfig = DENSE,
     **cache: int,
 ) -> Executors:
     """Executors of small stores on a CPU."""
@@ -59,6 +62,7 @@ def executors(
         model=model,
         cluster=cluster,
         engine=EngineConfig(deterministic=deterministic),
+        sparse=sparse,
         cache=CacheConfig(**{**sizes, **cache}),
     )
     return build(str(path), config, role, "tiny")

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import random
 import sys
+from collections.abc import Sequence
 
 from tests.checkpoints import DEMO
 from triptych.core.request import Picture
@@ -22,15 +23,18 @@ def _module(name: str):
     return sys.modules[name]
 
 
-def questions(count: int) -> list[Parts]:
-    """One of each kind in turn: pictures, then the question about them."""
+SMALL = ((112, 112), (140, 112))
+
+
+def questions(count: int, sizes: Sequence[tuple[int, int]] = SMALL) -> list[Parts]:
+    """One of each kind in turn: pictures of those sizes, then the question about them."""
     _module("scenes")
     made = _module("questions")
     found: list[Parts] = []
     for index in range(count):
         rng = random.Random(f"held-out/asked/{index}")
         kind = tuple(made.KINDS)[index % len(made.KINDS)]
-        example = made.fresh_example(kind, rng, ((112, 112), (140, 112)))
+        example = made.fresh_example(kind, rng, sizes)
         found.append([*(_drawn(picture) for picture in example.pictures), example.question])
     return found
 

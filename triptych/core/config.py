@@ -18,6 +18,7 @@ from triptych.core import topology
 from triptych.core.addresses import is_directory, is_loopback
 from triptych.core.config_kinds import Amount, Count, MessageBytes, Seconds
 from triptych.core.config_router import AdmissionConfig, RouterConfig
+from triptych.core.config_sparse import NONE, TILES, SparseConfig
 from triptych.core.errors import ConfigError
 
 
@@ -246,6 +247,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
+    sparse: SparseConfig = SparseConfig()
     cache: CacheConfig = CacheConfig()
     transfer: TransferConfig = TransferConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -332,6 +334,10 @@ def _check(config: Config) -> None:
         raise ConfigError("transfer.wire: engine.deterministic needs raw, the others round")
     if engine.deterministic and config.cache.at_rest != "raw":
         raise ConfigError("cache.at_rest: engine.deterministic needs raw, the others round")
+    if engine.deterministic and config.sparse.selector != NONE:
+        raise ConfigError("sparse.selector: engine.deterministic needs none, chunks change choices")
+    if config.sparse.tile not in TILES:
+        raise ConfigError(f"sparse.tile: {config.sparse.tile} is not one of {TILES}")
     if config.router.allow_remote_pictures:
         raise ConfigError("router.allow_remote_pictures: remote pictures are not supported")
     if not is_directory(config.cluster.directory):  # and not shown: it may hold a password
@@ -360,6 +366,14 @@ _CHOICES = {
     "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),
     "engine.encode_order": ("fcfs", "twsrf", "slack"),
     "engine.slo": ("interactive", "strict", "multi-image", "video"),
+    "sparse.selector": (
+        "none",
+        "xattention",
+        "block_filter",
+        "vertical_slash",
+        "modality",
+        "local_and_history",
+    ),
     "cache.at_rest": ("raw", "int8", "fp8"),
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),

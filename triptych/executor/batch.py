@@ -15,6 +15,8 @@ from torch import Tensor
 from triptych.core.errors import InvariantBroken
 from triptych.core.plan import LanguagePlan, Segment
 from triptych.executor.attention.plan import Span
+from triptych.executor.attention.selectors.view import VisualSpan
+from triptych.executor.attention.sparse import Sparse
 from triptych.executor.operations import SpanPlanner
 from triptych.executor.positions import rope_positions, shift_behind
 
@@ -40,7 +42,8 @@ class Splice:
 
 @dataclass(slots=True, frozen=True)
 class Batch:
-    """One step. Segments of one token lie first, by length of context, then the others."""
+    """One step. Segments of one token lie first, by length of context, then the others, and then
+    those whose attention is sparse."""
 
     tokens: Tensor
     """int64 (n,)."""
@@ -64,28 +67,28 @@ class Batcher:
         merge_size: int,
         embedding_block_size: int | None,
         device: str,
+        sparse: Sparse | None = None,
     ) -> None:
         self._planner = planner
+        self._sparse = sparse
         self._merge_size = merge_size
         self._embedding_block_size = embedding_block_size
         self._device = device
 
     def make(self, plan: LanguagePlan) -> Batch:
         """The tensors of ``plan``. Raises InvariantBroken if a block that it needs is not named."""
-        order = sorted(
-            range(len(plan.segments)), key=lambda index: _rank(plan.segments[index], index)
-        )
+        spans = [self._span(segment) for segment in plan.segments]
+        order = sorted(range(len(spans)), key=lambda index: _rank(spans[index], index))
         segments = [plan.segments[index] for index in order]
         ends = np.cumsum([len(segment.tokens) for segment in segments])
         last_rows = dict(zip(order, (ends - 1).tolist(), strict=True))
         drawn = [last_rows[index] for index, s in enumerate(plan.segments) if s.draw is not None]
         tokens = [token for segment in segments for token in segment.tokens]
-        spans = [Span(segment.start, segment.end, segment.blocks) for segment in segments]
         return Batch(
             tokens=self._tensor(np.array(tokens, dtype=np.int64)),
             positions=self._tensor(self._positions(segments)),
             splice=self._splice(segments),
-            attention=self._planner.plan(spans),
+            attention=self._planner.plan([spans[index] for index in order]),
             drawn_rows=self._tensor(np.array(drawn, dtype=np.int64)),
         )
 
@@ -100,6 +103,19 @@ class Batcher:
             span = Span(segment.start, segment.end, segment.blocks)
             rows.append(Row(segment.tokens[0], place, span))
         return rows
+
+    def _span(self, segment: Segment) -> Span:
+        span = Span(segment.start, segment.end, segment.blocks)
+        if self._sparse is None or len(segment.tokens) == 1:
+            return span
+        size = self._merge_size
+        pictures = tuple(
+            VisualSpan(item.offset, item.end, (frames, rows // size, columns // size))
+            for item in (placed.item for placed in segment.items)
+            if item.offset < segment.end
+            for frames, rows, columns in (item.grid,)
+        )
+        return self._sparse.applied(span._replace(pictures=pictures))
 
     def _behind(self, segment: Segment) -> int | None:
         """The position of a single token behind all items; None for any other segment."""
@@ -151,6 +167,8 @@ class Batcher:
         return torch.from_numpy(array).to(self._device)
 
 
-def _rank(segment: Segment, index: int) -> tuple[int, int, int]:
-    is_long = len(segment.tokens) > 1
-    return (is_long, 0 if is_long else segment.end, index)
+def _rank(span: Span, index: int) -> tuple[int, int, int]:
+    """Spans of one token, by length of context; then chunks, and then those with a selector."""
+    if span.end - span.start == 1:
+        return (0, span.end, index)
+    return (1 if span.selector is None else 2, 0, index)

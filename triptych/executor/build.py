@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from triptych.core.config import Config
+from triptych.core.config_sparse import NONE
 from triptych.core.errors import ConfigError
 from triptych.core.layout import Layout
 from triptych.core.lifecycle import Role, Stage
+from triptych.executor.attention.sparse import sparse_of
 from triptych.executor.block_store import DTYPES, BlockStore
 from triptych.executor.language import LanguageExecutor
 from triptych.executor.models import config as model_config
@@ -166,7 +168,8 @@ def _build_model(
                 kernels = "plain" if made_of is PLAIN else "native"
                 stores.team = _team(folder, config, memory, kernels)
             ranks = stores.team or Ranks(layout.num_shards)
-            model = decoder.Decoder(spec, weights, memory, stores.readable, ranks)
+            sparse = sparse_of(config.sparse)
+            model = decoder.Decoder(spec, weights, memory, stores.readable, ranks, sparse)
             language = LanguageExecutor(
                 model,
                 memory,
@@ -205,6 +208,7 @@ def _team(folder: Path, config: Config, memory: BlockStore, kernels: str) -> Tea
         board=-1,
         peers=(),
         timeout_s=config.cluster.timeout_s,
+        sparse=config.sparse,
     )
     return Team(orders, memory, config.cluster.start_timeout_s)
 
@@ -215,6 +219,8 @@ def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> E
     if stores.role & {Stage.PREFILL, Stage.DECODE}:
         if _has_processes(config):
             raise ConfigError("model.parallel: the oracle computes nothing that processes could")
+        if config.sparse.selector != NONE:
+            raise ConfigError("sparse.selector: the oracle has no attention")
         layout = oracle.kv_layout(
             block_size=config.cache.block_size,
             model=stores.fingerprint,

@@ -17,6 +17,7 @@ import torch
 
 from triptych.core.errors import ConfigError, InstanceLost
 from triptych.core.plan import LanguagePlan
+from triptych.executor.attention.sparse import sparse_of
 from triptych.executor.batch import Batcher
 from triptych.executor.block_store import DTYPES, BlockStore
 from triptych.executor.models import config as model_config
@@ -64,6 +65,7 @@ class Follower:
             merge_size=spec.vision.merge_size,
             embedding_block_size=None,
             device=_DEVICE,
+            sparse=sparse_of(orders.sparse),
         )
 
     @torch.inference_mode()

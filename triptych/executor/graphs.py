@@ -195,7 +195,9 @@ def _views(numbers: Tensor, rows: int, blocks: int) -> Inputs:
         table=numbers[6 * rows :].view(rows, blocks),
         ends=lines[5],
         cascade=None,
+        num_dense=rows,
         prefill=None,
+        sparse=None,
         fresh=None,
     )
     return Inputs(lines[0], lines[1:4], plan)

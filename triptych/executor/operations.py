@@ -77,7 +77,8 @@ class SpanPlanner(Protocol):
 
     def plan(self, spans: Sequence[Span]) -> Any:
         """What all layers of a step share. Spans of one token come first, in ascending order of
-        ``end``; raises InvariantBroken if a block table is too short."""
+        ``end``, those with a selector last; raises InvariantBroken if a block table is too short.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ import struct
 
 import msgspec
 
+from triptych.core.config_sparse import SparseConfig
 from triptych.core.layout import Layout
 from triptych.core.plan import LanguagePlan, PlacedItem, Segment
 
@@ -33,6 +34,7 @@ class Orders(msgspec.Struct, frozen=True):
     peers: tuple[int, ...]
     """Descriptors of what ``ProcessRanks`` is made of."""
     timeout_s: float
+    sparse: SparseConfig = SparseConfig()
 
 
 class Ready(msgspec.Struct, frozen=True):

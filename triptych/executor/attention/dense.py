@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from triptych.executor.attention.plan import AttentionPlan, DecodeGroup, Prefill
+from triptych.executor.attention.plan import AttentionPlan, DecodeGroup, Prefill, SparseChunk
+from triptych.executor.attention.tiles import attend_tiles
 from triptych.executor.ranks import WHOLE, Share
 from triptych.executor.rotary import rotate_by
 
@@ -49,6 +50,7 @@ class PagedAttention:
         self._rows.index_copy_(0, plan.values[layer], value.reshape(tokens, -1))
         parts = [self._decode(query, layer, group) for group in plan.decode]
         parts += [self._prefill(query, key, value, layer, span) for span in plan.prefill]
+        parts += [self._sparse(query[one.first : one.last], layer, one) for one in plan.sparse]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _decode(self, query: Tensor, layer: int, group: DecodeGroup) -> Tensor:
@@ -81,3 +83,8 @@ class PagedAttention:
             enable_gqa=queries.shape[1] != self._heads,
         )
         return attended[0].transpose(0, 1).reshape(span.last - span.first, -1)
+
+    def _sparse(self, query: Tensor, layer: int, chunk: SparseChunk) -> Tensor:
+        keys, values = (chunk.context(pages) for pages in self._runs[:, layer].unbind(1))
+        tiles = chunk.tiles(query, keys, self._size**-0.5)
+        return attend_tiles(query, keys, values, tiles).flatten(1)

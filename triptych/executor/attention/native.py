@@ -14,8 +14,9 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
-from triptych.executor.attention.plan import Span, fresh, numbers
+from triptych.executor.attention.plan import Span, SparseChunk, fresh, numbers, sparse_chunks
 from triptych.executor.identity import ByIdentity
+from triptych.executor.kernels.block_mask import BlockMask
 from triptych.executor.native.machine import Machine
 from triptych.executor.ranks import Share
 
@@ -44,6 +45,8 @@ class NativePlan:
     """Addresses of block tables."""
     ends: Tensor
     """Tokens that a row sees."""
+    sparse: tuple[SparseChunk, ...]
+    """Those of the last rows."""
     fresh: Tensor | None
     """See ``attention.plan.fresh``; None if whoever made the plan has cleared them."""
     held: tuple[Table, ...]
@@ -90,7 +93,8 @@ class NativePlanner:
             row += span.end - span.start
         begun = torch.tensor(fresh(spans, size), dtype=torch.int64)
         places, tables, ends = torch.from_numpy(lines).unbind(0)
-        return NativePlan(places, tables, ends, begun, tuple(held))
+        sparse = sparse_chunks(spans, size, "cpu")
+        return NativePlan(places, tables, ends, sparse, begun, tuple(held))
 
 
 class NativeAttention:
@@ -129,7 +133,27 @@ class NativeAttention:
             "block_stride": self._stride,
         }
         self._machine.do("write", rows, memory, (qkv, *rotary, plan.places), **sizes)
-        out = torch.empty(rows, heads * size)
-        reads = (qkv, memory, plan.tables, plan.ends)
-        self._machine.do("attend", rows, out, reads, size**-0.5, **sizes)
+        out, dense = torch.empty(rows, heads * size), rows
+        if plan.sparse:
+            dense = plan.sparse[0].first
+        if dense:
+            reads = (qkv, memory, plan.tables, plan.ends)
+            self._machine.do("attend", dense, out, reads, size**-0.5, **sizes)
+        for chunk in plan.sparse:
+            own = slice(chunk.first, chunk.last)
+            query = qkv[own, : heads * size].view(-1, heads, size)
+            keys = chunk.context(self._runs[:, layer, 0])
+            lists = _lists(chunk.tiles(query, keys, size**-0.5))
+            chosen = (qkv[own], memory, int(plan.tables[chunk.first]), lists)
+            count, context = chunk.last - chunk.first, chunk.span.end
+            self._machine.do(
+                "attend_tiles", count, out[own], chosen, size**-0.5, inner=context, **sizes
+            )
         return out
+
+
+def _lists(mask: BlockMask) -> Tensor:
+    """As ``attend_tiles`` of ``steps.c`` reads them."""
+    entries = torch.cat((mask.counts[..., None], mask.indices), dim=-1)
+    header = torch.tensor((mask.tile_q, mask.tile_k, len(entries), entries.shape[-1]))
+    return torch.cat((header.int(), entries.flatten()))

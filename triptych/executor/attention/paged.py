@@ -14,7 +14,7 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
-from triptych.executor.attention.plan import Span, fresh, numbers
+from triptych.executor.attention.plan import Span, SparseChunk, fresh, numbers, sparse_chunks
 from triptych.executor.identity import ByIdentity
 from triptych.executor.kernels.attention_plan import (
     CascadePlan,
@@ -22,11 +22,24 @@ from triptych.executor.kernels.attention_plan import (
     plan_cascade,
     plan_prefill,
 )
+from triptych.executor.kernels.block_mask import packed
 from triptych.executor.kernels.cascade import cascade_decode
 from triptych.executor.kernels.decode import paged_decode
 from triptych.executor.kernels.prefill import paged_prefill
 from triptych.executor.kernels.rotary import rotate_and_write
+from triptych.executor.kernels.sparse_prefill import sparse_prefill
 from triptych.executor.ranks import Share
+
+
+@dataclass(slots=True, frozen=True)
+class SparsePlan:
+    """The chunks with a selector, which lie last, for one launch."""
+
+    chunks: tuple[SparseChunk, ...]
+    row_starts: Tensor
+    """int32 (chunks + 1): rows of the step, counted from the first of these."""
+    ends: Tensor
+    """int32 (chunks,): tokens of each context."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,7 +56,11 @@ class KernelPlan:
     """int32 (decoding sequences,): tokens that each sees."""
     cascade: CascadePlan | None
     """Where decoding sequences share their first blocks."""
+    num_dense: int
+    """Rows ``[num_decodes, num_dense)`` are chunks that attend to all before them."""
     prefill: PrefillPlan | None
+    """Theirs."""
+    sparse: SparsePlan | None
     fresh: Tensor | None
     """int64: see ``attention.plan.fresh``; None if whoever made the plan has cleared them."""
 
@@ -64,7 +81,8 @@ class KernelPlanner:
             if len(span.blocks) * self._block_size < span.end or span.start >= span.end:
                 raise InvariantBroken("a segment's block table does not cover its tokens")
         count = next((n for n, one in enumerate(spans) if one.end - one.start > 1), len(spans))
-        table, chunks = self._table(spans), spans[count:]
+        table = self._table(spans)
+        chunks = [span for span in spans[count:] if span.selector is None]
         ends = [span.end for span in spans[:count]]
         # How bits come about must not depend on the neighbours: then nothing is read together.
         shares = count > 1 and not self._deterministic
@@ -84,8 +102,22 @@ class KernelPlanner:
             table=self._send(table),
             ends=self._send(np.array(ends, dtype=np.int32)),
             cascade=cascade,
+            num_dense=count + sum(span.end - span.start for span in chunks),
             prefill=prefill,
+            sparse=self._sparse(spans),
             fresh=torch.tensor(fresh(spans, self._block_size), dtype=torch.int64).to(self._device),
+        )
+
+    def _sparse(self, spans: Sequence[Span]) -> SparsePlan | None:
+        chunks = sparse_chunks(spans, self._block_size, self._device)
+        if not chunks:
+            return None
+        rows = [chunk.first for chunk in chunks] + [chunks[-1].last]
+        ends = [chunk.span.end for chunk in chunks]
+        return SparsePlan(
+            chunks,
+            self._send(np.array(rows, dtype=np.int32) - np.int32(rows[0])),
+            self._send(np.array(ends, dtype=np.int32)),
         )
 
     def _table(self, spans: Sequence[Span]) -> NDArray[np.int32]:
@@ -146,16 +178,40 @@ class KernelAttention:
         if count:
             self._decode(query[:count], keys, values, plan, out[:count])
         if plan.prefill is not None:
+            chunks = len(plan.prefill.ends)
             paged_prefill(
-                query[count:],
+                query[count : plan.num_dense],
                 keys,
                 values,
-                plan.table[count:],
+                plan.table[count : count + chunks],
                 plan.prefill,
                 scale=self._scale,
-                out=out[count:],
+                out=out[count : plan.num_dense],
             )
+        if plan.sparse is not None:
+            self._sparse(query, keys, values, plan, plan.sparse, out)
         return out.flatten(1)
+
+    def _sparse(
+        self, query: Tensor, keys: Tensor, values: Tensor, plan: KernelPlan, sparse: SparsePlan,
+        out: Tensor,
+    ) -> None:  # fmt: skip
+        """A selector a chunk, one launch for all."""
+        tiles = [
+            chunk.tiles(query[chunk.first : chunk.last], chunk.context(keys), self._scale)
+            for chunk in sparse.chunks
+        ]
+        sparse_prefill(
+            query[plan.num_dense :],
+            keys,
+            values,
+            plan.table[-len(sparse.chunks) :],
+            sparse.row_starts,
+            sparse.ends,
+            packed(tiles),
+            scale=self._scale,
+            out=out[plan.num_dense :],
+        )
 
     def _decode(
         self, query: Tensor, keys: Tensor, values: Tensor, plan: KernelPlan, out: Tensor

@@ -20,8 +20,11 @@ from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
+from triptych.executor.attention.selectors.rules import Selector
+from triptych.executor.attention.selectors.view import VisualSpan
 from triptych.executor.block_store import DTYPES
 from triptych.executor.identity import ByIdentity
+from triptych.executor.kernels.block_mask import BlockMask
 
 _SMALL_PAGES = 8
 """Contexts up to this many pages share a group whatever their ratio."""
@@ -38,6 +41,10 @@ class Span(NamedTuple):
     start: int
     end: int
     blocks: tuple[int, ...]
+    pictures: tuple[VisualSpan, ...] = ()
+    """Those that begin before ``end``; of a span of one token none need be named."""
+    selector: Selector | None = None
+    """Who chooses what it attends to; None: all up to each token."""
 
 
 def fresh(spans: Sequence[Span], block_size: int) -> list[int]:
@@ -48,6 +55,42 @@ def fresh(spans: Sequence[Span], block_size: int) -> list[int]:
         for span in spans
         if span.end % block_size and span.end // block_size * block_size >= span.start
     ]
+
+
+@dataclass(slots=True, frozen=True)
+class SparseChunk:
+    """A span with a selector, which chooses in every layer anew."""
+
+    first: int
+    last: int
+    """Rows ``[first, last)`` of the step."""
+    span: Span
+    selector: Selector
+    blocks: Tensor
+    """int64: those of its context, on the store's device."""
+
+    def tiles(self, query: Tensor, keys: Tensor, scale: float) -> BlockMask:
+        """What it attends to: ``query`` (its rows, heads, head_dim), turned; ``keys`` its context
+        (tokens, KV heads, head_dim) in a layer."""
+        return self.selector.select(query, keys, self.span.pictures, scale=scale)
+
+    def context(self, pages: Tensor) -> Tensor:
+        """Of a layer's keys or values (blocks, block_size, KV heads, head_dim) its own: (tokens, KV
+        heads, head_dim)."""
+        return pages.index_select(0, self.blocks).flatten(0, 1)[: self.span.end]
+
+
+def sparse_chunks(
+    spans: Sequence[Span], block_size: int, device: str | torch.device
+) -> tuple[SparseChunk, ...]:
+    """Of the spans with a selector, which lie last."""
+    chunks, row = [], 0
+    for span in spans:
+        first, row = row, row + span.end - span.start
+        if span.selector is not None:
+            used = torch.tensor(span.blocks[: -(-span.end // block_size)], dtype=torch.int64)
+            chunks.append(SparseChunk(first, row, span, span.selector, used.to(device)))
+    return tuple(chunks)
 
 
 @dataclass(slots=True, frozen=True)
@@ -86,6 +129,7 @@ class AttentionPlan:
     values: tuple[Tensor, ...]
     decode: tuple[DecodeGroup, ...]
     prefill: tuple[Prefill, ...]
+    sparse: tuple[SparseChunk, ...]
     fresh: Tensor
     """int64: see ``fresh``."""
 
@@ -105,8 +149,8 @@ class Planner:
     def plan(self, spans: Sequence[Span]) -> AttentionPlan:
         """The plan of a step whose rows are the spans' tokens, one after the other.
 
-        Spans of one token come first, in ascending order of ``end``; raises InvariantBroken if a
-        block table is too short.
+        Spans of one token come first, in ascending order of ``end``, and those with a selector
+        last; raises InvariantBroken if a block table is too short.
         """
         for span in spans:
             if len(span.blocks) * self.block_size < span.end or span.start >= span.end:
@@ -120,13 +164,15 @@ class Planner:
             decode.append(self._decode(spans[index : index + size], row))
             index, row = index + size, row + size
         for span in spans[index:]:
-            prefill.append(self._prefill(span, row))
-            row += span.end - span.start
+            if span.selector is None:
+                prefill.append(self._prefill(span, row))
+                row += span.end - span.start
         return AttentionPlan(
             self._by_layer(keys),
             self._by_layer(keys + self.block_size),
             tuple(decode),
             tuple(prefill),
+            sparse_chunks(spans, self.block_size, self._device),
             torch.tensor(fresh(spans, self.block_size), dtype=torch.int64, device=self._device),
         )
 
@@ -134,7 +180,7 @@ class Planner:
         """Rows of the keys of layer 0."""
         size, stride = self.block_size, self._pages_per_block * self.block_size
         rows: list[int] = []
-        for start, end, blocks in spans:
+        for start, end, blocks, *_ in spans:
             if end - start == 1:
                 rows.append(blocks[start // size] * stride + start % size)
             else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from triptych.core.errors import ConfigError
 from triptych.core.layout import Layout
 from triptych.core.plan import LanguagePlan
+from triptych.executor.attention.sparse import Sparse
 from triptych.executor.batch import Batch, Batcher
 from triptych.executor.block_store import BlockStore
 from triptych.executor.language import OnLayers
@@ -153,6 +154,7 @@ class Decoder:
         memory: BlockStore,
         embeddings: BlockStore | None,
         ranks: Leaders,
+        sparse: Sparse | None = None,
     ) -> None:
         text = spec.text
         scope = weights.part(*LANGUAGE)
@@ -179,6 +181,7 @@ class Decoder:
             merge_size=spec.vision.merge_size,
             embedding_block_size=embeddings.layout.block_size if embeddings is not None else 0,
             device=weights.device,
+            sparse=sparse,
         )
         self._graphs = made_of.graphs(
             self._decode, self._layers.clear, memory.layout, weights.device

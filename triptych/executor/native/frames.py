@@ -28,7 +28,7 @@ class _Frame:
         lines = torch.zeros(7, rows, dtype=torch.int64)
         self.lines = lines.numpy()
         """Tokens, three positions, places, addresses of tables, ends."""
-        plan = NativePlan(lines[4], lines[5], lines[6], fresh=None, held=())
+        plan = NativePlan(lines[4], lines[5], lines[6], sparse=(), fresh=None, held=())
         with machine.recording() as self.program:
             self.logits = compute(Inputs(lines[0], lines[1:4], plan))
 

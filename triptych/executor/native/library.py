@@ -20,7 +20,7 @@ from typing import Any
 
 SOURCE = Path(__file__).with_name("steps.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
-KINDS = ("product", "norm", "silu_mul", "embed", "angles", "write", "attend")
+KINDS = ("product", "norm", "silu_mul", "embed", "angles", "write", "attend", "attend_tiles")
 """In the order of the source."""
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 120.0

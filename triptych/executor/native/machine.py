@@ -14,6 +14,7 @@ from triptych.core.errors import InvariantBroken
 from triptych.executor.native.arena import Arena
 from triptych.executor.native.library import KINDS, Library, Operation
 
+_READABLE = (torch.float32, torch.int64, torch.int32)
 _NUMBER = {name: number for number, name in enumerate(KINDS)}
 
 
@@ -86,6 +87,6 @@ class Machine:
 def _address(one: Tensor | int | None) -> int | None:
     if not isinstance(one, Tensor):
         return one
-    if not one.is_contiguous() or one.dtype not in (torch.float32, torch.int64):
+    if not one.is_contiguous() or one.dtype not in _READABLE:
         raise InvariantBroken("a native operation was given numbers it cannot read")
     return one.data_ptr()

@@ -25,7 +25,7 @@ typedef int32_t Int __attribute__((vector_size(4 * LANES)));
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
-enum { PRODUCT, NORM, SILU_MUL, EMBED, ANGLES, WRITE, ATTEND };
+enum { PRODUCT, NORM, SILU_MUL, EMBED, ANGLES, WRITE, ATTEND, ATTEND_TILES };
 
 /* What the fields mean stands with the operation that reads them. */
 typedef struct {
@@ -281,6 +281,22 @@ PART(8)
         else if (left >= 2) CALL_2, at += 2 * LANES;                                               \
         else CALL_1, at += LANES;
 
+INLINE void score(const float *query, const float *keys, int run, int count, float scale,
+                  float *scores, int size) {
+    BY_PARTS(score_8(query + at, keys + at, run, count, scale, scores),
+             score_4(query + at, keys + at, run, count, scale, scores),
+             score_2(query + at, keys + at, run, count, scale, scores),
+             score_1(query + at, keys + at, run, count, scale, scores))
+}
+
+INLINE void weigh(const float *weights, const float *values, int run, int count, float *out,
+                  int size) {
+    BY_PARTS(weigh_8(weights, values + at, run, count, out + at),
+             weigh_4(weights, values + at, run, count, out + at),
+             weigh_2(weights, values + at, run, count, out + at),
+             weigh_1(weights, values + at, run, count, out + at))
+}
+
 /* Some rows of one sequence, all heads: each block's keys are read once, front to back, and then each
  * block's values. `scores` are zeros, a line for each row and head. */
 static void attend_rows(const Operation *op, int64_t first, int rows, int64_t line, float *scores) {
@@ -301,16 +317,8 @@ static void attend_rows(const Operation *op, int64_t first, int rows, int64_t li
                 const float *keys = memory + head * op->kv_heads / heads * size;
                 const float *values = keys + block_size * run;
                 float *out = (float *)op->out + (first * heads + part) * size;
-                if (is_value)
-                    BY_PARTS(weigh_8(at_block, values + at, run, count, out + at),
-                             weigh_4(at_block, values + at, run, count, out + at),
-                             weigh_2(at_block, values + at, run, count, out + at),
-                             weigh_1(at_block, values + at, run, count, out + at))
-                else
-                    BY_PARTS(score_8(query + at, keys + at, run, count, op->number, at_block),
-                             score_4(query + at, keys + at, run, count, op->number, at_block),
-                             score_2(query + at, keys + at, run, count, op->number, at_block),
-                             score_1(query + at, keys + at, run, count, op->number, at_block))
+                if (is_value) weigh(at_block, values, run, count, out, size);
+                else score(query, keys, run, count, op->number, at_block, size);
             }
         }
         for (int part = 0; part < rows * heads && !is_value; part++)
@@ -343,6 +351,65 @@ static int attend(const Operation *op) {
     return 0;
 }
 
+/* Some rows of a chunk from `first` on, one head: the keys of the listed tiles, then their values.
+ * `scores` are zeros, a line for each row: what a row sees lies side by side in it. */
+static void attend_listed(const Operation *op, int64_t first, int rows, int head,
+                          const int32_t *entry, int64_t line, float *scores) {
+    int size = op->head_dim, heads = op->heads, run = op->kv_heads * size;
+    int64_t wide = (int64_t)(heads + 2 * op->kv_heads) * size, block_size = op->block_size;
+    int64_t tile_k = ((const int32_t *)op->d)[1], sees = op->inner - op->rows + first + 1;
+    for (int is_value = 0; is_value < 2; is_value++) {
+        int64_t seen[MOST_ROWS] = {0};
+        for (int at = 1; at <= entry[0]; at++) {
+            int64_t token = entry[at] * tile_k, end = token + tile_k, next;
+            for (end = end < op->inner ? end : op->inner; token < end; token = next) {
+                next = (token / block_size + 1) * block_size;
+                next = next < end ? next : end;
+                const float *keys = (const float *)op->b + token % block_size * run +
+                                    ((const int32_t *)op->c)[token / block_size] * op->block_stride +
+                                    head * op->kv_heads / heads * size;
+                for (int row = 0; row < rows; row++) {
+                    int64_t left = sees + row - token;
+                    int count = (int)(left < next - token ? left : next - token);
+                    if (count <= 0) continue;
+                    float *at_tokens = scores + row * line + seen[row];
+                    seen[row] += count;
+                    const float *query = (const float *)op->a + (first + row) * wide + head * size;
+                    float *out = (float *)op->out + ((first + row) * heads + head) * size;
+                    if (is_value) weigh(at_tokens, keys + block_size * run, run, count, out, size);
+                    else score(query, keys, run, count, op->number, at_tokens, size);
+                }
+            }
+        }
+        for (int row = 0; row < rows && !is_value; row++) soften(scores + row * line, seen[row]);
+    }
+}
+
+/* out (rows, heads, head_dim): the turned queries of a, the last rows of one sequence's `inner` tokens,
+ * attend to listed tiles of keys in a layer's memory b, whose blocks lie `block_stride` numbers apart;
+ * c is the block table (int32). d holds the lists (int32): rows of a tile, keys of a tile, how many
+ * lists a tile of rows has, for as many neighbouring heads each, and the length of an entry; then, by
+ * list and tile of rows, entries: how many tiles of keys, and which, ascending. `number` scales
+ * scores. Fails if there is no memory for these. */
+static int attend_tiles(const Operation *op) {
+    const int32_t *lists = op->d;
+    int64_t tile_q = lists[0], tiles = (op->rows + tile_q - 1) / tile_q, line = op->inner + LANES;
+    float *scores = malloc(sizeof(float) * MOST_ROWS * line);
+    if (!scores) return -1;
+    memset(op->out, 0, sizeof(float) * op->rows * op->heads * op->head_dim);
+    for (int head = 0; head < op->heads; head++)
+        for (int64_t row = 0, next; row < op->rows; row = next) {
+            int64_t end = (row / tile_q + 1) * tile_q;
+            next = row + MOST_ROWS < end ? row + MOST_ROWS : end;
+            next = next < op->rows ? next : op->rows;
+            int64_t entry = head * (int64_t)lists[2] / op->heads * tiles + row / tile_q;
+            memset(scores, 0, sizeof(float) * line * (next - row));
+            attend_listed(op, row, (int)(next - row), head, lists + 4 + entry * lists[3], line, scores);
+        }
+    free(scores);
+    return 0;
+}
+
 /* Walk `count` operations, each on `rows` rows if that is not 0. The index of the one that failed, or
  * -1. */
 int run(const Operation *operations, int count, int rows) {
@@ -358,6 +425,7 @@ int run(const Operation *operations, int count, int rows) {
         case ANGLES: angles(&op); break;
         case WRITE: write(&op); break;
         case ATTEND: failed = attend(&op); break;
+        case ATTEND_TILES: failed = attend_tiles(&op); break;
         default: failed = -1;
         }
         if (failed) return index;

@@ -3,6 +3,7 @@
 Knows tiles of rows and of keys; chooses none.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,43 +83,40 @@ class View:
         """Of the keys."""
         return self.keys.device
 
-    @cached_property
+    @property
     def first(self) -> Tensor:
         """int64 (query tiles,): context position of each tile's first row."""
-        starts = torch.arange(0, self.rows, self.tile_q, device=self.device)
-        return starts + (self.context - self.rows)
+        return self._outline.first
 
-    @cached_property
+    @property
     def last(self) -> Tensor:
         """int64 (query tiles,): context position of each tile's last row."""
-        return (self.first + self.tile_q - 1).clamp_max(self.context - 1)
+        return self._outline.last
 
-    @cached_property
+    @property
     def causal(self) -> Tensor:
         """bool (query tiles, key tiles): where any row sees any key."""
-        starts = torch.arange(self.key_tiles, device=self.device) * self.tile_k
-        return starts <= self.last[:, None]
+        return self._outline.causal
 
-    @cached_property
+    @property
     def diagonal(self) -> Tensor:
         """bool (query tiles, key tiles): tiles that hold a row's own key."""
-        starts = torch.arange(self.key_tiles, device=self.device) * self.tile_k
-        return self.causal & (starts + self.tile_k > self.first[:, None])
+        return self._outline.diagonal
 
-    @cached_property
+    @property
     def is_visual(self) -> Tensor:
         """bool (context,), on the host: where spans say so."""
-        table = torch.zeros(self.context, dtype=torch.bool)
-        for span in self.spans:
-            table[span.start : span.end] = True
-        return table
+        return self._outline.is_visual
 
-    @cached_property
+    @property
     def has_text(self) -> Tensor:
         """bool (query tiles,): tiles with any row of text."""
-        text = ~self.is_visual[self.context - self.rows :]
-        spread = functional.pad(text, (0, self.query_tiles * self.tile_q - self.rows))
-        return spread.view(-1, self.tile_q).any(1).to(self.device)
+        return self._outline.has_text
+
+    @cached_property
+    def _outline(self) -> "_Outline":
+        tiles = self.tile_q, self.tile_k
+        return _outline(self.rows, self.context, tuple(self.spans), *tiles, self.device)
 
     def probes(self, count: int, *, is_visual: bool) -> Tensor:
         """int64: the last ``count`` rows of the chunk; with ``is_visual`` of those of pictures."""
@@ -150,3 +148,43 @@ class View:
         missing = -rows.shape[-2] % size
         whole = functional.pad(rows, (0, 0, 0, missing))
         return whole.reshape(*rows.shape[:-2], -1, size, rows.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """What of a view depends on lengths and spans only."""
+
+    first: Tensor
+    last: Tensor
+    causal: Tensor
+    diagonal: Tensor
+    is_visual: Tensor
+    has_text: Tensor
+
+
+@functools.lru_cache(maxsize=64)
+def _outline(
+    rows: int,
+    context: int,
+    spans: tuple[VisualSpan, ...],
+    tile_q: int,
+    tile_k: int,
+    device: torch.device,
+) -> _Outline:
+    """The same for every layer of a step: made, and sent to the device, by the first that asks."""
+    first = torch.arange(0, rows, tile_q) + (context - rows)
+    last = (first + tile_q - 1).clamp_max(context - 1)
+    keys = torch.arange(-(-context // tile_k)) * tile_k
+    causal = keys <= last[:, None]
+    is_visual = torch.zeros(context, dtype=torch.bool)
+    for span in spans:
+        is_visual[span.start : span.end] = True
+    text = functional.pad(~is_visual[context - rows :], (0, len(first) * tile_q - rows))
+    return _Outline(
+        first=first.to(device),
+        last=last.to(device),
+        causal=causal.to(device),
+        diagonal=(causal & (keys + tile_k > first[:, None])).to(device),
+        is_visual=is_visual,
+        has_text=text.view(-1, tile_q).any(1).to(device),
+    )
