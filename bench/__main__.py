@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import conversation, links, plots, prefix_trace, record, summary
+from bench import conversation, links, plots, prefill, prefix_trace, record, summary
 from bench.compare import Plan, compare
 from bench.overlap import command as overlap
 from bench.peers import command as peers
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "overlap": overlap.main,
     "peers": peers.main,
     "links": links.main,
+    "prefill": prefill.main,
     "prefix": prefix_trace.main,
 }
 """What the first word may be; without one of these, the comparison runs."""

@@ -30,8 +30,8 @@ WORD = re.compile("\u0120[A-Za-z]+")
 """As the tokenizer's file spells a word behind a blank."""
 
 
-def config() -> Any:
-    """The architecture, with the demo model's vocabulary."""
+def config(positions: int = 4096) -> Any:
+    """The architecture, with the demo model's vocabulary, for prompts of up to ``positions``."""
     demo = json.loads((DEMO / "config.json").read_text())
     ids = {key: value for key, value in demo.items() if key.endswith("token_id")}
     flat: dict[str, Any] = {
@@ -42,7 +42,7 @@ def config() -> Any:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": positions,
         "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
         "tie_word_embeddings": True,
         "torch_dtype": "float32",
@@ -75,10 +75,10 @@ def unsaid(chosen: Any, *, words: bool) -> list[int]:
     return list(range(first_control, chosen.get_text_config().vocab_size))
 
 
-def write(folder: Path, seed: int = 1, *, words: bool = False) -> Path:
-    """The checkpoint; the same bytes for a seed."""
+def write(folder: Path, seed: int = 1, *, words: bool = False, positions: int = 4096) -> Path:
+    """The checkpoint; the same weights for a seed."""
     torch.manual_seed(seed)
-    chosen = config()
+    chosen = config(positions)
     model: Any = Qwen2_5_VLForConditionalGeneration(chosen)
     model = model.float().eval()
     with torch.no_grad():
@@ -99,8 +99,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--words", action="store_true", help="answers of whole words only")
+    parser.add_argument("--positions", type=int, default=4096, help="of the longest prompt")
     given = parser.parse_args()
-    print(f"written: {write(given.folder, words=given.words)}")
+    made = write(given.folder, words=given.words, positions=given.positions)
+    print(f"written: {made}")
 
 
 if __name__ == "__main__":
