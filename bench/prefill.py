@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench prefill", description=__doc__)
     plan = Plan()
     top.add_argument("--model", default="runs/small-long",
-                     help="python -m examples.small_checkpoint runs/small-long --positions 65536")  # fmt: skip
+                     help="checkpoint; of examples.small_checkpoint with --positions 65536")  # fmt: skip
     top.add_argument("--topology", default="EPD1")
     top.add_argument("--pictures", default=",".join(map(str, plan.pictures)), help="of a prompt")
     top.add_argument("--side", type=int, default=plan.side, help="of a picture, in pixels")
