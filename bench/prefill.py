@@ -124,8 +124,9 @@ def parser() -> argparse.ArgumentParser:
     """Words of the command line."""
     top = argparse.ArgumentParser(prog="bench prefill", description=__doc__)
     plan = Plan()
-    top.add_argument("--model", default="runs/small-long",
-                     help="checkpoint; of examples.small_checkpoint with --positions 65536")  # fmt: skip
+    model = "runs/small-long"
+    made = f"python -m examples.small_checkpoint {model} --positions 65536"
+    top.add_argument("--model", default=model, help=f"checkpoint; this one is made by {made}")
     top.add_argument("--topology", default="EPD1")
     top.add_argument("--pictures", default=",".join(map(str, plan.pictures)), help="of a prompt")
     top.add_argument("--side", type=int, default=plan.side, help="of a picture, in pixels")
