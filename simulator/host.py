@@ -27,6 +27,7 @@ from simulator.world import World
 from triptych.core import topology
 from triptych.core.clock import Clock
 from triptych.core.config import Config, LimitsConfig
+from triptych.core.config_sparse import NONE
 from triptych.core.errors import ConfigError
 from triptych.core.ids import InstanceId, JobId
 from triptych.core.lifecycle import Role, Stage
@@ -118,6 +119,12 @@ class SimulatedMachine:
         """See ``Machine``."""
         if config.cache.host_bytes:
             raise ConfigError("cache.host_bytes: tiers are not simulated")
+        if config.cache.kv_dtype != "auto":
+            raise ConfigError(
+                "cache.kv_dtype: codes are not simulated; costs may be of such a model"
+            )
+        if config.sparse.selector != NONE:
+            raise ConfigError("sparse.selector: sparse prefill is not simulated")
         return self._host.card
 
     def costs(self, spec: InstanceSpec) -> Costs:

@@ -46,7 +46,7 @@ def executors(
     deterministic: bool = False,
     device: str = "cpu",
     sparse: SparseConfig = DENSE,
-    **cache: int,
+    **cache: int | str,
 ) -> Executors:
     """Executors of small stores on a CPU."""
     sizes = {"kv_blocks": 160, "embedding_blocks": 80, "block_size": 16, "embedding_block_size": 7}

@@ -4,8 +4,10 @@ import random
 
 import torch
 
-from triptych.core.layout import Layout
+from triptych.core.layout import CODES, SCALE_BYTES, Layout
 from triptych.executor.attention.plan import Span
+from triptych.executor.kernels.reference.quantise import encode
+from triptych.executor.kv import KINDS, planes
 from triptych.executor.operations import PLAIN
 from triptych.executor.ranks import Share
 from triptych.executor.rotary import doubled
@@ -15,16 +17,25 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Memory:
-    """A store of two ranks and two layers, full of numbers; blocks that nobody names are NaN."""
+    """A store of two ranks and two layers, full of numbers; blocks that nobody names are NaN. Of
+    codes (``dtype``) it holds the same numbers, rounded."""
 
-    def __init__(self, spans, seed=1, size=SIZE):
+    def __init__(self, spans, seed=1, size=SIZE, dtype="float32"):
         torch.manual_seed(seed)
         self.size = size
-        self.layout = Layout("kv", "m", "float32", (2, 2, BLOCK, KV_HEADS, size), BLOCK, 2)
-        self.store = torch.full((80, *self.layout.shape), float("nan"))
+        shape = (2, 2, BLOCK, KV_HEADS)
+        width = size + SCALE_BYTES if dtype in CODES else size
+        self.layout = Layout("kv", "m", dtype, (*shape, width), BLOCK, 2)
+        self.store = torch.full((80, *shape, size), float("nan"))
         for block in {block for span in spans for block in span.blocks}:
             torch.manual_seed(seed + block)
-            self.store[2 * block : 2 * block + 2] = torch.randn(2, *self.layout.shape)
+            self.store[2 * block : 2 * block + 2] = torch.randn(2, *shape, size)
+        if dtype in CODES:
+            numbers, self.store = self.store, torch.zeros(80, *self.layout.shape, dtype=torch.uint8)
+            codes, scales = planes(self.store, KINDS[dtype])
+            made = encode(numbers, KINDS[dtype])
+            codes.view(torch.uint8).copy_(made[0].view(torch.uint8))
+            scales.copy_(made[1])
         self.store = self.store.to(DEVICE)
 
     def attend(self, made_of, spans):

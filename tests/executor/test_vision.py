@@ -61,3 +61,15 @@ def test_what_does_not_fit_is_a_bug(wrong: str):
     with pytest.raises(InvariantBroken):
         made.vision.execute(VisionPlan((VisionTask(JobId("x"), item, pixels, blocks),)))
     made.close()
+
+
+@pytest.mark.gpu
+def test_pictures_do_not_wait_for_the_language_models_stream(folders):
+    made = executors(folders["qwen2_5_vl"], device="cuda")
+    driver, one = Driver(made), scene(random.Random(1), [1, (3, 5), 1], 690)
+    wanted = driver.rows(driver.add(one))
+    torch.cuda._sleep(2_000_000_000)  # about a second, in the default stream
+    sequence = driver.add(one)
+    assert not torch.cuda.default_stream().query(), "the default stream was waited for"
+    assert driver.rows(sequence).equal(wanted)
+    made.close()

@@ -11,6 +11,7 @@ import pytest
 from simulator.executors import SimulatedLanguage
 from simulator.run import simulate
 from simulator.scenario import made
+from triptych.core.errors import ConfigError
 
 TOPOLOGIES = ("EPD2", "E1,P1,D2", "EP1,D1", "E1,PD2", "ED1,P1")
 
@@ -107,3 +108,12 @@ def test_equal_pictures_are_encoded_once():
         return sum(busy.num_tokens for busy in run.busy if busy.what == "encode")
 
     assert encoded(repeated) < 0.6 * encoded(unique)
+
+
+@pytest.mark.parametrize(
+    "setting", ["cache.kv_dtype=int8", "sparse.selector=xattention", "cache.host_bytes=4096"]
+)
+def test_what_is_not_modelled_is_refused(setting):
+    asked = scenario("E1,P1,D1", set=[setting])
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        run_of(asked)

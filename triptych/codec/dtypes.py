@@ -20,6 +20,8 @@ STORAGE: dict[str, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
     "uint8": np.dtype("u1"),
+    "int8": np.dtype("u1"),
+    "fp8": np.dtype("u1"),
 }
 """How an array holds numbers of a dtype of ``Layout``."""
 

@@ -12,7 +12,7 @@ from triptych.codec.grid import blocks_of, grid_of, numbers_of, runs
 from triptych.codec.pieces import Pieces, PlainPieces, ScaledPieces, scaled_bytes
 from triptych.codec.rows import Fp8, Int8, Rows
 from triptych.core.errors import ConfigError
-from triptych.core.layout import Layout
+from triptych.core.layout import CODES, FLOATS, Layout
 
 
 class Format:
@@ -28,13 +28,14 @@ class Format:
 
     def takes(self, layout: Layout) -> bool:
         """Whether blocks of ``layout`` can be written so."""
-        return self._rows is None or layout.dtype != "uint8"
+        return self._rows is None or layout.dtype in FLOATS
 
     def check(self, layout: Layout, setting: str) -> None:
         """Raise ConfigError that names ``setting`` unless blocks of ``layout`` can be written so.
-        The oracle's are bytes, every bit of which counts."""
+        The oracle's are bytes, every bit of which counts; codes are quantised already."""
         if not self.takes(layout):
-            raise ConfigError(f"{setting}: {self.name} is for numbers, the blocks hold bytes")
+            held = "codes" if layout.dtype in CODES else "bytes"
+            raise ConfigError(f"{setting}: {self.name} is for numbers, the blocks hold {held}")
 
     def encoded_bytes(self, layout: Layout, num_layers: int | None = None) -> int:
         """Bytes of one piece of so many layers (None: all)."""

@@ -97,6 +97,9 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tokens in a KV block."""
     kv_blocks: Count = 2048
     """KV blocks of a language instance."""
+    kv_dtype: str = "auto"
+    """What keys and values lie in memory as: ``auto``, numbers of ``model.dtype``; or codes of
+    ``int8`` or ``fp8`` with a scale for each token and head (lossy, about half of 16 bits)."""
     embedding_block_size: Count = 16
     """Visual tokens in an embedding block."""
     embedding_blocks: Count = 1024
@@ -374,6 +377,7 @@ _CHOICES = {
         "modality",
         "local_and_history",
     ),
+    "cache.kv_dtype": ("auto", "int8", "fp8"),
     "cache.at_rest": ("raw", "int8", "fp8"),
     "cache.eviction": ("lru", "lfu", "cost"),
     "transfer.transport": ("auto", "shm", "tcp", "nixl", "nccl"),

@@ -6,9 +6,12 @@ import msgspec
 
 from triptych.core.hashing import digest
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "int8": 1, "fp8": 1}
 FLOATS = ("float32", "bfloat16", "float16")
 """Types of numbers that can be rounded to one another."""
+CODES = ("int8", "fp8")
+SCALE_BYTES = 4
+"""Of the float32 scale of a token and head whose KV are codes."""
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -20,6 +23,9 @@ class Layout(msgspec.Struct, frozen=True):
     behind the other, each with its rank's share of the heads. An embedding block has the shape
     ``(block_size, width)``: a row holds a visual token's main embedding and, where the model has
     them, its deep-stack levels, one behind the other.
+
+    KV whose ``dtype`` is one of ``CODES`` has a last dimension of ``head_dim + SCALE_BYTES`` bytes:
+    of each layer's keys, and of its values, a block holds all codes and behind them all scales.
     """
 
     kind: str
@@ -58,7 +64,9 @@ class Layout(msgspec.Struct, frozen=True):
         """What stays the same whatever the arrangement: equal where one can become the other."""
         numbers = "float" if self.dtype in FLOATS else self.dtype
         inner = self.shape[1:]
-        if self.kind == "kv":
+        if self.dtype in CODES:  # of which parts cannot be told apart without knowing them
+            inner = (*self.shape, self.block_size, self.num_shards)
+        elif self.kind == "kv":
             heads, head_dim = self.shape[-2:]
             inner = (self.shape[0], heads * self.num_shards, head_dim)
         return (self.kind, self.model, numbers, inner)

@@ -19,7 +19,10 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "uint8": torch.uint8,
+    "int8": torch.uint8,
+    "fp8": torch.uint8,
 }
+"""What a tensor of a store of ``Layout.dtype`` holds; of codes, bytes."""
 
 
 class BlockStore:

@@ -70,6 +70,8 @@ def build(path: str, config: Config, role: Role, fingerprint: str) -> Executors:
             made = _build_oracle(config, stores, geometry)
         else:
             made = _build_model(Path(path), config, stores, geometry)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()  # weights are there, in whatever stream they are read
         failing.pop_all()
     return made
 
@@ -150,6 +152,7 @@ def _build_model(
         text_head=spec.text.head_dim,
         vision_head=spec.vision.hidden_size // spec.vision.num_heads,
         block_size=config.cache.block_size,
+        kv_dtype=config.cache.kv_dtype,
     )
     if _has_processes(config) and config.model.kernels == "triton":
         raise ConfigError("model.kernels: ranks in processes compute on a CPU, without Triton")
@@ -159,14 +162,14 @@ def _build_model(
             layout = decoder.kv_layout(
                 spec.text,
                 block_size=config.cache.block_size,
-                dtype=dtype,
+                dtype=dtype if config.cache.kv_dtype == "auto" else config.cache.kv_dtype,
                 model=stores.fingerprint,
                 num_shards=config.model.tensor_parallel,
             )
             memory = stores.make_kv(layout, device)
             if _has_processes(config):
                 kernels = "plain" if made_of is PLAIN else "native"
-                stores.team = _team(folder, config, memory, kernels)
+                stores.team = _team(folder, config, memory, dtype, kernels)
             ranks = stores.team or Ranks(layout.num_shards)
             sparse = sparse_of(config.sparse)
             model = decoder.Decoder(spec, weights, memory, stores.readable, ranks, sparse)
@@ -189,7 +192,7 @@ def _has_processes(config: Config) -> bool:
     return config.model.parallel == "processes" and config.model.tensor_parallel > 1
 
 
-def _team(folder: Path, config: Config, memory: BlockStore, kernels: str) -> Team:
+def _team(folder: Path, config: Config, memory: BlockStore, dtype: str, kernels: str) -> Team:
     """The other ranks, which load their weights while we load ours."""
     if memory.fd < 0:
         raise ConfigError(
@@ -198,7 +201,7 @@ def _team(folder: Path, config: Config, memory: BlockStore, kernels: str) -> Tea
         )
     orders = Orders(
         path=str(folder),
-        dtype=memory.layout.dtype,
+        dtype=dtype,
         kernels=kernels,
         rank=1,
         threads=config.model.threads,
@@ -221,6 +224,8 @@ def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> E
             raise ConfigError("model.parallel: the oracle computes nothing that processes could")
         if config.sparse.selector != NONE:
             raise ConfigError("sparse.selector: the oracle has no attention")
+        if config.cache.kv_dtype != "auto":
+            raise ConfigError("cache.kv_dtype: every bit of the oracle's KV counts")
         layout = oracle.kv_layout(
             block_size=config.cache.block_size,
             model=stores.fingerprint,

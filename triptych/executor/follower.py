@@ -16,6 +16,7 @@ import msgspec
 import torch
 
 from triptych.core.errors import ConfigError, InstanceLost
+from triptych.core.layout import CODES
 from triptych.core.plan import LanguagePlan
 from triptych.executor.attention.sparse import sparse_of
 from triptych.executor.batch import Batcher
@@ -52,6 +53,7 @@ class Follower:
             text_head=text.head_dim,
             vision_head=spec.vision.hidden_size // spec.vision.num_heads,
             block_size=layout.block_size,
+            kv_dtype=layout.dtype if layout.dtype in CODES else "auto",
         )
         made_of = operations(orders.kernels, needs, deterministic=False)
         with Weights(

@@ -211,9 +211,9 @@ class Plain:
             parts.append(attended.transpose(1, 2).reshape(spans * length, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def attention(self, store: Tensor, share: Share, layout: Layout) -> Attention:  # noqa: ARG002
+    def attention(self, store: Tensor, share: Share, layout: Layout) -> Attention:
         """See ``Operations``."""
-        return PagedAttention(store, share)
+        return PagedAttention(store, share, layout.dtype)
 
     def planner(self, layout: Layout, device: str, group: int) -> SpanPlanner:  # noqa: ARG002
         """See ``Operations``."""
@@ -252,6 +252,8 @@ class Needs(NamedTuple):
     vision_head: int
     """... and of the tower."""
     block_size: int
+    kv_dtype: str = "auto"
+    """``cache.kv_dtype``."""
 
 
 def operations(choice: str, needs: Needs, *, deterministic: bool) -> Operations:
@@ -299,6 +301,8 @@ def _no_native(needs: Needs) -> str:
         return f"native ones compute on a CPU, not on {needs.device}"
     if needs.dtype != "float32":
         return f"native ones compute float32, not {needs.dtype}"
+    if needs.kv_dtype != "auto":
+        return f"native ones keep KV in float32, not as {needs.kv_dtype} (cache.kv_dtype)"
     if needs.threads > 1:
         return f"native ones have one thread, not {needs.threads} (model.threads)"
     if needs.text_head % 16:

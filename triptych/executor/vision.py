@@ -15,7 +15,7 @@ from torch import Tensor
 from triptych.core.errors import InvariantBroken
 from triptych.core.plan import VisionPlan, VisionResult, VisionTask
 from triptych.executor.block_store import BlockStore
-from triptych.executor.device import computing
+from triptych.executor.device import computing, stream_beside
 from triptych.executor.models.vision import VisionTower
 from triptych.inputs.model_card import ImageGeometry
 
@@ -65,10 +65,12 @@ class VisionExecutor:
         self.embeddings = embeddings
         self._model = model
         self._geometry = geometry
+        self._stream = stream_beside(embeddings.tensor.device)
 
     @torch.inference_mode()
     def execute(self, plan: VisionPlan) -> VisionResult:
-        """Encode all pictures of ``plan`` in one batch and write their rows.
+        """Encode all pictures of ``plan`` in one batch and write their rows; on a GPU beside
+        whatever the language model computes there.
 
         Raises InvariantBroken if pixels, grid, token count and blocks of a task do not fit
         together, or if the step fails: blocks of the plan then hold anything; InstanceLost if no
@@ -78,7 +80,7 @@ class VisionExecutor:
             pictures = [(self._pixels(task), task.item.grid) for task in plan.tasks]
             slots = np.concatenate([self._slots(task) for task in plan.tasks])
             store = self.embeddings.tensor.view(-1, self.embeddings.layout.shape[-1])
-            with computing(store.device, "a vision step"):
+            with computing(store.device, "a vision step", self._stream):
                 rows = self._model.encode(pictures).to(store.dtype)
                 store.index_copy_(0, torch.from_numpy(slots).to(store.device), rows)
         return VisionResult(time.monotonic() - began)

@@ -10,21 +10,23 @@ from torch.nn import functional
 
 from triptych.executor.attention.plan import AttentionPlan, DecodeGroup, Prefill, SparseChunk
 from triptych.executor.attention.tiles import attend_tiles
+from triptych.executor.kv import pages_of
 from triptych.executor.ranks import WHOLE, Share
 from triptych.executor.rotary import rotate_by
 
 
 class PagedAttention:
     """Attention of one rank over one KV store of shape (blocks * ranks, layers, 2, block_size,
-    heads of a rank, head_dim). Nothing but the rank's own run of each block is read or written."""
+    heads of a rank, width), of numbers or codes (``Layout.dtype``). Nothing but the rank's own run
+    of each block is read or written."""
 
-    def __init__(self, store: Tensor, share: Share = WHOLE) -> None:
+    def __init__(self, store: Tensor, share: Share = WHOLE, dtype: str = "float32") -> None:
         self.share = share
-        num_layers, _, block_size, self._heads, self._size = store.shape[1:]
         self._runs = store.view(-1, share.num_ranks, *store.shape[1:])[:, share.rank]
-        first_page = share.rank * num_layers * 2
-        self._rows = store.view(-1, self._heads * self._size)[first_page * block_size :]
-        self._pages = store.view(-1, block_size * self._heads * self._size)[first_page:]
+        self._pages = pages_of(store, share, dtype)
+        self._heads, self._size = self._pages.heads, self._pages.size
+        self._stride = share.num_ranks * store.shape[1] * 2
+        """Pages from a block to the next."""
 
     def begin(self, plan: AttentionPlan) -> None:
         """Clear the blocks that a step begins. Once a step, before the first layer's ``run``."""
@@ -46,8 +48,8 @@ class PagedAttention:
         turned = rotate_by(by_head[:, : -self._heads], *(part.unsqueeze(1) for part in rotary))
         query, key = turned[:, : -self._heads], turned[:, -self._heads :]
         value = by_head[:, -self._heads :]
-        self._rows.index_copy_(0, plan.keys[layer], key.reshape(tokens, -1))
-        self._rows.index_copy_(0, plan.values[layer], value.reshape(tokens, -1))
+        self._pages.write(plan.keys[layer], key)
+        self._pages.write(plan.values[layer], value)
         parts = [self._decode(query, layer, group) for group in plan.decode]
         parts += [self._prefill(query, key, value, layer, span) for span in plan.prefill]
         parts += [self._sparse(query[one.first : one.last], layer, one) for one in plan.sparse]
@@ -56,12 +58,12 @@ class PagedAttention:
     def _decode(self, query: Tensor, layer: int, group: DecodeGroup) -> Tensor:
         """Heads that share keys are the queries of one batch: no key is repeated."""
         spans = group.last - group.first
-        gathered = self._pages.index_select(0, group.pages[layer])
+        gathered = self._pages.read(group.pages[layer], query.dtype)
         keys, values = gathered.view(2, spans, -1, self._heads, self._size).transpose(2, 3)
         queries = query[group.first : group.last].reshape(spans, self._heads, -1, self._size)
-        return functional.scaled_dot_product_attention(queries, keys, values, group.mask).reshape(
-            spans, -1
-        )
+        mask = group.mask.to(query.dtype)
+        attended = functional.scaled_dot_product_attention(queries, keys, values, mask)
+        return attended.reshape(spans, -1)
 
     def _prefill(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, span: Prefill
@@ -69,9 +71,11 @@ class PagedAttention:
         rows = slice(span.first, span.last)
         queries = query[rows].transpose(0, 1)[None]
         if span.mask is None:
-            keys, values = key[rows].transpose(0, 1)[None], value[rows].transpose(0, 1)[None]
+            keys, values = (
+                self._pages.seen(one[rows]).transpose(0, 1)[None] for one in (key, value)
+            )
         else:
-            gathered = self._pages.index_select(0, span.pages[layer])
+            gathered = self._pages.read(span.pages[layer], query.dtype)
             context = gathered.view(2, -1, self._heads, self._size)[:, : span.context]
             keys, values = context.transpose(1, 2)[:, None]
         attended = functional.scaled_dot_product_attention(
@@ -85,6 +89,10 @@ class PagedAttention:
         return attended[0].transpose(0, 1).reshape(span.last - span.first, -1)
 
     def _sparse(self, query: Tensor, layer: int, chunk: SparseChunk) -> Tensor:
-        keys, values = (chunk.context(pages) for pages in self._runs[:, layer].unbind(1))
+        first = chunk.blocks * self._stride + 2 * layer
+        keys, values = (
+            self._pages.read(pages, query.dtype).flatten(0, 1)[: chunk.span.end]
+            for pages in (first, first + 1)
+        )
         tiles = chunk.tiles(query, keys, self._size**-0.5)
         return attend_tiles(query, keys, values, tiles).flatten(1)

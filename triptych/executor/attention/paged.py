@@ -28,6 +28,7 @@ from triptych.executor.kernels.decode import paged_decode
 from triptych.executor.kernels.prefill import paged_prefill
 from triptych.executor.kernels.rotary import rotate_and_write
 from triptych.executor.kernels.sparse_prefill import sparse_prefill
+from triptych.executor.kv import KINDS, planes
 from triptych.executor.ranks import Share
 
 
@@ -145,16 +146,40 @@ class KernelPlanner:
         return torch.from_numpy(array).to(self._device)
 
 
+@dataclass(slots=True, frozen=True)
+class _Layer:
+    """One layer's keys and values (blocks, block_size, KV heads, head_dim), numbers or codes."""
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None = None
+    """Of codes: float32 (blocks, block_size, KV heads)."""
+    value_scales: Tensor | None = None
+
+    def context(self, chunk: SparseChunk) -> Tensor:
+        """A chunk's keys as numbers (tokens, KV heads, head_dim)."""
+        if self.key_scales is None:
+            return chunk.context(self.keys)
+        codes = chunk.context(self.keys.view(torch.uint8)).view(self.keys.dtype)
+        return codes.float() * chunk.context(self.key_scales)[..., None]
+
+
+def _layer(runs: Tensor, dtype: str) -> _Layer:
+    """Of (blocks, 2, block_size, KV heads, width)."""
+    if dtype not in KINDS:
+        return _Layer(*runs.unbind(1))
+    codes, scales = planes(runs, KINDS[dtype])
+    return _Layer(codes[:, 0], codes[:, 1], scales[:, 0], scales[:, 1])
+
+
 class KernelAttention:
     """Attention of one rank over one KV store. Implements ``operations.Attention``."""
 
     def __init__(self, store: Tensor, share: Share, layout: Layout, *, deterministic: bool) -> None:
         self.share = share
         self._runs = runs = store.view(-1, share.num_ranks, *layout.shape)[:, share.rank]
-        self._layers = [
-            (runs[:, layer, 0], runs[:, layer, 1]) for layer in range(layout.num_layers)
-        ]
-        self._scale = float(layout.shape[-1] ** -0.5)
+        self._layers = [_layer(runs[:, index], layout.dtype) for index in range(layout.num_layers)]
+        self._scale = float(self._layers[0].keys.shape[-1] ** -0.5)
         self._deterministic = deterministic
 
     def begin(self, plan: KernelPlan) -> None:
@@ -172,54 +197,78 @@ class KernelAttention:
         self, qkv: Tensor, rotary: tuple[Tensor, Tensor], layer: int, plan: KernelPlan
     ) -> Tensor:
         """See ``operations.Attention``."""
-        keys, values = self._layers[layer]
-        query = rotate_and_write(qkv, *rotary, keys, values, plan.slots)
+        memory = self._layers[layer]
+        query = rotate_and_write(
+            qkv,
+            *rotary,
+            memory.keys,
+            memory.values,
+            plan.slots,
+            key_scales=memory.key_scales,
+            value_scales=memory.value_scales,
+        )
         out, count = torch.empty_like(query), plan.num_decodes
         if count:
-            self._decode(query[:count], keys, values, plan, out[:count])
+            self._decode(query[:count], memory, plan, out[:count])
         if plan.prefill is not None:
             chunks = len(plan.prefill.ends)
             paged_prefill(
                 query[count : plan.num_dense],
-                keys,
-                values,
+                memory.keys,
+                memory.values,
                 plan.table[count : count + chunks],
                 plan.prefill,
                 scale=self._scale,
+                key_scales=memory.key_scales,
+                value_scales=memory.value_scales,
                 out=out[count : plan.num_dense],
             )
         if plan.sparse is not None:
-            self._sparse(query, keys, values, plan, plan.sparse, out)
+            self._sparse(query, memory, plan, plan.sparse, out)
         return out.flatten(1)
 
     def _sparse(
-        self, query: Tensor, keys: Tensor, values: Tensor, plan: KernelPlan, sparse: SparsePlan,
-        out: Tensor,
-    ) -> None:  # fmt: skip
+        self, query: Tensor, memory: _Layer, plan: KernelPlan, sparse: SparsePlan, out: Tensor
+    ) -> None:
         """A selector a chunk, one launch for all."""
         tiles = [
-            chunk.tiles(query[chunk.first : chunk.last], chunk.context(keys), self._scale)
+            chunk.tiles(query[chunk.first : chunk.last], memory.context(chunk), self._scale)
             for chunk in sparse.chunks
         ]
         sparse_prefill(
             query[plan.num_dense :],
-            keys,
-            values,
+            memory.keys,
+            memory.values,
             plan.table[-len(sparse.chunks) :],
             sparse.row_starts,
             sparse.ends,
             packed(tiles),
             scale=self._scale,
+            key_scales=memory.key_scales,
+            value_scales=memory.value_scales,
             out=out[plan.num_dense :],
         )
 
-    def _decode(
-        self, query: Tensor, keys: Tensor, values: Tensor, plan: KernelPlan, out: Tensor
-    ) -> None:
-        rows = keys, values, plan.table[: plan.num_decodes], plan.ends
+    def _decode(self, query: Tensor, memory: _Layer, plan: KernelPlan, out: Tensor) -> None:
+        rows = memory.keys, memory.values, plan.table[: plan.num_decodes], plan.ends
+        scales = memory.key_scales, memory.value_scales
         if plan.cascade is not None:
-            cascade_decode(query, *rows, plan.cascade, scale=self._scale, out=out)
+            cascade_decode(
+                query,
+                *rows,
+                plan.cascade,
+                scale=self._scale,
+                key_scales=scales[0],
+                value_scales=scales[1],
+                out=out,
+            )
         else:
             paged_decode(
-                query, *rows, scale=self._scale, deterministic=self._deterministic, out=out
+                query,
+                *rows,
+                scale=self._scale,
+                key_scales=scales[0],
+                value_scales=scales[1],
+                deterministic=self._deterministic,
+                out=out,
             )

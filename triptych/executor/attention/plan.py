@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
-from triptych.core.layout import Layout
+from triptych.core.layout import CODES, Layout
 from triptych.executor.attention.selectors.rules import Selector
 from triptych.executor.attention.selectors.view import VisualSpan
 from triptych.executor.block_store import DTYPES
@@ -103,8 +103,9 @@ class DecodeGroup:
     pages: tuple[Tensor, ...]
     """By layer, (2 * spans * pages of the longest): keys' pages, then values'."""
     mask: Tensor
-    """(spans, 1, 1, tokens of the longest) in the store's type, to be added to scores: 0 where
-    there is a token, else -inf. Of bools every layer would make that anew."""
+    """(spans, 1, 1, tokens of the longest) in the store's type, float32 where that is codes, to be
+    added to scores: 0 where there is a token, else -inf. Of bools every layer would make it anew.
+    """
 
 
 @dataclass(slots=True, frozen=True)
@@ -142,7 +143,7 @@ class Planner:
         self.num_layers = layout.shape[0]
         self._pages_per_block = layout.num_shards * self.num_layers * 2
         self._device = device
-        self._dtype = DTYPES[layout.dtype]
+        self._dtype = torch.float32 if layout.dtype in CODES else DTYPES[layout.dtype]
         self._numbers_of = ByIdentity(numbers)
         self._layers = np.arange(self.num_layers, dtype=np.int64)[:, None] * 2
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import ConfigError
-from triptych.core.layout import Layout
+from triptych.core.layout import CODES, SCALE_BYTES, Layout
 from triptych.core.plan import LanguagePlan
 from triptych.executor.attention.sparse import Sparse
 from triptych.executor.batch import Batch, Batcher
@@ -237,10 +237,15 @@ class Angles:
 def kv_layout(
     spec: TextSpec, *, block_size: int, dtype: str, model: str, num_shards: int = 1
 ) -> Layout:
-    """Layout of the KV blocks of a model that ``num_shards`` ranks compute. Raises ConfigError if
-    its heads or inner columns cannot be divided among them."""
+    """Layout of the KV blocks of a model that ``num_shards`` ranks compute, of numbers or codes of
+    ``dtype``. Raises ConfigError if its heads or inner columns cannot be divided among them."""
     for size, name in ((spec.num_kv_heads, "KV heads"), (spec.intermediate_size, "inner columns")):
         if size % num_shards:
             raise ConfigError(f"model.tensor_parallel: {num_shards} does not divide {size} {name}")
-    shape = (spec.num_layers, 2, block_size, spec.num_kv_heads // num_shards, spec.head_dim)
+    width = spec.head_dim + (SCALE_BYTES if dtype in CODES else 0)
+    if dtype in CODES and spec.head_dim % SCALE_BYTES:
+        raise ConfigError(
+            f"cache.kv_dtype: heads of {spec.head_dim} are no multiple of {SCALE_BYTES}"
+        )
+    shape = (spec.num_layers, 2, block_size, spec.num_kv_heads // num_shards, width)
     return Layout("kv", model, dtype, shape, block_size, num_shards)
