@@ -23,7 +23,7 @@ def stream_beside(device: torch.device) -> torch.cuda.Stream | None:
 def computing(
     device: torch.device, what: str, stream: torch.cuda.Stream | None = None
 ) -> Iterator[None]:
-    """Around ``what`` on ``device``, in ``stream`` or the current one; behind it, it has been waited
+    """Around ``what`` on ``device``, in ``stream`` or the current one; behind it, it was waited
     for: its seconds are the device's, its error is its own, and memory that it read or wrote is
     ready for whoever works in another stream.
 
