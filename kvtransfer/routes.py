@@ -26,6 +26,10 @@ PRIORS = {
 """Seconds and bytes per second of a way that was never measured."""
 PRIOR = (5e-4, 1e9)
 """Of a way that is not among them."""
+MEMORY = ("inproc", "shm")
+"""Ways through the memory of one host: while one of them works, no other is tried that never was. To
+load a way and to meet by it takes up to a second, which every fetch of that moment waits for; and
+what slows copies of memory slows the others as well."""
 MIN_PACE = 1 / 8
 """A way that is slower than this share of what was expected of it is slow by itself."""
 SHARE = 0.2
@@ -84,13 +88,16 @@ class Routes:
             if way.can_reach(ref)
         ]
 
-        def cost(way: Transport) -> tuple[bool, float]:
+        def cost(way: Transport) -> tuple[bool, bool, float]:
             route = self._route(ref.instance, way.name)
+            is_trial = is_near and way.name not in MEMORY and not route.has_latency
             latency_s = route.latency_s if route.has_latency else route.latency_s * load
             rate = route.bytes_per_s if route.has_bandwidth else route.bytes_per_s * pace
-            return now_s < route.avoid_until_s, latency_s + num_bytes / rate
+            return now_s < route.avoid_until_s, is_trial, latency_s + num_bytes / rate
 
         with self._lock:
+            near = (self._route(ref.instance, way.name) for way in ways if way.name in MEMORY)
+            is_near = any(now_s >= route.avoid_until_s for route in near)
             load, pace = self._load(ref.instance), self._pace(ref.instance)
             return sorted(ways, key=cost)
 

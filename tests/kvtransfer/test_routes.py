@@ -105,10 +105,20 @@ def test_messages_are_as_large_as_a_link_carries_in_a_moment():
 
 
 def test_a_way_that_was_never_tried_is_as_slow_as_the_others_unless_they_are_slow_by_far():
-    for rate, first in ((4e9, "shm"), (2e9, "shm"), (0.5e9, "nixl")):
-        made, _ = routes("shm", "nixl", "tcp")
-        made.learn(GIVER, "shm", Measured(1e-4, 1 << 30, (1 << 30) / rate))
+    for rate, first in ((4e9, "nixl"), (2e9, "nixl"), (0.1e9, "nccl")):
+        made, _ = routes("nixl", "nccl", "tcp")
+        made.learn(GIVER, "nixl", Measured(1e-4, 1 << 30, (1 << 30) / rate))
         assert names(made, 1 << 28)[0] == first
     made, _ = routes("nixl", "tcp")
     made.learn(GIVER, "nixl", Measured(1e-4, 1 << 30, 100.0))  # 11 MB/s
     assert names(made, 1 << 28) == ["tcp", "nixl"]
+
+
+def test_nothing_new_is_tried_while_memory_is_shared():
+    made, _ = routes("shm", "nixl", "tcp")
+    made.learn(GIVER, "shm", Measured(0.5, 1 << 20, 10.0))  # however slow it seems to be
+    assert names(made) == ["shm", "nixl", "tcp"]
+    made.learn(GIVER, "tcp", Measured(0.001, 1 << 20, 0.002))  # it was asked for once, and is better
+    assert names(made) == ["tcp", "shm", "nixl"]
+    made.broke(GIVER, "shm")
+    assert names(made) == ["tcp", "nixl", "shm"], "what was never tried is as slow as tcp is"
