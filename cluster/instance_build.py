@@ -175,8 +175,11 @@ class _Assembly:
         executor = self._executors.vision
         assert executor is not None
         config = self._spec.config
+        budgets = config.engine
+        if executor.encodes_alone:
+            budgets = msgspec.structs.replace(budgets, image_budget_tokens=1)
         engine = VisionEngine(
-            config.engine,
+            budgets,
             cache,
             order=registry.encode_order(config.engine, self._costs),
             must_wait=self._must_wait,

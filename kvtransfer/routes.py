@@ -27,9 +27,9 @@ PRIORS = {
 PRIOR = (5e-4, 1e9)
 """Of a way that is not among them."""
 MEMORY = ("inproc", "shm")
-"""Ways through the memory of one host: while one of them works, no other is tried that never was. To
-load a way and to meet by it takes up to a second, which every fetch of that moment waits for; and
-what slows copies of memory slows the others as well."""
+"""Ways through the memory of one host: while one of them works, no other is tried that never was.
+To load a way and to meet by it takes up to a second, which every fetch of that moment waits for;
+and what slows copies of memory slows the others as well."""
 MIN_PACE = 1 / 8
 """A way that is slower than this share of what was expected of it is slow by itself."""
 SHARE = 0.2

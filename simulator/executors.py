@@ -276,8 +276,11 @@ class SimulatedLanguage:
 class SimulatedVision:
     """Implements ``core.ports.VisionExecutor``; ``execute`` gives ``Takes``."""
 
-    def __init__(self, embeddings: EmptyMemory, costs: Costs, pace: Pace) -> None:
+    def __init__(
+        self, embeddings: EmptyMemory, costs: Costs, pace: Pace, *, encodes_alone: bool = False
+    ) -> None:
         self.embeddings = embeddings
+        self.encodes_alone = encodes_alone
         self._costs = costs
         self._pace = pace
 

@@ -155,7 +155,9 @@ class SimulatedMachine:
             language = SimulatedLanguage(kv, readable, costs, pace, groups)
             host.interference.listen(place, language.interrupt)
         if Stage.ENCODE in spec.role and embeddings is not None:
-            vision = SimulatedVision(embeddings, costs, pace)
+            around = host.hardware.overheads
+            is_alone = around is not None and around.encodes_alone
+            vision = SimulatedVision(embeddings, costs, pace, encodes_alone=is_alone)
         return Computing(language, vision, embeddings, {})
 
     async def tiers(self, spec: InstanceSpec, executors: Executors) -> Movers:  # noqa: ARG002

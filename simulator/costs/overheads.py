@@ -52,6 +52,8 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     """What it takes longer than that work."""
     frees_lock: bool = False
     """Whether decode steps leave the interpreter to the event loop beside them."""
+    encodes_alone: bool = False
+    """Whether every picture has a step of its own, as on a CPU."""
     speeds: tuple[float, ...] = ()
     """What the machine's cores do a second, all together, with 1, 2, ... of them at work; as many
     numbers as cores."""

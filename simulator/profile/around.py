@@ -16,6 +16,7 @@ from simulator.costs.card import Card
 from simulator.costs.overheads import Handling, Overheads
 from simulator.profile.probes import Probe
 from simulator.profile.rehearsal import Needs, rehearse
+from simulator.profile.steps import has_gpu
 from triptych.core.config import Config
 
 STRENGTH = 1e-6
@@ -43,6 +44,7 @@ def around(
     found = Overheads(
         speeds=tuple(speeds),
         frees_lock=frees_lock,
+        encodes_alone=not has_gpu(config),
         picture_s=picture_s,
         megapixel_s=megapixel_s,
     )
@@ -78,6 +80,7 @@ def _work(
         megapixel_s=known.megapixel_s,
         speeds=known.speeds,
         frees_lock=known.frees_lock,
+        encodes_alone=known.encodes_alone,
     )
     return found, {"client": of_client, "router": of_router, "instances": of_instances}
 

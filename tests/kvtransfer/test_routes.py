@@ -118,7 +118,9 @@ def test_nothing_new_is_tried_while_memory_is_shared():
     made, _ = routes("shm", "nixl", "tcp")
     made.learn(GIVER, "shm", Measured(0.5, 1 << 20, 10.0))  # however slow it seems to be
     assert names(made) == ["shm", "nixl", "tcp"]
-    made.learn(GIVER, "tcp", Measured(0.001, 1 << 20, 0.002))  # it was asked for once, and is better
+    made.learn(
+        GIVER, "tcp", Measured(0.001, 1 << 20, 0.002)
+    )  # it was asked for once, and is better
     assert names(made) == ["tcp", "shm", "nixl"]
     made.broke(GIVER, "shm")
     assert names(made) == ["tcp", "nixl", "shm"], "what was never tried is as slow as tcp is"

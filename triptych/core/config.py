@@ -68,8 +68,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which pictures are encoded first: ``fcfs``, ``twsrf`` (fewest left of its request, by time
     windows) or ``slack``."""
     image_budget_tokens: Amount = 2048
-    """Visual tokens encoded in one step; a larger picture is encoded alone. 0: as many as ``slo``
-    allows and the encoder gains by, by ``costs``; 2048 without these."""
+    """Visual tokens encoded in one step; a larger picture is encoded alone, and on a CPU each is.
+    0: as many as ``slo`` allows and the encoder gains by, by ``costs``; 2048 without these."""
     slo: str = "interactive"
     """SLO class whose bounds a budget of 0 is searched for."""
     costs: str = ""

@@ -95,6 +95,12 @@ class VisionExecutor(Protocol):
         """The embedding blocks."""
         ...
 
+    @property
+    def encodes_alone(self) -> bool:
+        """Whether a step of several pictures takes as long as a step for each: then the first one's
+        embedding need not wait for the last one's."""
+        ...
+
     def execute(self, plan: VisionPlan) -> VisionResult:
         """Write the embedding of every task to its blocks."""
         ...

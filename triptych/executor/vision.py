@@ -66,6 +66,7 @@ class VisionExecutor:
         self._model = model
         self._geometry = geometry
         self._stream = stream_beside(embeddings.tensor.device)
+        self.encodes_alone = embeddings.tensor.device.type == "cpu"
 
     @torch.inference_mode()
     def execute(self, plan: VisionPlan) -> VisionResult:
