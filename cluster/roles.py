@@ -17,6 +17,7 @@ _SHARED = ("model.path", "transfer.credits", "transfer.digest")
 """Keys of those sections on which the instances must agree."""
 
 
+_LANGUAGE = {Stage.PREFILL, Stage.DECODE}
 ROLES: dict[str, Role] = {
     topology.name(role): role
     for size in range(1, len(Stage) + 1)
@@ -35,7 +36,26 @@ def configs_of(config: Config) -> dict[Role, Config]:
             key = setting.partition("=")[0].strip()
             if key.partition(".")[0] not in _OWN or key in _SHARED:
                 raise ConfigError(f"cluster.roles.{name}: {key} is the same for all instances")
-    return {role: _config_of(config, name) for name, role in ROLES.items()}
+    made = {role: _config_of(config, name) for name, role in ROLES.items()}
+    _check_codes(config, made)
+    return made
+
+
+def _check_codes(config: Config, made: dict[Role, Config]) -> None:
+    """KV that is codes becomes no other layout (ADR 21): who takes it must have the giver's."""
+    own = [made[role] for role, _ in topology.parse(config.cluster.topology) if role & _LANGUAGE]
+    if all(each.cache.kv_dtype == "auto" for each in own):
+        return
+    for section, key in (
+        ("cache", "kv_dtype"),
+        ("cache", "block_size"),
+        ("model", "tensor_parallel"),
+    ):
+        if len({getattr(getattr(each, section), key) for each in own}) > 1:
+            raise ConfigError(
+                f"cluster.roles: {section}.{key} has to be the same wherever KV is computed or taken,"
+                " as cache.kv_dtype makes codes of it"
+            )
 
 
 def role_of(name: str) -> Role:

@@ -49,3 +49,18 @@ async def test_codes_are_not_quantised_once_more() -> None:
         with pytest.raises(ConfigError, match=rf"{key}: fp8 is for numbers, the blocks hold codes"):
             async with flow(config("E1,P1,D1", *settings, model=str(DEMO))):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("own", "key"),
+    [
+        ('cluster.roles={P = ["cache.kv_dtype=int8"]}', r"cache\.kv_dtype"),
+        ('cluster.roles={P = ["cache.block_size=32"]}', r"cache\.block_size"),
+        ('cluster.roles={D = ["model.tensor_parallel=2"]}', r"model\.tensor_parallel"),
+    ],
+)
+async def test_roles_that_could_not_take_each_others_codes_are_refused(own, key) -> None:
+    settings = (own,) if "kv_dtype" in own else (own, "cache.kv_dtype=fp8")
+    with pytest.raises(ConfigError, match=rf"cluster\.roles: {key} has to be the same"):
+        async with flow(config("E1,P1,D1", *settings, model=str(DEMO))):
+            pass

@@ -81,6 +81,8 @@ class BlockStore:
         if self._host is not None:
             index = list(blocks)
             self._raw()[index] = self._staging(self._host)[index].to(self.tensor.device)
+            # Pictures are written in another stream: a late copy would undo what came behind it.
+            torch.cuda.current_stream(self.tensor.device).synchronize()
 
     def close(self) -> None:
         """Give the memory back. Idempotent; ``tensor`` and ``view`` are gone after it.

@@ -70,8 +70,10 @@ def build(path: str, config: Config, role: Role, fingerprint: str) -> Executors:
             made = _build_oracle(config, stores, geometry)
         else:
             made = _build_model(Path(path), config, stores, geometry)
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()  # weights are there, in whatever stream they are read
+        for store in (stores.kv, stores.embeddings):
+            if store is not None and store.tensor.device.type == "cuda":
+                # Weights are there, in whatever stream they are read.
+                torch.cuda.synchronize(store.tensor.device)
         failing.pop_all()
     return made
 

@@ -276,6 +276,8 @@ def operations(choice: str, needs: Needs, *, deterministic: bool) -> Operations:
                 return Native(load())
             except NativeUnavailable as error:
                 why_not, level = str(error), logging.WARNING
+        elif needs.kv_dtype != "auto":
+            level = logging.WARNING  # somebody's choice, who may not know what else it chose
     if choice not in ("auto", "plain"):
         raise ConfigError(f"model.kernels: {why_not}")
     if why_not:

@@ -8,7 +8,8 @@ import torch
 from tests.executor.driver import Driver, executors, scene
 from tests.executor.memory import BLOCK, Memory, spans_of
 from triptych.core.config_sparse import SparseConfig
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, InvariantBroken
+from triptych.core.layout import CODES
 from triptych.core.plan import LanguagePlan
 from triptych.executor.attention.plan import Span
 from triptych.executor.attention.selectors.rules import Rules
@@ -104,6 +105,45 @@ def test_a_step_of_decodes_and_of_chunks_of_either_kind(way, tile):
     is_text = [*range(behind + 73, behind + 73 + 3), *range(behind + 73 + 80, len(found))]
     assert (found[is_text] - full[is_text]).abs().max() < TOLERANCE, "rows of text are dense"
     assert (found[behind:] - full[behind:]).abs().max() > 100 * TOLERANCE, "nothing was left out"
+
+
+@pytest.mark.parametrize("tile", [16, 64])
+def test_lists_in_c_reach_over_several_spans(tile):
+    (long,) = spans_of((200, 470))
+    spans = [chosen(long, 10, 450, tile)]
+    memory = Memory(spans)
+    found, _, _ = memory.attend(Native(library.load()), spans)
+    wanted, _, _ = memory.attend(PLAIN, spans)
+    assert (found - wanted).abs().max() < TOLERANCE
+    dense, _, _ = memory.attend(Native(library.load()), [long])
+    assert found[250:].equal(dense[250:]), "rows of text read all, with the same bits"
+
+
+@pytest.mark.parametrize("way", WAYS[::2])
+@pytest.mark.parametrize("dtype", CODES)
+def test_tiles_of_codes(way, dtype):
+    decode, whole = spans_of((69, 70), (0, 90))
+    spans = [decode, chosen(whole, 3, 80, 16)]
+    memory = Memory(spans, dtype=dtype)
+    found, _, _ = memory.attend(made_of(way), spans)
+    wanted, _, _ = memory.attend(PLAIN, spans)
+    exact, _, _ = Memory(spans).attend(PLAIN, spans)
+    assert (found - wanted).abs().max() < TOLERANCE
+    assert 0 < (found - exact).abs().max() < 0.3
+
+
+def test_lists_that_heads_cannot_share_are_refused():
+    (whole,) = spans_of((0, 90))
+
+    class Odd(Dice):
+        def keep(self, view):
+            return super().keep(view)[:1]
+
+    rules = Rules(16, 16, min_tokens=1)
+    picture = VisualSpan(3, 80, (1, 7, 11))
+    span = Sparse(Odd(rules), rules).applied(whole._replace(pictures=(picture,)))
+    with pytest.raises(InvariantBroken, match="1 lists of tiles for 4 heads, 2 of keys"):
+        Memory([whole]).attend(PLAIN, [span])
 
 
 @pytest.mark.parametrize("size", [16, 48, 112])

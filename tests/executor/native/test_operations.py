@@ -93,7 +93,14 @@ def test_angles_of_three_axes(native):
 
 @pytest.mark.parametrize(
     "sizes",
-    [[(0, 1)], [(4, 5), (33, 34), (50, 51)], [(0, 9), (30, 47)], [(8, 9), (40, 41), (3, 20)]],
+    [
+        [(0, 1)],
+        [(4, 5), (33, 34), (50, 51)],
+        [(0, 9), (30, 47)],
+        [(8, 9), (40, 41), (3, 20)],
+        [(0, 300)],
+        [(127, 128), (260, 261), (120, 149)],
+    ],
 )
 @pytest.mark.parametrize("size", [16, 48, 64, 112, 128])
 def test_attention_over_one_rank_and_layer(native, sizes, size):

@@ -71,8 +71,13 @@ class SparseChunk:
 
     def tiles(self, query: Tensor, keys: Tensor, scale: float) -> BlockMask:
         """What it attends to: ``query`` (its rows, heads, head_dim), turned; ``keys`` its context
-        (tokens, KV heads, head_dim) in a layer."""
-        return self.selector.select(query, keys, self.span.pictures, scale=scale)
+        (tokens, KV heads, head_dim) in a layer. Lists are of every head, or of those that share
+        keys. Raises InvariantBroken for other ones."""
+        mask = self.selector.select(query, keys, self.span.pictures, scale=scale)
+        lists, heads, kv_heads = mask.counts.shape[0], query.shape[1], keys.shape[1]
+        if lists % kv_heads or heads % lists:
+            raise InvariantBroken(f"{lists} lists of tiles for {heads} heads, {kv_heads} of keys")
+        return mask
 
     def context(self, pages: Tensor) -> Tensor:
         """Of a layer's keys or values (blocks, block_size, KV heads, head_dim) its own: (tokens, KV

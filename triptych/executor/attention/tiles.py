@@ -14,7 +14,8 @@ from triptych.executor.kernels.block_mask import BlockMask
 def attend_tiles(query: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
     """``query`` (rows, heads, head_dim), the last rows of the context that ``keys`` and ``values``
     (context, KV heads, head_dim) are; every row sees the keys of its tile's list up to its own.
-    Returns (rows, heads, head_dim). A call for each tile of rows and each list of a tile."""
+    There is a list for every head, or for those that share keys. Returns (rows, heads, head_dim). A
+    call for each tile of rows and each list of a tile."""
     (rows, heads, _), (context, kv_heads, _) = query.shape, keys.shape
     lists, before = mask.counts.shape[0], context - rows
     shared, out = heads // lists, torch.empty_like(query)
