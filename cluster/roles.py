@@ -46,15 +46,12 @@ def _check_codes(config: Config, made: dict[Role, Config]) -> None:
     own = [made[role] for role, _ in topology.parse(config.cluster.topology) if role & _LANGUAGE]
     if all(each.cache.kv_dtype == "auto" for each in own):
         return
-    for section, key in (
-        ("cache", "kv_dtype"),
-        ("cache", "block_size"),
-        ("model", "tensor_parallel"),
-    ):
+    for setting in ("cache.kv_dtype", "cache.block_size", "model.tensor_parallel"):
+        section, _, key = setting.partition(".")
         if len({getattr(getattr(each, section), key) for each in own}) > 1:
             raise ConfigError(
-                f"cluster.roles: {section}.{key} has to be the same wherever KV is computed or taken,"
-                " as cache.kv_dtype makes codes of it"
+                f"cluster.roles: {setting} has to be the same wherever KV is computed or taken, as"
+                " cache.kv_dtype makes codes of it"
             )
 
 
