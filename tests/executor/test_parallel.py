@@ -298,7 +298,7 @@ def test_what_cannot_be_shared_is_refused(folders):
     executors("oracle", num_ranks=1, parallel="processes").close()
     memory = SimpleNamespace(fd=-1, tensor=SimpleNamespace(device="cuda:1"))
     with pytest.raises(ConfigError, match=r"model\.parallel: .* cuda:1"):
-        _team(folders["wide"], Config(), memory, "plain")
+        _team(folders["wide"], Config(), memory, "float32", "plain")
 
 
 def test_a_start_that_fails_leaves_nobody(folders, tmp_path: Path, monkeypatch, no_leak):
