@@ -128,7 +128,8 @@ def parser() -> argparse.ArgumentParser:
     made = f"python -m examples.small_checkpoint {model} --positions 65536"
     top.add_argument("--model", default=model, help=f"checkpoint; this one is made by {made}")
     top.add_argument("--topology", default="EPD1")
-    top.add_argument("--pictures", default=",".join(map(str, plan.pictures)), help="of a prompt")
+    top.add_argument("--pictures", type=_counts, default=plan.pictures, metavar="N,N",
+                     help="of a prompt, separated by commas")  # fmt: skip
     top.add_argument("--side", type=int, default=plan.side, help="of a picture, in pixels")
     top.add_argument("--repetitions", type=int, default=plan.repetitions)
     top.add_argument("--seed", type=int, default=plan.seed)
@@ -140,8 +141,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Measure, print the table, write figures and plot."""
     words = parser().parse_args(arguments)
-    counts = tuple(int(count) for count in words.pictures.split(","))
-    plan = Plan(counts, words.side, words.repetitions, words.seed)
+    plan = Plan(words.pictures, words.side, words.repetitions, words.seed)
     servers = {
         name: TriptychServer(words.model, words.topology, [*ROOM, *own, *words.set], 600.0)
         for name, own in SYSTEMS.items()
@@ -159,6 +159,17 @@ def main(arguments: Sequence[str]) -> int:
     plots.draw_lines(panels(rows), file, f"{title}, {record.machine()}")
     print(f"written: {data}\nwritten: {file}")
     return 0
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Raises ArgumentTypeError."""
+    try:
+        counts = tuple(map(int, text.split(",")))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers of at least 1")
+    return counts
 
 
 def _spread(seconds: Sequence[float]) -> str:

@@ -1,12 +1,13 @@
 """The bench of long prompts: against a real server, and what it makes of its figures."""
 
+import json
+
 import pytest
 
 from bench import plots, prefill
+from bench.__main__ import main
 from bench.prefill import Plan, Row
-from bench.systems import TriptychServer
 from tests.checkpoints import DEMO
-from tests.patience import PATIENCE_S
 
 ROWS = [
     Row("dense", 4, 1055, (0.5, 0.4, 0.6), (1.0, 1.1, 1.2)),
@@ -31,19 +32,26 @@ def test_prompts_are_new_in_every_repetition():
     assert plan.prompt(2, 0) == plan.prompt(2, 0) != plan.prompt(2, 1)
 
 
+def test_a_number_of_pictures_that_is_none_is_refused(capsys):
+    for text in ("4,x", "0", ""):
+        with pytest.raises(SystemExit):
+            main(["prefill", "--pictures", text])
+        assert "is not whole numbers of at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-async def test_real_servers_in_turns():
-    settings = ("cluster.backend=process", "sparse.min_tokens=64", "sparse.tile=16")
-    sparse = {"dense": (), "xattention": ("sparse.selector=xattention",)}
-    servers = {
-        name: TriptychServer(str(DEMO), "EPD1", [*settings, *own], PATIENCE_S)
-        for name, own in sparse.items()
-    }
-    rows = await prefill.measure(servers, Plan(pictures=(1, 2), side=168, repetitions=2))
-    assert [(row.system, row.num_pictures) for row in rows] == [
-        (name, count) for count in (1, 2) for name in sparse
-    ]
-    assert rows[0].prompt_tokens + 36 <= rows[2].prompt_tokens
-    for row in rows:
-        assert len(row.prefill_s) == len(row.ttft_s) == 2
-        assert all(prefill_s > 0 for prefill_s in row.prefill_s)
+def test_real_servers_in_turns(monkeypatch, capsys, tmp_path):
+    own = {"dense": (), "xattention": ("sparse.selector=xattention",)}
+    monkeypatch.setattr(prefill, "SYSTEMS", own)
+    words = f"--model {DEMO} --pictures 1,2 --side 168 --repetitions 2 --out {tmp_path}"
+    for setting in ("cluster.backend=process", "sparse.min_tokens=64", "sparse.tile=16"):
+        words += f" --set {setting}"
+    assert main(["prefill", *words.split()]) == 0
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert [line[2].strip() for line in lines[2:]] == ["dense", "xattention"] * 2
+    assert int(lines[2][1]) + 36 <= int(lines[4][1])
+    (data,), (drawn,) = (list(tmp_path.glob(f"*-prefill.{kind}")) for kind in ("json", "png"))
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    for row in json.loads(data.read_text())["rows"]:
+        assert len(row["prefill_s"]) == len(row["ttft_s"]) == 2
+        assert min(row["prefill_s"]) > 0

@@ -158,6 +158,7 @@ def test_codes_become_nothing_else():
     for other in (
         Layout("kv", "m", "fp8", one.shape, BLOCK, 2),
         Layout("kv", "m", "int8", halves, 8, 2),
+        Layout("kv", "m", "int8", one.shape, BLOCK, 1),
         Layout("kv", "m", "float32", (2, 2, BLOCK, KV_HEADS, SIZE), BLOCK, 2),
     ):
         assert not one.can_become(other) and not other.can_become(one)

@@ -71,6 +71,18 @@ async def test_one_role_alone_is_not_sparse() -> None:
             pass
 
 
+async def test_kv_is_known_by_another_fingerprint_than_dense_kv() -> None:
+    """By what routers look beginnings up, and by what blocks and files are checked."""
+    seen = []
+    for settings in ((), NEARLY_ALL, ALMOST_NOTHING):
+        async with flow(config("E1,P1,D1", *settings, model=str(DEMO))) as running:
+            about = [each.description for each in running.core.dispatcher.view().instances]
+            seen.append({one.model for one in about})
+            assert {one.kv.model for one in about if one.kv is not None} == seen[-1]
+    assert [len(models) for models in seen] == [1, 1, 1]
+    assert len(set.union(*seen)) == 3
+
+
 async def test_the_oracle_is_refused() -> None:
     with pytest.raises(ConfigError, match="the oracle has no attention"):
         async with flow(config("EPD1", "sparse.selector=xattention")):

@@ -96,6 +96,23 @@ def test_what_surrounds_the_steps_is_found_again():
     assert found.picture_s == pytest.approx(TRUE.picture_s, rel=0.01)
     assert found.megapixel_s == pytest.approx(TRUE.megapixel_s, rel=0.01)
     assert found.speeds == TRUE.speeds
+    assert found.encodes_alone, "the profile is of a CPU"
+
+
+def test_pictures_have_steps_of_their_own_where_the_server_gives_them_some():
+    (kind,) = (each for each in KINDS if len(each.sides) == 4)
+    blank = Probe(
+        kind=kind, topology="EPD1", num_prompt=1020, client_s=0, router_s=0, decoders_s=0,
+        instances_s={}, ttft_s=0, tpot_s=0, whole_s=0,
+    )  # fmt: skip
+    quick = {"picture_s": 0.0, "megapixel_s": 0.0, "picture_wait_s": 0.0}  # they come together
+
+    def steps(*, encodes_alone):
+        around = msgspec.structs.replace(TRUE, encodes_alone=encodes_alone, **quick)
+        return rehearse(CONFIG, CARD, blank, around).counts["vision_steps"]
+
+    assert steps(encodes_alone=True) == 4
+    assert steps(encodes_alone=False) < 4
 
 
 def test_nothing_around_is_found_where_there_is_nothing():

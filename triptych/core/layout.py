@@ -65,7 +65,7 @@ class Layout(msgspec.Struct, frozen=True):
         numbers = "float" if self.dtype in FLOATS else self.dtype
         inner = self.shape[1:]
         if self.dtype in CODES:  # of which parts cannot be told apart without knowing them
-            inner = (*self.shape, self.block_size, self.num_shards)
+            inner = (*self.shape, self.num_shards)
         elif self.kind == "kv":
             heads, head_dim = self.shape[-2:]
             inner = (self.shape[0], heads * self.num_shards, head_dim)
