@@ -45,6 +45,8 @@ class Far:
                     if self._threads is not None:
                         await self._threads.sent(self._name, batch)
                     batches.put_nowait((loop.time() + self._hop_s, batch))
+                    if self._threads is not None:
+                        await self._threads.ended(self._name, batch)
             except TriptychError as error:
                 batches.put_nowait((loop.time() + self._hop_s, error))
 

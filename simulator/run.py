@@ -266,6 +266,8 @@ class _Drive:
                 phases={} if timeline is None else _phases(timeline),
             )
         )
+        if self._threads is not None:
+            await self._threads.answered()
 
     async def _ask(
         self, core: Core, arrival: Arrival, request: Request

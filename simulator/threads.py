@@ -13,7 +13,7 @@ from scheduler.costs import Costs
 from simulator.cores import Cores, Free, Lock, Thread
 from simulator.costs.overheads import Handling, Overheads
 from simulator.world import World
-from triptych.core.event import Event, EventBatch, Tokens
+from triptych.core.event import Encoded, Event, EventBatch, Failed, Finished, Tokens
 from triptych.core.ids import InstanceId
 
 
@@ -65,6 +65,11 @@ class Threads:
         self.counts["batches"] += bool(batch.events)
         await self._of(instance).run(_batch_s(self.costs.instance, batch.events))
 
+    async def ended(self, instance: InstanceId, batch: EventBatch) -> None:
+        """What the instance still does for the jobs whose end it has told."""
+        num_ended = sum(isinstance(each, Encoded | Finished | Failed) for each in batch.events)
+        await self._of(instance).run(self.costs.instance.ended_s * num_ended)
+
     async def heard(self, batch: EventBatch) -> None:
         """The router reads them; what tokens cost it is in ``Reader``."""
         if batch.events:
@@ -106,6 +111,11 @@ class Threads:
         """The router writes tokens to a client."""
         self.counts["tokens"] += num_tokens
         await self._router.run(self.costs.router.token_s * num_tokens)
+
+    async def answered(self) -> None:
+        """A request is over: what router and client still do for it."""
+        await self._router.run(self.costs.router.ended_s)
+        await self._client.run(self.costs.client.ended_s)
 
     async def read(self, num_tokens: int) -> None:
         """They reach the client."""

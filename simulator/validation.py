@@ -7,6 +7,7 @@ Knows how to run both and how far apart they are; prints and draws nothing.
 import asyncio
 import math
 from collections.abc import Callable, Iterable
+from statistics import fmean
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +20,7 @@ from simulator.costs.card import Card
 from simulator.costs.overheads import Overheads
 from simulator.profile.probes import serving
 from simulator.profile.rehearsal import as_counted, plan_of
+from simulator.profile.tempo import Tempo
 from simulator.run import simulate
 from triptych.core.config import Config
 from triptych.core.errors import ConfigError
@@ -52,12 +54,24 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True):
     """Requests at once by which the most is found."""
 
 
+class Live(NamedTuple):
+    """One run of a server."""
+
+    run: Run
+    share: float
+    """Its rate, of the most that the server does."""
+    slower: float
+    """How many times as long as when the profile was made work took meanwhile."""
+
+
 class Pair(msgspec.Struct, frozen=True):
     """One run of a server, and the same in virtual time."""
 
     live: Run
     simulated: Run
     share: float
+    slower: float = 1.0
+    """See ``Live``."""
 
 
 class Figure(NamedTuple):
@@ -89,12 +103,22 @@ def validate(config: Config, card: Card, extent: Extent, say: Say) -> list[Pair]
     Raises ConfigError if the card says nothing of what surrounds steps."""
     if card.overheads is None:
         raise ConfigError("validate: the card has no overheads; profile without --steps-only")
-    lives = asyncio.run(_live(config, extent, lambda text, share: say(text, 0.8 * share)))
+    tempo = Tempo(card.overheads.beat_s)
+    lives = asyncio.run(_live(config, extent, tempo, lambda text, share: say(text, 0.8 * share)))
     found = []
-    for index, (share, live) in enumerate(lives):
+    for index, (live, share, slower) in enumerate(lives):
         say(f"{live.system}: simulating", 0.8 + 0.2 * index / len(lives))
-        found.append(Pair(live, _simulated(config, card, card.overheads, extent, live), share))
+        around = at_tempo(card.overheads, slower)
+        simulated = _simulated(config, card, around, extent, live)
+        found.append(Pair(live, simulated, share, slower))
     return found
+
+
+def at_tempo(overheads: Overheads, slower: float) -> Overheads:
+    """The same machine when all its work takes ``slower`` times as long; waits are as they were.
+    Without cores there is nothing to be slowed down."""
+    speeds = tuple(speed / slower for speed in overheads.speeds)
+    return msgspec.structs.replace(overheads, speeds=speeds)
 
 
 def figures(pairs: Iterable[Pair]) -> list[Figure]:
@@ -126,9 +150,9 @@ def _value(name: str, of: Samples) -> float:
     return sum(values) / len(values) if how == "mean" else percentile(values, 0.99)
 
 
-async def _live(config: Config, extent: Extent, say: Say) -> list[tuple[float, Run]]:
-    """Runs of servers, and at which share of their most."""
-    found: list[tuple[float, Run]] = []
+async def _live(config: Config, extent: Extent, tempo: Tempo, say: Say) -> list[Live]:
+    """Runs of servers."""
+    found: list[Live] = []
     most: dict[tuple[str, str], float] = {}
     total = extent.repetitions * len(extent.topologies)
     for repetition in range(extent.repetitions):
@@ -146,8 +170,10 @@ async def _live(config: Config, extent: Extent, say: Say) -> list[tuple[float, R
                         say(f"{topology}, {name}, {share:.0%} of its most", done)
                         seed = 1 + index + 10 * number + 100 * repetition
                         rate = round(share * most[topology, name], 2)
-                        run = await bench.run(one, rate, seed)
-                        found.append((share, msgspec.structs.replace(run, workload=name)))
+                        async with tempo.beside() as looks:
+                            run = await bench.run(one, rate, seed)
+                        run = msgspec.structs.replace(run, workload=name)
+                        found.append(Live(run, share, fmean(looks)))
     return found
 
 

@@ -21,6 +21,9 @@ class Handling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """For each message of events between instance and router."""
     token_s: float = 0.0
     """For each output token."""
+    ended_s: float = 0.0
+    """For each request, of an instance for each job, when its answer is over: nobody waits for it,
+    but for those who come next."""
 
 
 class Overheads(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,3 +60,5 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     speeds: tuple[float, ...] = ()
     """What the machine's cores do a second, all together, with 1, 2, ... of them at work; as many
     numbers as cores."""
+    beat_s: float = 0.0
+    """How fast the machine was: seconds of a beat (``simulator.profile.tempo``); 0: not known."""

@@ -1,7 +1,7 @@
 """One of several processes that run steps at the same time: ``python -m simulator.profile S``.
 
-Reads a configuration from stdin, says when it is ready, waits for a line, runs steps for S seconds
-and says how much of the processor one took in the median.
+Reads a configuration from stdin and says when it is ready. For each line that it reads then, it
+runs steps for S seconds and says how much of the processor one took in the median.
 """
 
 import asyncio
@@ -31,20 +31,24 @@ async def _main(seconds: float) -> None:
     spec = InstanceSpec(InstanceId("profile-0@1"), role, config, b"")
     executors = await machine.executors(spec, card)
     try:
-        taken = _taken(Bench(config, card, executors), Limits.of(config, card), seconds)
+        bench, limits = Bench(config, card, executors), Limits.of(config, card)
+        length = min(64, limits.chunk)
+        shape = Shape(chunks=((0, length),), contexts=(min(64, limits.positions // 2),) * 4)
+        bench.run(shape)
+        _say("ready")
+        while source.readline():
+            _say(str(_taken(bench, shape, seconds)))
     finally:
         executors.close()
-    sys.stdout.write(f"{taken}\n")
 
 
-def _taken(bench: Bench, limits: Limits, seconds: float) -> float:
-    """Of a prompt's chunk and the decodes of a few sequences together."""
-    length = min(64, limits.chunk)
-    shape = Shape(chunks=((0, length),), contexts=(min(64, limits.positions // 2),) * 4)
-    bench.run(shape)
-    sys.stdout.write("ready\n")
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
     sys.stdout.flush()
-    sys.stdin.buffer.readline()
+
+
+def _taken(bench: Bench, shape: Shape, seconds: float) -> float:
+    """Of a prompt's chunk and the decodes of a few sequences together."""
     taken: list[float] = []
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s or not taken:

@@ -14,8 +14,8 @@ from scheduler.fitted import FitError, fit_error
 from scheduler.regression import Sums
 from simulator.costs.card import Card
 from simulator.costs.overheads import Handling, Overheads
-from simulator.profile.probes import Probe
-from simulator.profile.rehearsal import Needs, rehearse
+from simulator.profile.probes import Crowd, Probe
+from simulator.profile.rehearsal import Needs, rehearse, rehearse_crowd
 from simulator.profile.steps import has_gpu
 from triptych.core.config import Config
 
@@ -52,6 +52,7 @@ def around(
     for _ in range(ROUNDS):
         needs = [rehearse(config, card, probe, found) for probe in probes]
         found, pairs = _work(probes, needs, found)
+        found = _behind(probes, found)
         found = _waits(config, card, probes, found)
     errors = {part: fit_error(each) for part, each in pairs.items()}
     alone = [probe for probe in probes if probe.kind.at_once == 1]
@@ -65,24 +66,49 @@ def around(
     return found, errors | {"ttft": fit_error(ttft), "tpot": fit_error(tpot)}
 
 
+def crowded(
+    config: Config, card: Card, asked: tuple[Sequence[Probe], Sequence[Crowd]], found: Overheads
+) -> dict[str, FitError]:
+    """How well requests side by side are met by what was found of requests alone: ``crowd work``,
+    seconds of the processor, ``crowd ttft`` and ``crowd tpot``. Nothing is fitted to them."""
+    probes, crowds = asked
+    lengths = {probe.kind.name: probe.num_prompt for probe in probes}
+    both = [(rehearse_crowd(config, card, crowd, lengths, found), crowd) for crowd in crowds]
+    return {
+        "crowd work": fit_error((one.work_s, crowd.worked_s) for one, crowd in both),
+        "crowd ttft": fit_error((one.ttft_s, crowd.ttft_s) for one, crowd in both),
+        "crowd tpot": fit_error((one.tpot_s, crowd.tpot_s) for one, crowd in both if crowd.tpot_s),
+    }
+
+
 def _work(
     probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads
 ) -> tuple[Overheads, dict[str, Pairs]]:
     """What is work, once it is known how many steps and messages each probe needs."""
     client, of_client = _handling(probes, needs, lambda probe: probe.client_s, ())
     router, of_router = _handling(probes, needs, lambda probe: probe.router_s, ("jobs", "batches"))
-    instances, of_instances = _instances(probes, needs)
-    found = msgspec.structs.replace(
-        instances,
-        client=client,
-        router=router,
-        picture_s=known.picture_s,
-        megapixel_s=known.megapixel_s,
-        speeds=known.speeds,
-        frees_lock=known.frees_lock,
-        encodes_alone=known.encodes_alone,
-    )
+    found, of_instances = _instances(probes, needs, known)
+    found = msgspec.structs.replace(found, client=client, router=router)
     return found, {"client": of_client, "router": of_router, "instances": of_instances}
+
+
+def _behind(probes: Sequence[Probe], found: Overheads) -> Overheads:
+    """What of the work for requests and jobs nobody waits for, as probes tell whose answer is one
+    token; of an instance, those with one job."""
+    told = [probe for probe in probes if probe.behind_s]
+    whole = [probe for probe in told if is_whole(probe) and not probe.kind.sides]
+
+    def parted(handling: Handling, what: str, part: str, some: list[Probe]) -> Handling:
+        all_s = getattr(handling, what)
+        ended_s = min(all_s, median(probe.behind_s[part] for probe in some)) if some else 0.0
+        return msgspec.structs.replace(handling, **{what: all_s - ended_s}, ended_s=ended_s)
+
+    return msgspec.structs.replace(
+        found,
+        client=parted(found.client, "request_s", "client", told),
+        router=parted(found.router, "request_s", "router", told),
+        instance=parted(found.instance, "job_s", "instances", whole),
+    )
 
 
 def _handling(
@@ -109,14 +135,17 @@ def _handling(
     return handling, pairs
 
 
-def _instances(probes: Sequence[Probe], needs: Sequence[Needs]) -> tuple[Overheads, Pairs]:
+def _instances(
+    probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads
+) -> tuple[Overheads, Pairs]:
     """What steps, jobs, tokens and transfers cost the instances of a request, all together."""
     names = ("seconds", "steps", "vision_steps", "jobs", "tokens", "transfers", "bytes")
     rows = [[need.counts.get(name, 0.0) for name in names] for need in needs]
     values = [sum(probe.instances_s.values()) for probe in probes]
     found, pairs = _solved(rows, values, [1.0, *[0.0] * 6])
     slowdown, step_s, vision_step_s, job_s, token_s, transfer_s, byte_s = found
-    return Overheads(
+    return msgspec.structs.replace(
+        known,
         slowdown=slowdown,
         step_s=step_s,
         vision_step_s=vision_step_s,
@@ -153,37 +182,62 @@ def _decoding(probes: Sequence[Probe]) -> tuple[float, float]:
     return picture_s, megapixel_s
 
 
+def is_whole(probe: Probe) -> bool:
+    """Whether one instance did everything."""
+    return "," not in probe.topology
+
+
 def _waits(config: Config, card: Card, probes: Sequence[Probe], known: Overheads) -> Overheads:
     """Waits, one after the other: of steps from the pace of an answer, of messages from the first
-    token of a text, of pictures and of transfers from theirs."""
+    token of texts, of pictures and of transfers from theirs."""
+    alone = [probe for probe in probes if probe.kind.at_once == 1]
+    texts = [probe for probe in alone if not probe.kind.sides]
 
-    def left(is_one: Callable[[Probe], bool], what: str, now: Overheads) -> float:
-        some = [probe for probe in probes if probe.kind.at_once == 1 and is_one(probe)]
-        return (
-            median(
-                getattr(probe, what) - getattr(rehearse(config, card, probe, now), what)
-                for probe in some
-            )
-            if some
-            else 0.0
-        )
+    def late_s(some: Sequence[Probe], what: str, now: Overheads) -> float:
+        """What requests took longer than their rehearsals."""
+        rehearsed = [(probe, rehearse(config, card, probe, now)) for probe in some]
+        later = [getattr(probe, what) - getattr(needs, what) for probe, needs in rehearsed]
+        return median(later) if later else 0.0
 
-    def is_whole(probe: Probe) -> bool:
-        return "," not in probe.topology
+    def waiting(
+        now: Overheads, some: Sequence[Probe], what: str, wait: str, times: float = 1
+    ) -> Overheads:
+        """With the wait that explains it; it is met ``times`` on the way. What waits beside other
+        work costs less than it lasts, so more of it is tried; where that helps little, a wait is
+        not what is missing."""
+        left_s, wait_s = late_s(some, what, now), 0.0
+        for _ in range(TRIES):
+            more_s = left_s / times
+            if wait_s + more_s < NEGLIGIBLE_S:
+                break
+            longer = msgspec.structs.replace(now, **{wait: wait_s + more_s})
+            before_s, left_s = left_s, late_s(some, what, longer)
+            if abs(left_s) > HELPS * abs(before_s):
+                break
+            now, wait_s = longer, wait_s + more_s
+        return now
 
-    late_s = left(lambda one: is_whole(one) and one.kind.num_output > 1, "tpot_s", known)
-    if late_s < 0.0:  # what is told of a step is told while the next one runs
-        told_s = min(known.step_s, -late_s)
+    waits = ("step_wait_s", "hop_s", "picture_wait_s", "transfer_wait_s")
+    known = msgspec.structs.replace(known, **dict.fromkeys(waits, 0.0))
+    paced = [probe for probe in texts if is_whole(probe) and probe.kind.num_output > 1]
+    early_s = -late_s(paced, "tpot_s", known)
+    if early_s > 0.0:  # what is told of a step is told while the next one runs
+        told_s = min(known.step_s, early_s)
         instance = msgspec.structs.replace(known.instance, token_s=known.instance.token_s + told_s)
         known = msgspec.structs.replace(known, step_s=known.step_s - told_s, instance=instance)
-    known = msgspec.structs.replace(known, step_wait_s=max(0.0, late_s))
-    first_s = left(lambda one: is_whole(one) and one.kind.name == "text", "ttft_s", known)
-    known = msgspec.structs.replace(known, hop_s=max(0.0, first_s) / NUM_HOPS)
-    picture_s = left(lambda one: is_whole(one) and len(one.kind.sides) == 1, "ttft_s", known)
-    known = msgspec.structs.replace(known, picture_wait_s=max(0.0, picture_s))
-    moved_s = left(lambda one: not is_whole(one) and one.kind.name == "text", "ttft_s", known)
-    return msgspec.structs.replace(known, transfer_wait_s=max(0.0, moved_s))
+    known = waiting(known, paced, "tpot_s", "step_wait_s")
+    known = waiting(known, [one for one in texts if is_whole(one)], "ttft_s", "hop_s", NUM_HOPS)
+    pictured = [one for one in alone if is_whole(one) and len(one.kind.sides) == 1]
+    known = waiting(known, pictured, "ttft_s", "picture_wait_s")
+    apart = [one for one in alone if not is_whole(one)]
+    return waiting(known, [one for one in apart if one.kind.sides], "ttft_s", "transfer_wait_s")
 
 
 NUM_HOPS = 4
 """Of a text's first token: client, router, instance, and back."""
+TRIES = 5
+"""To find a wait."""
+NEGLIGIBLE_S = 1e-5
+"""A wait that is none."""
+HELPS = 0.7
+"""A longer wait leaves at most this share of what was to be explained, or it explains nothing."""

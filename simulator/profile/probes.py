@@ -1,4 +1,4 @@
-"""Asks a real server a few kinds of requests, one at a time, and reads what each process worked.
+"""Asks a real server a few kinds of requests in turns, and reads what each process worked.
 
 Knows a client and the accounts of processes; what follows from the figures is ``around``'s.
 """
@@ -6,9 +6,10 @@ Knows a client and the accounts of processes; what follows from the figures is `
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from statistics import median
+from statistics import fmean
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,11 +21,12 @@ from bench.systems import TriptychServer
 from bench.workload import Arrival, Image, Text
 from simulator.profile import processes
 from simulator.profile.steps import Say
+from simulator.profile.tempo import Tempo
 from simulator.recorder import place_of
 from triptych.core.config import Config
 from triptych.core.ids import InstanceId
 
-_IDLE_S = 1.0
+_IDLE_S = 2.0
 """How long is looked at what processes work when nothing is asked."""
 _TIMEOUT_S = 60.0
 
@@ -59,7 +61,9 @@ KINDS = (
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """What one kind took, for each request in the mean; seconds of the processor unless said."""
+    """What one kind took, for each request in the mean, at the machine's usual tempo; seconds of
+    the processor unless said. The longest twentieth is left out: a pause of the host is not the
+    server's."""
 
     kind: Kind
     topology: str
@@ -70,13 +74,45 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     decoders_s: float
     instances_s: dict[str, float]
     """By place."""
+    behind_s: dict[str, float] = {}
+    """What of it was done when the first token was there already: ``client``, ``router``,
+    ``instances``. Of answers of one token, asked one at a time."""
     ttft_s: float
-    """Median of the wall's clock (what others on the machine add at times is not the server's), as
-    ..."""
+    """Of the wall's clock, as ..."""
     tpot_s: float
     """... this; 0 for one token."""
     whole_s: float
     """Until the end of the answer."""
+
+
+class Crowd(msgspec.Struct, frozen=True, kw_only=True):
+    """What clients side by side took that ask one request after the other, all in all; at the
+    machine's usual tempo."""
+
+    topology: str
+    kinds: tuple[Kind, ...]
+    """Of the requests; the ``n``-th is asked by client ``n % NUM_CLIENTS``."""
+    worked_s: float
+    """Seconds of the processor, of all processes."""
+    ttft_s: float
+    """In the mean."""
+    tpot_s: float
+    """In the mean of the answers that have one."""
+
+    def arrivals(self, first: int) -> list[Arrival]:
+        """The requests, with numbers from ``first`` on."""
+        return [
+            msgspec.structs.replace(
+                kind.arrival(first + n),
+                session=f"client-{n % NUM_CLIENTS}",
+                after_s=0.0 if n >= NUM_CLIENTS else None,
+            )
+            for n, kind in enumerate(self.kinds)
+        ]
+
+
+NUM_CLIENTS = 4
+"""Of a crowd."""
 
 
 class Server:
@@ -128,64 +164,142 @@ def settings_of(config: Config) -> list[str]:
 
 
 async def probe(
-    server: Server, kinds: Sequence[Kind], count: int, rest_s: float, say: Say
-) -> list[Probe]:
-    """Ask ``count`` requests of each kind, after a few of each that are not counted.
-
-    ``rest_s``: mean pause between two times of asking. Requests of an open loop find processes that
-    have rested, and a core that has rested is slower: its caches are others' by then."""
+    server: Server, kinds: Sequence[Kind], effort: "Asking", tempo: Tempo, say: Say
+) -> tuple[list[Probe], Crowd]:
+    """Ask requests of every kind in turns, after a few of each that are not counted: what drifts,
+    drifts for all. Then a crowd asks."""
     await server.sender.start()
-    composer = Composer(await calibrate(server.sender))
-    number, found = 0, []
-    for kind in kinds:
-        await _ask(server, composer, kind, range(number, number + 2 * kind.at_once), 0.0)
-        number += 2 * kind.at_once
-    idle, began_s = server.accounts(), time.monotonic()
+    asker = _Asker(server, Composer(await calibrate(server.sender)), tempo, effort.rest_s)
+    for kind in (*kinds, *kinds):
+        await asker.ask(kind)
+    began, began_s = server.accounts(), time.monotonic()
     await asyncio.sleep(_IDLE_S)
     passed_s = time.monotonic() - began_s
-    idle = {who: (now - idle[who]) / passed_s for who, now in server.accounts().items()}
-    idle["client"] = 0.0  # what it did meanwhile was to look
-    for kind in kinds:
-        whole = -(-count // kind.at_once) * kind.at_once
-        numbers = range(number, number + whole)
-        found.append(await _measured(server, composer, kind, numbers, (idle, rest_s)))
-        say(f"{server.topology}: {kind.name}", len(found) / len(kinds))
-        number += whole
-    return found
-
-
-async def _measured(
-    server: Server,
-    composer: Composer,
-    kind: Kind,
-    numbers: range,
-    rest: tuple[dict[str, float], float],
-) -> Probe:
-    idle, rest_s = rest
-    for number in numbers:  # as a client under load does, ahead of time
-        composer.draw(kind.arrival(number))
-    before, began_s = server.accounts(), time.monotonic()
-    answers = await _ask(server, composer, kind, numbers, rest_s)
-    passed_s, after = time.monotonic() - began_s, server.accounts()
-    worked = {
-        who: max(0.0, after[who] - before[who] - idle[who] * passed_s) / len(numbers)
-        for who in after
-    }
-    return Probe(
-        kind=kind,
-        topology=server.topology,
-        num_prompt=round(median(each.num_prompt for each in answers)),
-        client_s=worked.pop("client"),
-        router_s=worked.pop("router"),
-        decoders_s=worked.pop("decoders"),
-        instances_s=worked,
-        ttft_s=median(each.times_s[0] for each in answers),
-        tpot_s=median(each.tpot_s for each in answers),
-        whole_s=median(each.whole_s for each in answers),
+    asker.idle = {who: (now - began[who]) / passed_s for who, now in server.accounts().items()}
+    asker.idle["client"] = 0.0  # what it did meanwhile was to look
+    asked: dict[Kind, list[_Asked]] = {kind: [] for kind in kinds}
+    for number in range(effort.num_asked):
+        for kind in kinds:
+            if number % kind.at_once == 0:
+                asked[kind].append(await asker.ask(kind))
+        done = number + 1
+        say(f"{server.topology}: request {done} of each kind", done / effort.num_asked)
+    alone = [kind for kind in kinds if kind.at_once == 1] * effort.num_crowd
+    crowd = Crowd(
+        topology=server.topology, kinds=tuple(alone), worked_s=0.0, ttft_s=0.0, tpot_s=0.0
     )
+    found = [_together(kind, server.topology, some) for kind, some in asked.items()]
+    return found, await asker.crowd(crowd)
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class Asking(NamedTuple):
+    """How much is asked."""
+
+    num_asked: int
+    """Requests of each kind."""
+    rest_s: float
+    """Pause between two times of asking, in the mean. Requests of an open loop find processes that
+    have rested, and a core that has rested is slower: its caches are others' by then."""
+    num_crowd: int
+    """Requests of each kind that a crowd asks."""
+
+
+class _Asked(NamedTuple):
+    """One time of asking, for each of its requests in the mean."""
+
+    num_prompt: int
+    worked_s: dict[str, float]
+    """By account."""
+    behind_s: dict[str, float]
+    ttft_s: float
+    tpot_s: float
+    whole_s: float
+
+
+class _Asker:
+    """Asks, and reads what it cost."""
+
+    def __init__(self, server: Server, composer: Composer, tempo: Tempo, rest_s: float) -> None:
+        self._server, self._composer, self._tempo = server, composer, tempo
+        self._rest_s = rest_s
+        self._source = random.Random("rest")
+        self._number = 0
+        self.idle: dict[str, float] = {}
+        """Seconds a second that accounts grow by when nothing is asked."""
+
+    async def ask(self, kind: Kind) -> _Asked:
+        """``kind.at_once`` requests, with half of a rest before and half behind them."""
+        arrivals = [kind.arrival(self._number + each) for each in range(kind.at_once)]
+        self._number += kind.at_once
+        for arrival in arrivals:  # as a client under load does, ahead of time
+            self._composer.draw(arrival)
+        rest_s = self._source.uniform(0.25, 0.75) * self._rest_s
+        await asyncio.sleep(rest_s)
+        slower = self._tempo.now()
+        before, began_s = self._server.accounts(), time.monotonic()
+        at_first: list[dict[str, float]] = []
+        tells = kind.at_once == kind.num_output == 1
+        answers = await asyncio.gather(
+            *(self._one(each, at_first if tells else None) for each in arrivals)
+        )
+        await asyncio.sleep(rest_s)
+        after, passed_s = self._server.accounts(), time.monotonic() - began_s
+        count, idle = len(answers), self.idle
+        worked = {
+            who: max(0.0, after[who] - before[who] - idle.get(who, 0.0) * passed_s) / slower / count
+            for who in after
+        }
+        behind = {who: (after[who] - at_first[0][who]) / slower for who in after if at_first}
+        return _Asked(
+            round(fmean(each.num_prompt for each in answers)),
+            worked,
+            {who: min(value, worked[who]) for who, value in behind.items()},
+            fmean(each.times_s[0] for each in answers) / slower,
+            fmean(each.tpot_s for each in answers) / slower,
+            fmean(each.whole_s for each in answers) / slower,
+        )
+
+    async def crowd(self, crowd: Crowd) -> Crowd:
+        """Have it asked, and say what it took."""
+        arrivals = crowd.arrivals(self._number)
+        self._number += len(arrivals)
+        for arrival in arrivals:
+            self._composer.draw(arrival)
+        answers: list[_Answer] = []
+
+        async def client(number: int) -> None:
+            for arrival in arrivals[number::NUM_CLIENTS]:
+                answers.append(await self._one(arrival, None))
+
+        before, began_s = self._server.accounts(), time.monotonic()
+        async with self._tempo.beside() as looks:
+            await asyncio.gather(*map(client, range(NUM_CLIENTS)))
+        after, passed_s = self._server.accounts(), time.monotonic() - began_s
+        slower = fmean(looks)
+        worked_s = sum(after[who] - before[who] - self.idle[who] * passed_s for who in after)
+        paces = [each.tpot_s for each in answers if len(each.times_s) > 1]
+        return msgspec.structs.replace(
+            crowd,
+            worked_s=worked_s / slower,
+            ttft_s=fmean(each.times_s[0] for each in answers) / slower,
+            tpot_s=fmean(paces) / slower if paces else 0.0,
+        )
+
+    async def _one(self, arrival: Arrival, at_first: list[dict[str, float]] | None) -> "_Answer":
+        prepared = self._server.sender.prepare(self._composer.ask(arrival, {}, _TIMEOUT_S))
+        times_s: list[float] = []
+        began_s = time.monotonic()
+
+        def on_tokens(count: int) -> None:
+            times_s.extend([time.monotonic() - began_s] * count)
+            if at_first is not None and not at_first:
+                at_first.append(self._server.accounts())
+
+        answer = await self._server.sender.send(prepared, on_tokens)
+        return _Answer(answer.prompt_tokens, tuple(times_s), time.monotonic() - began_s)
+
+
+class _Answer(NamedTuple):
     num_prompt: int
     times_s: tuple[float, ...]
     whole_s: float
@@ -195,24 +309,34 @@ class _Answer(msgspec.Struct, frozen=True):
         return (self.times_s[-1] - self.times_s[0]) / max(1, len(self.times_s) - 1)
 
 
-async def _ask(
-    server: Server, composer: Composer, kind: Kind, numbers: range, rest_s: float
-) -> list[_Answer]:
-    found: list[_Answer] = []
-    source = random.Random(kind.name)
-    for first in numbers[:: kind.at_once]:
-        await asyncio.sleep(source.uniform(0.5, 1.5) * rest_s)
-        some = range(first, first + kind.at_once)
-        found += await asyncio.gather(*(_one(server, composer, kind, each) for each in some))
-    return found
+def _together(kind: Kind, topology: str, some: Sequence[_Asked]) -> Probe:
+    """All times of asking for one kind."""
 
+    def of(figures: str) -> dict[str, float]:
+        rows = [getattr(each, figures) for each in some]
+        return {who: usual(row[who] for row in rows) for who in rows[0]}
 
-async def _one(server: Server, composer: Composer, kind: Kind, number: int) -> _Answer:
-    ask = composer.ask(kind.arrival(number), {}, _TIMEOUT_S)
-    prepared = server.sender.prepare(ask)
-    times_s: list[float] = []
-    began_s = time.monotonic()
-    answer = await server.sender.send(
-        prepared, lambda count: times_s.extend([time.monotonic() - began_s] * count)
+    worked, behind = of("worked_s"), of("behind_s")
+    own = {"client", "router", "decoders"}
+    told = {"client": behind["client"], "router": behind["router"]} if behind else {}
+    if behind:
+        told["instances"] = sum(value for who, value in behind.items() if who not in own)
+    return Probe(
+        kind=kind,
+        topology=topology,
+        num_prompt=round(fmean(each.num_prompt for each in some)),
+        client_s=worked["client"],
+        router_s=worked["router"],
+        decoders_s=worked["decoders"],
+        instances_s={who: value for who, value in worked.items() if who not in own},
+        behind_s=told,
+        ttft_s=usual(each.ttft_s for each in some),
+        tpot_s=usual(each.tpot_s for each in some),
+        whole_s=usual(each.whole_s for each in some),
     )
-    return _Answer(answer.prompt_tokens, tuple(times_s), time.monotonic() - began_s)
+
+
+def usual(values: Iterable[float]) -> float:
+    """The mean of all but the longest twentieth."""
+    ordered = sorted(values)
+    return fmean(ordered[: len(ordered) - len(ordered) // 20])

@@ -18,10 +18,11 @@ from scheduler.fitted import FitError
 from simulator.costs.card import Card
 from simulator.costs.sizes import Sizes
 from simulator.profile import processes
-from simulator.profile.around import around
-from simulator.profile.probes import KINDS, Kind, Probe, probe, serving
+from simulator.profile.around import around, crowded
+from simulator.profile.probes import KINDS, Asking, Crowd, Kind, Probe, probe, serving
 from simulator.profile.speeds import speeds
 from simulator.profile.steps import Say, Timed, fitted, has_gpu, measure
+from simulator.profile.tempo import Tempo
 from triptych.core.config import Config
 from triptych.core.ids import InstanceId
 from triptych.core.lifecycle import Stage
@@ -38,16 +39,14 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
     """Along each axis of the grid of steps."""
     repetitions: int = 9
     """Of each step."""
-    num_asked: int = 40
-    """Requests of each kind."""
+    asking: Asking = Asking(num_asked=40, rest_s=0.1, num_crowd=15)
+    """Of each server."""
     busy_s: float = 3.0
     """For which several cores are at work."""
-    rest_s: float = 0.1
-    """Between two times of asking, in the mean."""
     topologies: tuple[str, ...] = TOPOLOGIES
 
 
-QUICK = Effort(points=2, repetitions=3, num_asked=4, busy_s=0.5, rest_s=0.0)
+QUICK = Effort(points=2, repetitions=3, asking=Asking(4, 0.0, 1), busy_s=0.5)
 """To see that it works; its figures are rough."""
 
 
@@ -57,6 +56,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     card: Card
     timed: tuple[Timed, ...]
     probes: tuple[Probe, ...]
+    crowds: tuple[Crowd, ...]
     around: dict[str, FitError]
     """Errors of ``card.overheads``."""
 
@@ -70,13 +70,17 @@ def profile(config: Config, source: str, effort: Effort, say: Say) -> Profile:
     costs = fitted(found.timed)
     card = Card(source=source, sizes=found.sizes, costs=costs)
     if not found.probes:
-        return Profile(card=card, timed=found.timed, probes=(), around={})
+        return Profile(card=card, timed=found.timed, probes=(), crowds=(), around={})
     overheads, errors = around(
         config, card, found.probes, found.speeds, frees_lock=found.frees_lock
     )
+    errors |= crowded(config, card, (found.probes, found.crowds), overheads)
+    overheads = msgspec.structs.replace(overheads, beat_s=found.beat_s)
     costs = msgspec.structs.replace(costs, errors={**costs.errors, **errors})
     card = msgspec.structs.replace(card, costs=costs, overheads=overheads)
-    return Profile(card=card, timed=found.timed, probes=found.probes, around=errors)
+    return Profile(
+        card=card, timed=found.timed, probes=found.probes, crowds=found.crowds, around=errors
+    )
 
 
 class _Measured(NamedTuple):
@@ -84,17 +88,23 @@ class _Measured(NamedTuple):
     sizes: Sizes
     speeds: tuple[float, ...]
     frees_lock: bool
+    beat_s: float
     probes: tuple[Probe, ...]
+    crowds: tuple[Crowd, ...]
 
 
 async def _measured(config: Config, effort: Effort, say: Say) -> _Measured:
-    timed = await measure(config, effort.points, effort.repetitions, _part(say, 0.0, 0.4))
+    tempo = Tempo()
+    steps = _part(say, 0.0, 0.4)
+    timed = await measure(config, tempo, effort.points, effort.repetitions, steps)
     cores: tuple[float, ...] = ()
     if effort.topologies and config.model.threads == 1 and not has_gpu(config):
         cores = await speeds(config, effort.busy_s, _part(say, 0.4, 0.5))
-    probes = await _asked(config, effort, _part(say, 0.5, 1.0))
-    found, frees_lock = await _sizes(config)
-    return _Measured(tuple(timed), found, cores, frees_lock, tuple(probes))
+    probes, crowds = await _asked(config, effort, tempo, _part(say, 0.5, 1.0))
+    sizes, frees_lock = await _sizes(config)
+    return _Measured(
+        tuple(timed), sizes, cores, frees_lock, tempo.usual_s, tuple(probes), tuple(crowds)
+    )
 
 
 async def _sizes(config: Config) -> tuple[Sizes, bool]:
@@ -137,16 +147,21 @@ async def _bytes(
         executors.close()
 
 
-async def _asked(config: Config, effort: Effort, say: Say) -> list[Probe]:
+async def _asked(
+    config: Config, effort: Effort, tempo: Tempo, say: Say
+) -> tuple[list[Probe], list[Crowd]]:
     found: list[Probe] = []
+    crowds: list[Crowd] = []
     kinds = tuple(_fitting(config))
     for number, topology in enumerate(effort.topologies):
         of = len(effort.topologies)
         part = _part(say, number / of, (number + 1) / of)
         part(f"{topology}: starting", 0.0)
         async with serving(config, topology) as server:
-            found += await probe(server, kinds, effort.num_asked, effort.rest_s, part)
-    return found
+            probes, crowd = await probe(server, kinds, effort.asking, tempo, part)
+        found += probes
+        crowds.append(crowd)
+    return found, crowds
 
 
 def _fitting(config: Config) -> list[Kind]:

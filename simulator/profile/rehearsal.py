@@ -4,7 +4,8 @@ Says how many steps, jobs, messages and transfers a request is, since the engine
 own, and how long it takes with what is known so far.
 """
 
-from statistics import median
+from collections.abc import Mapping
+from statistics import fmean, median
 
 import msgspec
 
@@ -13,7 +14,7 @@ from simulator.costs.card import Card
 from simulator.costs.overheads import Overheads
 from simulator.hardware import Hardware
 from simulator.host import SimulatedHost
-from simulator.profile.probes import Probe
+from simulator.profile.probes import Crowd, Probe
 from simulator.run import Plan, simulate
 from triptych.core.config import Config, override
 
@@ -85,4 +86,35 @@ def rehearse(config: Config, card: Card, probe: Probe, overheads: Overheads) -> 
         counts={name: value / count for name, value in threads.counts.items()},
         ttft_s=median(row.token_times_s[0] - row.arrival_s for row in run.rows),
         tpot_s=median((each[-1] - each[0]) / max(1, len(each) - 1) for each in times),
+    )
+
+
+class Crowded(msgspec.Struct, frozen=True, kw_only=True):
+    """What a crowd takes in virtual time."""
+
+    work_s: float
+    """Of the processor."""
+    ttft_s: float
+    tpot_s: float
+
+
+def rehearse_crowd(
+    config: Config, card: Card, crowd: Crowd, lengths: Mapping[str, int], overheads: Overheads
+) -> Crowded:
+    """Run a crowd's requests, whose prompts have ``lengths`` tokens by kind."""
+    plan = plan_of(config, card, crowd.topology, overheads)
+    arrivals = [
+        as_counted(arrival, lengths[kind.name])
+        for arrival, kind in zip(crowd.arrivals(0), crowd.kinds, strict=True)
+    ]
+    hosts: list[SimulatedHost] = []
+    run = simulate(plan, arrivals, on_host=hosts.append)
+    threads = hosts[0].threads
+    assert threads is not None, "there are overheads"
+    times = [row.token_times_s for row in run.rows]
+    paces = [(each[-1] - each[0]) / (len(each) - 1) for each in times if len(each) > 1]
+    return Crowded(
+        work_s=threads.cores.work_s,
+        ttft_s=fmean(row.token_times_s[0] - row.arrival_s for row in run.rows),
+        tpot_s=fmean(paces) if paces else 0.0,
     )

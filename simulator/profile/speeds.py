@@ -9,6 +9,8 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import Sequence
+from statistics import fmean, median
 
 from cluster.host import thread_environment
 from simulator.profile.steps import Say
@@ -17,52 +19,65 @@ from triptych.core.errors import Unavailable
 
 MOST = 8
 """Processes at once; further cores are taken to gain as much each as the last one."""
+ROUNDS = 15
+"""Of comparing: what the host does to one of them does not count."""
 
 
 async def speeds(config: Config, seconds: float, say: Say) -> tuple[float, ...]:
-    """Work a second of all cores together with 1, 2, ... of them busy, in that of one."""
+    """Work a second of all cores together with 1, 2, ... of them busy, in that of one: the median
+    of ``ROUNDS`` comparisons of ``seconds`` in all, each in turns."""
     count = len(os.sched_getaffinity(0))
-    steps_s = []
-    for busy in range(1, min(count, MOST) + 1):
-        say(f"{busy} of {count} cores at work", (busy - 1) / min(count, MOST))
-        steps_s.append(await _step_s(config, busy, seconds))
-    found = [1.0]
-    for busy, step_s in enumerate(steps_s[1:], start=2):
-        fastest = found[-1] + 1.0
-        found.append(min(fastest, max(found[-1], busy * steps_s[0] / step_s)))
-    gain = found[-1] - found[-2] if len(found) > 1 else 1.0
-    return (*found, *(found[-1] + gain * more for more in range(1, count - len(found) + 1)))
-
-
-async def _step_s(config: Config, count: int, seconds: float) -> float:
-    """Processor seconds of a step while ``count`` processes run it."""
+    most = min(count, MOST)
     environment = {**os.environ, **thread_environment(config)}
+    each_s = seconds / ROUNDS
     processes = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "simulator.profile", str(seconds)),
+            *(sys.executable, "-m", "simulator.profile", str(each_s)),
             stdin=PIPE,
             stdout=PIPE,
             env=environment,
         )
-        for _ in range(count)
+        for _ in range(most)
     ]
     try:
         for process in processes:
-            assert process.stdin is not None, "a pipe"
             body = dump(config)
-            process.stdin.write(len(body).to_bytes(4, "little") + body)
+            _write(process, len(body).to_bytes(4, "little") + body)
         for process in processes:
             await _line(process)
-        for process in processes:
-            assert process.stdin is not None, "a pipe"
-            process.stdin.write(b"\n")
-        taken = [float(await _line(process)) for process in processes]
+        rounds = []
+        for number in range(ROUNDS):
+            say(f"1 to {most} of {count} cores at work", number / ROUNDS)
+            rounds.append([await _step_s(processes[:busy]) for busy in range(1, most + 1)])
     finally:
         for process in processes:
             if process.returncode is None:
                 process.kill()
             await process.wait()
-    return sum(taken) / count
+    return _speeds(rounds, count)
+
+
+def _speeds(rounds: list[list[float]], count: int) -> tuple[float, ...]:
+    """Of ``count`` cores, from what a step takes beside others. More processes do not do less than
+    fewer; nor does one more do more than one core."""
+    found = [1.0]
+    for index in range(1, len(rounds[0])):
+        together = median((index + 1) * one[0] / one[index] for one in rounds)
+        found.append(min(found[-1] + 1.0, max(found[-1], together)))
+    gain = found[-1] - found[-2] if len(found) > 1 else 1.0
+    return (*found, *(found[-1] + gain * more for more in range(1, count - len(found) + 1)))
+
+
+async def _step_s(processes: Sequence[asyncio.subprocess.Process]) -> float:
+    """Processor seconds of a step while these run it."""
+    for process in processes:
+        _write(process, b"\n")
+    return fmean([float(await _line(process)) for process in processes])
+
+
+def _write(process: asyncio.subprocess.Process, data: bytes) -> None:
+    assert process.stdin is not None, "a pipe"
+    process.stdin.write(data)
 
 
 async def _line(process: asyncio.subprocess.Process) -> bytes:

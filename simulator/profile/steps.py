@@ -17,6 +17,7 @@ from encoder_service.pictures import Decoders
 from scheduler.fit import PRIOR, Step, fit, with_knots
 from scheduler.fitted import Fitted
 from simulator.profile.grid import Limits, Plans, Shape, shapes
+from simulator.profile.tempo import Tempo
 from triptych.core.config import Config
 from triptych.core.ids import InstanceId
 from triptych.core.lifecycle import Stage
@@ -38,6 +39,7 @@ class Timed(msgspec.Struct, frozen=True):
 
     shape: Shape
     seconds: tuple[float, ...]
+    """At the machine's usual tempo."""
 
     @property
     def step(self) -> Step:
@@ -89,6 +91,11 @@ class Bench:
         return (self._clock() - began) / steps
 
 
+def _steady() -> float:
+    """The tempo of a device whose speed is not this processor's."""
+    return 1.0
+
+
 def _nobody(_drawn: Sequence[Drawn], _seconds: float) -> None:
     """Hears of the steps of a run."""
 
@@ -106,7 +113,9 @@ def has_gpu(config: Config) -> bool:
     return resolve(config)[0] != "cpu"
 
 
-async def measure(config: Config, points: int, repetitions: int, say: Say) -> list[Timed]:
+async def measure(
+    config: Config, tempo: Tempo, points: int, repetitions: int, say: Say
+) -> list[Timed]:
     """Every shape of the grid, ``repetitions`` times and once before, in an order that is drawn
     anew each time: what drifts, drifts for all, and no step finds its own data in a cache."""
     machine = ThisMachine()
@@ -118,20 +127,23 @@ async def measure(config: Config, points: int, repetitions: int, say: Say) -> li
     try:
         bench = Bench(config, card, executors)
         await bench.draw(decoders, some)
-        return _repeated(bench, some, repetitions, say)
+        now = _steady if has_gpu(config) else tempo.now
+        return _repeated(bench, now, some, repetitions, say)
     finally:
         await decoders.close()
         executors.close()
 
 
-def _repeated(bench: Bench, some: Sequence[Shape], repetitions: int, say: Say) -> list[Timed]:
+def _repeated(
+    bench: Bench, tempo: Callable[[], float], some: Sequence[Shape], repetitions: int, say: Say
+) -> list[Timed]:
     taken: dict[Shape, list[float]] = {shape: [] for shape in some}
     source, done = random.Random("order"), 0
     for repetition in range(repetitions + 1):
         order = list(taken)
         source.shuffle(order)
         for shape in order:
-            seconds = bench.run(shape)
+            seconds = bench.run(shape) / tempo()
             if repetition:
                 taken[shape].append(seconds)
             done += 1

@@ -7,15 +7,18 @@ import sys
 import msgspec
 import pytest
 
+from bench.workload import Text
 from cluster.host import InstanceSpec
 from cluster.machine import ThisMachine
 from simulator.costs.card import Card, from_file
 from simulator.costs.overheads import Handling, Overheads
-from simulator.profile.around import around
+from simulator.profile.around import around, crowded
 from simulator.profile.grid import Limits, Plans, Shape, shapes
-from simulator.profile.probes import KINDS, Probe, settings_of
+from simulator.profile.probes import KINDS, NUM_CLIENTS, Crowd, Probe, settings_of, usual
+from simulator.profile.processes import cpu_s
 from simulator.profile.profile import TOPOLOGIES
-from simulator.profile.rehearsal import rehearse
+from simulator.profile.rehearsal import rehearse, rehearse_crowd
+from simulator.profile.speeds import _speeds
 from simulator.profile.steps import RUN, Bench
 from tests.flow.served import ROOT
 from tests.simulator.test_threads import AROUND, SIZES, STEPS
@@ -29,7 +32,9 @@ CARD = Card(source="by hand", sizes=SIZES, costs=STEPS.fitted())
 TRUE = msgspec.structs.replace(
     AROUND,
     slowdown=1.25,
-    instance=Handling(job_s=0.0006, token_s=0.0001),
+    client=msgspec.structs.replace(AROUND.client, ended_s=0.0004),
+    router=msgspec.structs.replace(AROUND.router, ended_s=0.0015),
+    instance=Handling(job_s=0.0006, token_s=0.0001, ended_s=0.0002),
     transfer_byte_s=1e-8,
     picture_wait_s=0.0007,
     transfer_wait_s=0.0009,
@@ -46,6 +51,11 @@ def probe_of(kind, topology):
     count = needs.counts.get
     megapixels = sum(side * side for side in kind.sides) / 1e6
     transfers = TRUE.transfer_s * count("transfers", 0) + TRUE.transfer_byte_s * count("bytes", 0)
+    behind = {
+        "client": TRUE.client.ended_s,
+        "router": TRUE.router.ended_s,
+        "instances": TRUE.instance.ended_s * (count("jobs", 0) if "," in topology else 1),
+    }
     return msgspec.structs.replace(
         blank,
         client_s=handled(TRUE.client, count),
@@ -55,10 +65,11 @@ def probe_of(kind, topology):
             "whole": TRUE.slowdown * count("seconds", 0)
             + TRUE.step_s * count("steps", 0)
             + TRUE.vision_step_s * count("vision_steps", 0)
-            + TRUE.instance.job_s * count("jobs", 0)
+            + (TRUE.instance.job_s + TRUE.instance.ended_s) * count("jobs", 0)
             + TRUE.instance.token_s * count("tokens", 0)
             + transfers
         },
+        behind_s=behind if kind.at_once == kind.num_output == 1 else {},
         ttft_s=needs.ttft_s,
         tpot_s=needs.tpot_s,
         whole_s=needs.ttft_s,
@@ -71,7 +82,7 @@ def _tokens(side):
 
 def handled(costs, count):
     return (
-        costs.request_s * count("requests", 0)
+        (costs.request_s + costs.ended_s) * count("requests", 0)
         + costs.picture_s * count("pictures", 0)
         + costs.text_s * count("text", 0)
         + costs.job_s * count("jobs", 0)
@@ -93,10 +104,92 @@ def test_what_surrounds_the_steps_is_found_again():
     assert errors["tpot"].max < 0.02
     assert found.router.picture_s == pytest.approx(TRUE.router.picture_s, rel=0.1)
     assert found.router.request_s == pytest.approx(TRUE.router.request_s, rel=0.3)
+    assert found.router.ended_s == pytest.approx(TRUE.router.ended_s)
+    assert found.client.ended_s == pytest.approx(TRUE.client.ended_s)
+    assert found.instance.ended_s == pytest.approx(TRUE.instance.ended_s)
     assert found.picture_s == pytest.approx(TRUE.picture_s, rel=0.01)
     assert found.megapixel_s == pytest.approx(TRUE.megapixel_s, rel=0.01)
     assert found.speeds == TRUE.speeds
     assert found.encodes_alone, "the profile is of a CPU"
+
+
+def crowd_of(topology, **more):
+    kinds = tuple(kind for kind in KINDS if kind.at_once == 1) * 2
+    blank = Crowd(topology=topology, kinds=kinds, worked_s=0.0, ttft_s=0.0, tpot_s=0.0)
+    return msgspec.structs.replace(blank, **more)
+
+
+def test_a_crowd_asks_one_thing_after_the_other():
+    crowd = crowd_of("EPD1")
+    some = crowd.arrivals(100)
+    assert len(some) == len(crowd.kinds) == 12
+    assert len({part.seed for one in some for part in one.parts if isinstance(part, Text)}) == 12
+    for client in range(NUM_CLIENTS):
+        first, *later = [one for one in some if one.session == f"client-{client}"]
+        assert first.after_s is None
+        assert {one.after_s for one in later} == {0.0}
+
+
+def test_a_crowd_that_is_the_rehearsal_is_met_and_another_is_not():
+    probes = [probe_of(kind, "EPD1") for kind in KINDS]
+    lengths = {probe.kind.name: probe.num_prompt for probe in probes}
+    crowds = []
+    for topology in TOPOLOGIES:
+        took = rehearse_crowd(CONFIG, CARD, crowd_of(topology), lengths, TRUE)
+        figures = {"worked_s": took.work_s, "ttft_s": took.ttft_s, "tpot_s": took.tpot_s}
+        crowds.append(crowd_of(topology, **figures))
+    errors = crowded(CONFIG, CARD, (probes, crowds), TRUE)
+    assert set(errors) == {"crowd work", "crowd ttft", "crowd tpot"}
+    assert [each.max for each in errors.values()] == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
+    slow = [msgspec.structs.replace(crowd, ttft_s=2 * crowd.ttft_s) for crowd in crowds]
+    assert crowded(CONFIG, CARD, (probes, slow), TRUE)["crowd ttft"].bias == pytest.approx(-0.5)
+
+
+def test_a_wait_that_explains_nothing_is_none():
+    """First tokens of texts that are late by no wait that there is: of requests that are moved."""
+    probes = [probe_of(kind, topology) for topology in TOPOLOGIES for kind in KINDS]
+    late = [
+        msgspec.structs.replace(probe, ttft_s=probe.ttft_s + 0.02)
+        if "," in probe.topology and not probe.kind.sides
+        else probe
+        for probe in probes
+    ]
+    found, _ = around(CONFIG, CARD, late, TRUE.speeds, frees_lock=False)
+    again, _ = around(CONFIG, CARD, probes, TRUE.speeds, frees_lock=False)
+    assert found == again
+
+
+def test_the_longest_twentieth_is_no_ones():
+    assert usual([1.0] * 38 + [50.0, 60.0]) == 1.0
+    assert usual([1.0, 3.0]) == 2.0
+
+
+def test_cores_are_compared_in_rounds():
+    alone = [0.010, 0.010, 0.012]
+    rounds = [[0.010, 0.010, 0.015], [0.010, 0.030, 0.015], alone]
+    assert _speeds(rounds, 3) == pytest.approx((1.0, 2.0, 2.0))
+    assert _speeds([[0.01, 0.005]], 4) == (1.0, 2.0, 3.0, 4.0), "no more than a core each"
+    assert _speeds([[0.01, 0.05]], 2) == (1.0, 1.0)
+
+
+def test_a_process_is_heard_of_while_it_works_and_behind_its_threads():
+    script = (
+        "import sys, threading, time\n"
+        "def work():\n"
+        "    end = time.thread_time() + 0.2\n"
+        "    while time.thread_time() < end: pass\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "print('done', flush=True); sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
+        worked_s = cpu_s(child.pid)
+        assert 0.2 <= worked_s < 2.0
+        child.stdin.close()
+        child.wait()
+    assert cpu_s(child.pid) == 0.0
 
 
 def test_pictures_have_steps_of_their_own_where_the_server_gives_them_some():
@@ -186,6 +279,9 @@ def test_the_command_asks_a_server(tmp_path):
     assert around.router.request_s + around.router.job_s > 0
     assert around.picture_s + around.megapixel_s > 0
     assert len(around.speeds) == len(os.sched_getaffinity(0))
+    assert around.router.ended_s > 0
+    assert around.beat_s > 0
+    assert from_file(out).errors["crowd work"].num_points == len(TOPOLOGIES)
 
 
 def test_a_rehearsal_counts_what_is_computed_and_nothing_that_is_only_predicted():

@@ -132,6 +132,24 @@ def test_a_picture_is_read_decoded_and_encoded(card):
     assert row.token_times_s[0] == pytest.approx(chain)
 
 
+def test_what_is_done_behind_an_answer_keeps_only_the_next_one_waiting(card):
+    around = msgspec.structs.replace(
+        AROUND,
+        client=msgspec.structs.replace(AROUND.client, ended_s=0.02),
+        router=msgspec.structs.replace(AROUND.router, ended_s=0.03),
+        instance=msgspec.structs.replace(AROUND.instance, ended_s=0.05),
+    )
+    (before,) = rows_of(card(AROUND), [text(num_output=2)], cores=0)
+    end_s = before.token_times_s[-1]
+    next_one = text(end_s + 1e-6, seed=9, num_output=2)
+    plain = rows_of(card(AROUND), [text(num_output=2), next_one], cores=0)
+    rows = rows_of(card(around), [text(num_output=2), next_one], cores=0)
+    assert rows[0].token_times_s == pytest.approx(before.token_times_s)
+    waits_s = rows[1].token_times_s[0] - plain[1].token_times_s[0]
+    # The router's 30 ms are ahead of its request; behind them the instance's 50 ms are half over.
+    assert 0.03 < waits_s < 0.051
+
+
 def test_one_core_is_slower_than_two_and_two_than_many(card):
     arrivals = [text(0.001 * number, 10 + number, 8) for number in range(12)]
     path = card(AROUND)

@@ -9,7 +9,7 @@ from bench.workload import Arrival, Image, Text
 from simulator import validation
 from simulator.profile.rehearsal import as_counted, plan_of
 from simulator.run import simulate
-from simulator.validation import WORKLOADS, Extent, Pair, figures, validate
+from simulator.validation import WORKLOADS, Extent, Live, Pair, figures, validate
 from tests.simulator.test_profile import CARD, CONFIG
 from tests.simulator.test_threads import AROUND
 from triptych.core.errors import ConfigError
@@ -67,12 +67,12 @@ def served(config, topology, extent, name, rate, seed):
 def test_a_server_that_is_the_simulator_is_met_exactly(monkeypatch):
     extent = Extent(duration_s=3.0)
     lives = [
-        (0.5, served(CONFIG, topology, extent, name, 5.0, 3))
+        Live(served(CONFIG, topology, extent, name, 5.0, 3), 0.5, 1.0)
         for topology in ("EPD1", "E1,PD1")
         for name in WORKLOADS
     ]
 
-    async def live(config, extent, say):
+    async def live(config, extent, tempo, say):
         return lives
 
     monkeypatch.setattr(validation, "_live", live)
@@ -84,6 +84,26 @@ def test_a_server_that_is_the_simulator_is_met_exactly(monkeypatch):
     assert all(each.live_s > 0 for each in found)
     assert all(each.error == pytest.approx(0.0, abs=1e-9) for each in found)
     assert heard == sorted(heard)
+
+
+def test_a_machine_that_is_slower_meanwhile_is_simulated_so(monkeypatch):
+    extent = Extent(duration_s=3.0)
+    name = next(iter(WORKLOADS))
+    run = served(CONFIG, "EPD1", extent, name, 2.0, 3)
+
+    async def live(config, extent, tempo, say):
+        assert tempo.usual_s == 0.003
+        return [Live(run, 0.5, 1.0), Live(run, 0.5, 2.0)]
+
+    monkeypatch.setattr(validation, "_live", live)
+    card = msgspec.structs.replace(
+        CARD, overheads=msgspec.structs.replace(AROUND, beat_s=0.003, picture_wait_s=0.0)
+    )
+    same, slow = validate(CONFIG, card, extent, lambda text, share: None)
+    assert (same.slower, slow.slower) == (1.0, 2.0)
+    for fast, late in zip(same.simulated.rows, slow.simulated.rows, strict=True):
+        taken = late.token_times_s[0] - late.arrival_s
+        assert taken > 1.6 * (fast.token_times_s[0] - fast.arrival_s)
 
 
 def test_a_card_of_steps_alone_is_not_enough():

@@ -1,0 +1,68 @@
+"""How fast this machine is at the moment: a beat is a small piece of work that is always the same.
+
+What a shared host gives its guests changes by a third within seconds. Whatever is measured can say
+beside it how long a beat took just then, and be compared with what was measured at another time.
+Knows a clock; not what is measured.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from statistics import median
+
+BEATS = 3
+"""A look takes the median of so many, behind one that wakes the core."""
+LOOKS = 50
+"""By which is found what is usual."""
+EVERY_S = 0.1
+"""Between two looks while something else goes on: a hundredth of one core's time."""
+_TURNS = 2000
+
+
+def beat() -> float:
+    """Seconds of the processor that a beat takes now, a third of a millisecond or so: what an
+    interpreter does all day. Others on the machine count only as far as they make it slower."""
+    began_s = time.thread_time()
+    seen: dict[int, int] = {}
+    value = 0
+    for number in range(_TURNS):
+        seen[number & 255] = value
+        value = (value * 31 + number) & 0xFFFF
+    return time.thread_time() - began_s
+
+
+class Tempo:
+    """Compares now with what is usual."""
+
+    def __init__(self, usual_s: float = 0.0, beat: Callable[[], float] = beat) -> None:
+        """``usual_s``: of a beat, as another one found; 0: what it takes now, for ``LOOKS``."""
+        self._beat = beat
+        self.usual_s = usual_s or median(self._look() for _ in range(LOOKS))
+
+    def now(self) -> float:
+        """How many times as long as usually work takes."""
+        return self._look() / self.usual_s
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncGenerator[list[float], None]:
+        """What ``now`` says all the time until left, at least once."""
+        found = [self.now()]
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(EVERY_S)
+                found.append(self.now())
+
+        looking = asyncio.create_task(look())
+        try:
+            yield found
+        finally:
+            looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await looking
+
+    def _look(self) -> float:
+        self._beat()
+        return median(self._beat() for _ in range(BEATS))
