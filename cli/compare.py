@@ -5,6 +5,7 @@ Tables in the terminal; a plot, reports and a page of the documentation if asked
 
 import argparse
 import datetime
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from simulator.contest.contest import (
     Contest,
     cells,
     check,
+    lasting,
     quick,
     read,
     short,
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
                      help="folder of published traces")  # fmt: skip
     top.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time")
     top.add_argument("--short", action="store_true", help="two seeds and shorter runs")
+    top.add_argument("--seconds", type=float, help="of arrivals: fewer for large fleets")
     top.add_argument("--quick", action="store_true", help="a few seconds of each: no result")
     top.add_argument("--out", type=Path, default=Path("runs/compare.jsonl"), help="results so far")
     top.add_argument("--scaling", action="store_true", help="show efficiency over the fewest GPUs")
@@ -102,7 +105,13 @@ def _contest(words: argparse.Namespace) -> Contest:
         )
     if words.short:
         contest = short(contest)
-    contest = with_traces(quick(contest) if words.quick else contest, words.traces)
+    if words.quick:
+        contest = quick(contest)
+    if words.seconds is not None:
+        if not 0 < words.seconds < math.inf:
+            raise ConfigError(f"seconds: {words.seconds:g} is not above 0 and finite")
+        contest = lasting(contest, words.seconds)
+    contest = with_traces(contest, words.traces)
     check(contest)
     return contest
 
@@ -142,6 +151,7 @@ def _options(words: argparse.Namespace) -> list[str]:
     return [
         *named,
         *(["--short"] if words.short else []),
+        *([f"--seconds {words.seconds:g}"] if words.seconds is not None else []),
         *(["--quick"] if words.quick else []),
         *(["--scaling"] if words.scaling else []),
     ]

@@ -9,12 +9,24 @@ from bench.report.terminal import aligned
 from cli.progress import Bar
 from cli.serve import configure
 from simulator.costs.card import from_file
-from simulator.validation import BOUNDS, Extent, Figure, Pair, figures, validate
+from simulator.validation import (
+    BOUNDS,
+    Extent,
+    Figure,
+    Live,
+    Pair,
+    figures,
+    simulated,
+    validate,
+)
+from triptych.core.errors import ConfigError
 
 QUICK = Extent(
     topologies=("EPD1",), shares=(0.3,), repetitions=1, duration_s=3.0, warmup_s=0.5, num_burst=8
 )
 """To see that it works."""
+RUNS = "runs.json"
+"""In a folder of results: every run, live and simulated."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topologies", help="separated by blanks")
     parser.add_argument("--quick", action="store_true", help="one short run of each workload")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write table, runs and a plot")
+    parser.add_argument(
+        "--again", type=Path, metavar="DIR", help="simulate once more what was measured there"
+    )
 
 
 def run(words: argparse.Namespace) -> int:
@@ -44,7 +59,11 @@ def run(words: argparse.Namespace) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     extent = msgspec.structs.replace(extent, **given)
     bar = Bar()
-    pairs = validate(config, from_file(words.card), extent, bar)
+    card = from_file(words.card)
+    if words.again is not None:
+        pairs = simulated(config, card, extent, _measured(words.again / RUNS), bar)
+    else:
+        pairs = validate(config, card, extent, bar)
     bar.done()
     found = figures(pairs)
     print(told(found, pairs))
@@ -52,6 +71,18 @@ def run(words: argparse.Namespace) -> int:
         _write(words.out, found, pairs)
         print(f"written: {words.out}/table.md, runs.json, validation.png")
     return 0
+
+
+def _measured(path: Path) -> list[Live]:
+    """The servers' runs of an earlier time. Raises ConfigError."""
+    try:
+        pairs = msgspec.json.decode(path.read_bytes(), type=list[Pair])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"again: {path}: {error}") from None
+    unknown = {pair.live.workload for pair in pairs} - set(Extent().workloads)
+    if not pairs or unknown:
+        raise ConfigError(f"again: {path}: runs of {', '.join(sorted(unknown)) or 'nothing'}")
+    return [Live(pair.live, pair.share, pair.beat_s) for pair in pairs]
 
 
 def rows(found: list[Figure]) -> list[list[str]]:
@@ -85,7 +116,7 @@ def _write(folder: Path, found: list[Figure], pairs: list[Pair]) -> None:
     head, *body = rows(found)
     lines = [head, ["---"] * len(head), *body]
     (folder / "table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-    (folder / "runs.json").write_bytes(msgspec.json.encode(pairs))
+    (folder / RUNS).write_bytes(msgspec.json.encode(pairs))
     panels = [Parity(name, bound, _points(found, name)) for name, bound in BOUNDS.items()]
     draw_parity(panels, folder / "validation.png", "Simulated and measured")
 

@@ -265,14 +265,15 @@ class Thread:
         """``lock``: of the interpreter that it shares with steps."""
         self._cores = cores
         self._lock = lock
-        self._is_busy = False
+        self.is_busy = False
+        """Whether it does something."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def run(self, work_s: float) -> None:
         """Work for so many seconds of a core, behind whoever came before."""
-        if work_s <= 0.0 and not self._is_busy:
+        if work_s <= 0.0 and not self.is_busy:
             return
-        if self._is_busy:
+        if self.is_busy:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             try:
@@ -281,7 +282,7 @@ class Thread:
                 if turn.done() and not turn.cancelled():
                     self._pass_on()
                 raise
-        self._is_busy = True
+        self.is_busy = True
         try:
             await self._work(work_s)
         finally:
@@ -304,4 +305,4 @@ class Thread:
             if not turn.done():
                 turn.set_result(None)
                 return
-        self._is_busy = False
+        self.is_busy = False

@@ -225,6 +225,8 @@ class _Drive:
         for client in list(self._clients):
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
+        if self._threads is not None:
+            await self._threads.settled()
 
     async def _client(
         self, core: Core, arrival: Arrival, before: "asyncio.Task[None] | None", number: int
@@ -266,8 +268,8 @@ class _Drive:
                 phases={} if timeline is None else _phases(timeline),
             )
         )
-        if self._threads is not None:
-            await self._threads.answered()
+        if self._threads is not None and final is not None:
+            self._threads.answered()
 
     async def _ask(
         self, core: Core, arrival: Arrival, request: Request

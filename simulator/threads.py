@@ -25,13 +25,14 @@ class Threads:
         self.cores = Cores(world, speeds)
         self.costs = overheads
         self.counts: defaultdict[str, float] = defaultdict(float)
-        """What was done so far: ``requests``, ``pictures``, ``text`` and ``tokens`` of clients,
-        ``jobs``, ``batches``, ``transfers`` and their ``bytes``, ``steps`` and ``vision_steps`` and
-        their ``seconds`` by the costs alone."""
+        """What was done so far: ``requests``, ``pictures``, ``text``, ``tokens`` and ``wakes`` of
+        clients, ``jobs``, ``batches``, ``transfers`` and their ``bytes``, ``steps`` and
+        ``vision_steps`` and their ``seconds`` by the costs alone."""
         self._client = Thread(self.cores)
         self._router = Thread(self.cores)
         self._instances: dict[str, tuple[Thread, Lock]] = {}
-        self._stepping: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        """Work that nobody waits for."""
 
     def around(self, costs: Costs) -> Costs:
         """Costs of steps with the work around them."""
@@ -68,7 +69,8 @@ class Threads:
     async def ended(self, instance: InstanceId, batch: EventBatch) -> None:
         """What the instance still does for the jobs whose end it has told."""
         num_ended = sum(isinstance(each, Encoded | Finished | Failed) for each in batch.events)
-        await self._of(instance).run(self.costs.instance.ended_s * num_ended)
+        if num_ended and self.costs.instance.ended_s:
+            await self._of(instance).run(self.costs.instance.ended_s * num_ended)
 
     async def heard(self, batch: EventBatch) -> None:
         """The router reads them; what tokens cost it is in ``Reader``."""
@@ -79,11 +81,13 @@ class Threads:
         """An instance takes in a step of a run, while the next one is computed, if there is one;
         ``then`` it goes on."""
         if self.costs.step_s:
-            task = asyncio.create_task(self._stepped(instance, then))
-            self._stepping.add(task)
-            task.add_done_callback(self._stepping.discard)
+            self._keep(asyncio.create_task(self._stepped(instance, then)))
         elif then is not None:
             then()
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _stepped(self, instance: InstanceId, then: Callable[[], None] | None) -> None:
         await self._of(instance).run(self.costs.step_s)
@@ -112,15 +116,25 @@ class Threads:
         self.counts["tokens"] += num_tokens
         await self._router.run(self.costs.router.token_s * num_tokens)
 
-    async def answered(self) -> None:
-        """A request is over: what router and client still do for it."""
-        await self._router.run(self.costs.router.ended_s)
-        await self._client.run(self.costs.client.ended_s)
+    def answered(self) -> None:
+        """An answer is over; router and client still have work for it that it does not wait for."""
+        for thread, costs in ((self._router, self.costs.router), (self._client, self.costs.client)):
+            if costs.ended_s:
+                self._keep(asyncio.create_task(thread.run(costs.ended_s)))
+
+    async def settled(self) -> None:
+        """Until all is done that nobody waited for."""
+        while self._beside:
+            await asyncio.wait(set(self._beside))
 
     async def read(self, num_tokens: int) -> None:
-        """They reach the client."""
+        """They reach the client, who has to wake up for them if it does nothing else."""
         await self.hop()
-        await self._client.run(self.costs.client.token_s * num_tokens)
+        work_s = self.costs.client.token_s * num_tokens
+        if not self._client.is_busy:
+            self.counts["wakes"] += 1
+            work_s += self.costs.client.batch_s
+        await self._client.run(work_s)
 
     def under(self, instance: InstanceId) -> Lock | Cores:
         """What the steps of an instance run on: on processors, under the lock of the interpreter

@@ -6,7 +6,7 @@ Knows how to run both and how far apart they are; prints and draws nothing.
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -60,8 +60,8 @@ class Live(NamedTuple):
     run: Run
     share: float
     """Its rate, of the most that the server does."""
-    slower: float
-    """How many times as long as when the profile was made work took meanwhile."""
+    beat_s: float
+    """What a beat took meanwhile (``profile.tempo``)."""
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -70,8 +70,8 @@ class Pair(msgspec.Struct, frozen=True):
     live: Run
     simulated: Run
     share: float
-    slower: float = 1.0
-    """See ``Live``."""
+    beat_s: float = 0.0
+    """See ``Live``; 0: not known."""
 
 
 class Figure(NamedTuple):
@@ -105,20 +105,32 @@ def validate(config: Config, card: Card, extent: Extent, say: Say) -> list[Pair]
         raise ConfigError("validate: the card has no overheads; profile without --steps-only")
     tempo = Tempo(card.overheads.beat_s)
     lives = asyncio.run(_live(config, extent, tempo, lambda text, share: say(text, 0.8 * share)))
+    return simulated(config, card, extent, lives, lambda text, share: say(text, 0.8 + 0.2 * share))
+
+
+def simulated(
+    config: Config, card: Card, extent: Extent, lives: Sequence[Live], say: Say
+) -> list[Pair]:
+    """Simulate what was measured, perhaps with another card or simulator than at that time. Raises
+    ConfigError as ``validate`` does."""
+    if card.overheads is None:
+        raise ConfigError("validate: the card has no overheads; profile without --steps-only")
     found = []
-    for index, (live, share, slower) in enumerate(lives):
-        say(f"{live.system}: simulating", 0.8 + 0.2 * index / len(lives))
-        around = at_tempo(card.overheads, slower)
-        simulated = _simulated(config, card, around, extent, live)
-        found.append(Pair(live, simulated, share, slower))
+    for index, (live, share, beat_s) in enumerate(lives):
+        say(f"{live.system}: simulating", index / len(lives))
+        around = at_tempo(card.overheads, beat_s)
+        run = _simulated(config, card, around, extent, live)
+        found.append(Pair(live, run, share, beat_s))
     return found
 
 
-def at_tempo(overheads: Overheads, slower: float) -> Overheads:
-    """The same machine when all its work takes ``slower`` times as long; waits are as they were.
-    Without cores there is nothing to be slowed down."""
-    speeds = tuple(speed / slower for speed in overheads.speeds)
-    return msgspec.structs.replace(overheads, speeds=speeds)
+def at_tempo(overheads: Overheads, beat_s: float) -> Overheads:
+    """The same machine at a time when a beat took so long: its cores are slower by as much, waits
+    are as they were. As it was where one of the two beats is not known."""
+    if not beat_s or not overheads.beat_s:
+        return overheads
+    speeds = tuple(speed * overheads.beat_s / beat_s for speed in overheads.speeds)
+    return msgspec.structs.replace(overheads, speeds=speeds, beat_s=beat_s)
 
 
 def figures(pairs: Iterable[Pair]) -> list[Figure]:
@@ -173,7 +185,7 @@ async def _live(config: Config, extent: Extent, tempo: Tempo, say: Say) -> list[
                         async with tempo.beside() as looks:
                             run = await bench.run(one, rate, seed)
                         run = msgspec.structs.replace(run, workload=name)
-                        found.append(Live(run, share, fmean(looks)))
+                        found.append(Live(run, share, tempo.usual_s * fmean(looks)))
     return found
 
 

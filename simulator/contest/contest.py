@@ -174,6 +174,21 @@ def short(contest: Contest) -> Contest:
     )
 
 
+def lasting(contest: Contest, seconds: float) -> Contest:
+    """The same with so many seconds of arrivals, a quarter of which at most is warm-up; layouts are
+    not chosen by longer runs. Where queues have less time to grow all are flattered."""
+    loads = tuple(
+        msgspec.structs.replace(load, duration_s=seconds, short_s=0.0) for load in contest.loads
+    )
+    return msgspec.structs.replace(
+        contest,
+        loads=loads,
+        duration_s=seconds,
+        plan_duration_s=min(contest.plan_duration_s, seconds),
+        warmup_s=min(contest.warmup_s, seconds / 4),
+    )
+
+
 def quick(contest: Contest) -> Contest:
     """The same in a small fraction of the time, to see that it works: one seed, short runs."""
     loads = tuple(msgspec.structs.replace(load, duration_s=0.0) for load in contest.loads)

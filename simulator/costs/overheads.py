@@ -18,7 +18,8 @@ class Handling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     job_s: float = 0.0
     """For each job of a request at an instance: sent (a router), taken (an instance)."""
     batch_s: float = 0.0
-    """For each message of events between instance and router."""
+    """For each message of events between instance and router; of a client, for each time that
+    tokens wake it."""
     token_s: float = 0.0
     """For each output token."""
     ended_s: float = 0.0

@@ -1,7 +1,8 @@
 """One of several processes that run steps at the same time: ``python -m simulator.profile S``.
 
 Reads a configuration from stdin and says when it is ready. For each line that it reads then, it
-runs steps for S seconds and says how much of the processor one took in the median.
+runs steps and an interpreter's work for S seconds and says how much of the processor a step and a
+beat took in the median.
 """
 
 import asyncio
@@ -15,9 +16,13 @@ from cluster.host import InstanceSpec
 from cluster.machine import ThisMachine
 from simulator.profile.grid import Limits, Shape
 from simulator.profile.steps import Bench
+from simulator.profile.tempo import beat
 from triptych.core.config import Config
 from triptych.core.ids import InstanceId
 from triptych.core.lifecycle import Stage
+
+BEATS = 10
+"""Behind each step: about as long."""
 
 
 async def _main(seconds: float) -> None:
@@ -37,7 +42,7 @@ async def _main(seconds: float) -> None:
         bench.run(shape)
         _say("ready")
         while source.readline():
-            _say(str(_taken(bench, shape, seconds)))
+            _say(" ".join(map(str, _taken(bench, shape, seconds))))
     finally:
         executors.close()
 
@@ -47,13 +52,15 @@ def _say(word: str) -> None:
     sys.stdout.flush()
 
 
-def _taken(bench: Bench, shape: Shape, seconds: float) -> float:
-    """Of a prompt's chunk and the decodes of a few sequences together."""
-    taken: list[float] = []
+def _taken(bench: Bench, shape: Shape, seconds: float) -> tuple[float, float]:
+    """Of a prompt's chunk and the decodes of a few sequences together, and of a beat."""
+    steps: list[float] = []
+    beats: list[float] = []
     end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s or not taken:
-        taken.append(bench.run(shape))
-    return median(taken)
+    while time.monotonic() < end_s or not steps:
+        steps.append(bench.run(shape))
+        beats += [beat() for _ in range(BEATS)]
+    return median(steps), median(beats)
 
 
 if __name__ == "__main__":

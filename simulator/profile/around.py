@@ -85,8 +85,8 @@ def _work(
     probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads
 ) -> tuple[Overheads, dict[str, Pairs]]:
     """What is work, once it is known how many steps and messages each probe needs."""
-    client, of_client = _handling(probes, needs, lambda probe: probe.client_s, ())
-    router, of_router = _handling(probes, needs, lambda probe: probe.router_s, ("jobs", "batches"))
+    client, of_client = _handling(probes, needs, lambda probe: probe.client_s, "wakes", "")
+    router, of_router = _handling(probes, needs, lambda probe: probe.router_s, "batches", "jobs")
     found, of_instances = _instances(probes, needs, known)
     found = msgspec.structs.replace(found, client=client, router=router)
     return found, {"client": of_client, "router": of_router, "instances": of_instances}
@@ -115,15 +115,16 @@ def _handling(
     probes: Sequence[Probe],
     needs: Sequence[Needs],
     worked: Callable[[Probe], float],
-    more: tuple[str, ...],
+    batches: str,
+    jobs: str,
 ) -> tuple[Handling, Pairs]:
-    """What requests, pictures, text and tokens cost a client or a router."""
-    names = ("requests", "pictures", "text", "tokens", *more)
+    """What requests, pictures, text and tokens cost a client or a router, and whatever counts there
+    as a batch and as a job."""
+    names = ("requests", "pictures", "text", "tokens", batches, jobs)
     rows = [[need.counts.get(name, 0.0) for name in names] for need in needs]
     values = [worked(probe) for probe in probes]
     found, pairs = _solved(rows, values, [0.0] * len(names))
-    request_s, picture_s, text_s, token_s = found[:4]
-    job_s, batch_s = found[4:] if more else (0.0, 0.0)
+    request_s, picture_s, text_s, token_s, batch_s, job_s = found
     handling = Handling(
         request_s=request_s,
         picture_s=picture_s,
@@ -202,20 +203,19 @@ def _waits(config: Config, card: Card, probes: Sequence[Probe], known: Overheads
     def waiting(
         now: Overheads, some: Sequence[Probe], what: str, wait: str, times: float = 1
     ) -> Overheads:
-        """With the wait that explains it; it is met ``times`` on the way. What waits beside other
-        work costs less than it lasts, so more of it is tried; where that helps little, a wait is
-        not what is missing."""
-        left_s, wait_s = late_s(some, what, now), 0.0
+        """With the wait that explains it best; it is met ``times`` on the way. What waits beside
+        other work costs less than it lasts, or nothing, so more of it is tried."""
+        left_s, wait_s, best = late_s(some, what, now), 0.0, now
+        least_s = abs(left_s)
         for _ in range(TRIES):
-            more_s = left_s / times
-            if wait_s + more_s < NEGLIGIBLE_S:
+            wait_s = max(0.0, wait_s + left_s / times)
+            longer = msgspec.structs.replace(now, **{wait: wait_s})
+            left_s = late_s(some, what, longer)
+            if abs(left_s) < least_s - NEGLIGIBLE_S:
+                best, least_s = longer, abs(left_s)
+            if not wait_s or least_s < NEGLIGIBLE_S:
                 break
-            longer = msgspec.structs.replace(now, **{wait: wait_s + more_s})
-            before_s, left_s = left_s, late_s(some, what, longer)
-            if abs(left_s) > HELPS * abs(before_s):
-                break
-            now, wait_s = longer, wait_s + more_s
-        return now
+        return best
 
     waits = ("step_wait_s", "hop_s", "picture_wait_s", "transfer_wait_s")
     known = msgspec.structs.replace(known, **dict.fromkeys(waits, 0.0))
@@ -235,9 +235,7 @@ def _waits(config: Config, card: Card, probes: Sequence[Probe], known: Overheads
 
 NUM_HOPS = 4
 """Of a text's first token: client, router, instance, and back."""
-TRIES = 5
+TRIES = 8
 """To find a wait."""
 NEGLIGIBLE_S = 1e-5
-"""A wait that is none."""
-HELPS = 0.7
-"""A longer wait leaves at most this share of what was to be explained, or it explains nothing."""
+"""By which a wait need not be known better."""

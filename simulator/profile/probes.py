@@ -26,6 +26,8 @@ from simulator.recorder import place_of
 from triptych.core.config import Config
 from triptych.core.ids import InstanceId
 
+_QUIET_S = 0.03
+"""Behind an answer, until nothing is done for it any more."""
 _IDLE_S = 2.0
 """How long is looked at what processes work when nothing is asked."""
 _TIMEOUT_S = 60.0
@@ -204,6 +206,13 @@ class Asking(NamedTuple):
     """Requests of each kind that a crowd asks."""
 
 
+class _Moment(NamedTuple):
+    """What the accounts say at a time."""
+
+    at_s: float
+    worked_s: dict[str, float]
+
+
 class _Asked(NamedTuple):
     """One time of asking, for each of its requests in the mean."""
 
@@ -236,24 +245,22 @@ class _Asker:
         rest_s = self._source.uniform(0.25, 0.75) * self._rest_s
         await asyncio.sleep(rest_s)
         slower = self._tempo.now()
-        before, began_s = self._server.accounts(), time.monotonic()
-        at_first: list[dict[str, float]] = []
+        before = self._now()
+        at_first: list[_Moment] = []
         tells = kind.at_once == kind.num_output == 1
         answers = await asyncio.gather(
             *(self._one(each, at_first if tells else None) for each in arrivals)
         )
-        await asyncio.sleep(rest_s)
-        after, passed_s = self._server.accounts(), time.monotonic() - began_s
-        count, idle = len(answers), self.idle
+        await asyncio.sleep(max(_QUIET_S, rest_s))
+        after, count = self._now(), len(answers)
         worked = {
-            who: max(0.0, after[who] - before[who] - idle.get(who, 0.0) * passed_s) / slower / count
-            for who in after
+            who: seconds / slower / count for who, seconds in self._between(before, after).items()
         }
-        behind = {who: (after[who] - at_first[0][who]) / slower for who in after if at_first}
+        behind = self._between(at_first[0], after) if at_first else {}
         return _Asked(
             round(fmean(each.num_prompt for each in answers)),
             worked,
-            {who: min(value, worked[who]) for who, value in behind.items()},
+            {who: min(seconds / slower, worked[who]) for who, seconds in behind.items()},
             fmean(each.times_s[0] for each in answers) / slower,
             fmean(each.tpot_s for each in answers) / slower,
             fmean(each.whole_s for each in answers) / slower,
@@ -271,12 +278,11 @@ class _Asker:
             for arrival in arrivals[number::NUM_CLIENTS]:
                 answers.append(await self._one(arrival, None))
 
-        before, began_s = self._server.accounts(), time.monotonic()
+        before = self._now()
         async with self._tempo.beside() as looks:
             await asyncio.gather(*map(client, range(NUM_CLIENTS)))
-        after, passed_s = self._server.accounts(), time.monotonic() - began_s
-        slower = fmean(looks)
-        worked_s = sum(after[who] - before[who] - self.idle[who] * passed_s for who in after)
+        await asyncio.sleep(_QUIET_S)
+        worked_s, slower = sum(self._between(before, self._now()).values()), fmean(looks)
         paces = [each.tpot_s for each in answers if len(each.times_s) > 1]
         return msgspec.structs.replace(
             crowd,
@@ -285,7 +291,18 @@ class _Asker:
             tpot_s=fmean(paces) / slower if paces else 0.0,
         )
 
-    async def _one(self, arrival: Arrival, at_first: list[dict[str, float]] | None) -> "_Answer":
+    def _now(self) -> _Moment:
+        return _Moment(time.monotonic(), self._server.accounts())
+
+    def _between(self, before: _Moment, after: _Moment) -> dict[str, float]:
+        """Seconds worked by account, but for what is worked anyway."""
+        passed_s = after.at_s - before.at_s
+        return {
+            who: max(0.0, after.worked_s[who] - worked_s - self.idle.get(who, 0.0) * passed_s)
+            for who, worked_s in before.worked_s.items()
+        }
+
+    async def _one(self, arrival: Arrival, at_first: list[_Moment] | None) -> "_Answer":
         prepared = self._server.sender.prepare(self._composer.ask(arrival, {}, _TIMEOUT_S))
         times_s: list[float] = []
         began_s = time.monotonic()
@@ -293,7 +310,7 @@ class _Asker:
         def on_tokens(count: int) -> None:
             times_s.extend([time.monotonic() - began_s] * count)
             if at_first is not None and not at_first:
-                at_first.append(self._server.accounts())
+                at_first.append(self._now())
 
         answer = await self._server.sender.send(prepared, on_tokens)
         return _Answer(answer.prompt_tokens, tuple(times_s), time.monotonic() - began_s)
@@ -337,6 +354,6 @@ def _together(kind: Kind, topology: str, some: Sequence[_Asked]) -> Probe:
 
 
 def usual(values: Iterable[float]) -> float:
-    """The mean of all but the longest twentieth."""
+    """The mean of all but the longest twentieth, where there are twenty."""
     ordered = sorted(values)
     return fmean(ordered[: len(ordered) - len(ordered) // 20])

@@ -21,7 +21,7 @@ from simulator.profile import processes
 from simulator.profile.around import around, crowded
 from simulator.profile.probes import KINDS, Asking, Crowd, Kind, Probe, probe, serving
 from simulator.profile.speeds import speeds
-from simulator.profile.steps import Say, Timed, fitted, has_gpu, measure
+from simulator.profile.steps import Say, Timed, fitted, has_gpu, is_one_thread, measure
 from simulator.profile.tempo import Tempo
 from triptych.core.config import Config
 from triptych.core.ids import InstanceId
@@ -94,17 +94,17 @@ class _Measured(NamedTuple):
 
 
 async def _measured(config: Config, effort: Effort, say: Say) -> _Measured:
-    tempo = Tempo()
+    # What is computed on a device, or by several threads, is as fast as it is.
+    tempo = Tempo() if is_one_thread(config) else Tempo(beat=lambda: 1.0)
     steps = _part(say, 0.0, 0.4)
     timed = await measure(config, tempo, effort.points, effort.repetitions, steps)
     cores: tuple[float, ...] = ()
-    if effort.topologies and config.model.threads == 1 and not has_gpu(config):
+    if effort.topologies and is_one_thread(config):
         cores = await speeds(config, effort.busy_s, _part(say, 0.4, 0.5))
     probes, crowds = await _asked(config, effort, tempo, _part(say, 0.5, 1.0))
     sizes, frees_lock = await _sizes(config)
-    return _Measured(
-        tuple(timed), sizes, cores, frees_lock, tempo.usual_s, tuple(probes), tuple(crowds)
-    )
+    beat_s = tempo.usual_s if is_one_thread(config) else 0.0
+    return _Measured(tuple(timed), sizes, cores, frees_lock, beat_s, tuple(probes), tuple(crowds))
 
 
 async def _sizes(config: Config) -> tuple[Sizes, bool]:
@@ -153,6 +153,8 @@ async def _asked(
     found: list[Probe] = []
     crowds: list[Crowd] = []
     kinds = tuple(_fitting(config))
+    if not kinds:
+        return [], []
     for number, topology in enumerate(effort.topologies):
         of = len(effort.topologies)
         part = _part(say, number / of, (number + 1) / of)

@@ -1,8 +1,7 @@
 """How much faster several cores are than one, when the same steps run on each.
 
 Threads of one core, shared caches and memory make two cores less than twice one. Starts processes
-of its own (``python -m simulator.profile``); knows the configuration they get and two lines of
-text.
+of its own (``python -m simulator.profile``); knows the configuration they get and lines of text.
 """
 
 import asyncio
@@ -25,21 +24,19 @@ ROUNDS = 15
 
 async def speeds(config: Config, seconds: float, say: Say) -> tuple[float, ...]:
     """Work a second of all cores together with 1, 2, ... of them busy, in that of one: the median
-    of ``ROUNDS`` comparisons of ``seconds`` in all, each in turns."""
+    of ``ROUNDS`` comparisons in turns, ``seconds`` in all for each number of cores."""
     count = len(os.sched_getaffinity(0))
     most = min(count, MOST)
     environment = {**os.environ, **thread_environment(config)}
-    each_s = seconds / ROUNDS
-    processes = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "simulator.profile", str(each_s)),
-            stdin=PIPE,
-            stdout=PIPE,
-            env=environment,
-        )
-        for _ in range(most)
-    ]
+    processes: list[asyncio.subprocess.Process] = []
     try:
+        for _ in range(most):
+            words = sys.executable, "-m", "simulator.profile", str(seconds / ROUNDS)
+            processes.append(
+                await asyncio.create_subprocess_exec(
+                    *words, stdin=PIPE, stdout=PIPE, env=environment
+                )
+            )
         for process in processes:
             body = dump(config)
             _write(process, len(body).to_bytes(4, "little") + body)
@@ -48,7 +45,7 @@ async def speeds(config: Config, seconds: float, say: Say) -> tuple[float, ...]:
         rounds = []
         for number in range(ROUNDS):
             say(f"1 to {most} of {count} cores at work", number / ROUNDS)
-            rounds.append([await _step_s(processes[:busy]) for busy in range(1, most + 1)])
+            rounds.append([await _together(processes[:busy]) for busy in range(1, most + 1)])
     finally:
         for process in processes:
             if process.returncode is None:
@@ -57,22 +54,27 @@ async def speeds(config: Config, seconds: float, say: Say) -> tuple[float, ...]:
     return _speeds(rounds, count)
 
 
-def _speeds(rounds: list[list[float]], count: int) -> tuple[float, ...]:
-    """Of ``count`` cores, from what a step takes beside others. More processes do not do less than
-    fewer; nor does one more do more than one core."""
+def _speeds(rounds: list[list[tuple[float, float]]], count: int) -> tuple[float, ...]:
+    """Of ``count`` cores, from what a step and a beat take beside others; a server's work is both,
+    half and half. More processes do not do less than fewer; nor does one more do more than one
+    core."""
     found = [1.0]
     for index in range(1, len(rounds[0])):
-        together = median((index + 1) * one[0] / one[index] for one in rounds)
-        found.append(min(found[-1] + 1.0, max(found[-1], together)))
+        slower = median(
+            fmean(now / alone for now, alone in zip(one[index], one[0], strict=True))
+            for one in rounds
+        )
+        found.append(min(found[-1] + 1.0, max(found[-1], (index + 1) / slower)))
     gain = found[-1] - found[-2] if len(found) > 1 else 1.0
     return (*found, *(found[-1] + gain * more for more in range(1, count - len(found) + 1)))
 
 
-async def _step_s(processes: Sequence[asyncio.subprocess.Process]) -> float:
-    """Processor seconds of a step while these run it."""
+async def _together(processes: Sequence[asyncio.subprocess.Process]) -> tuple[float, float]:
+    """Processor seconds of a step and of a beat while these run them."""
     for process in processes:
         _write(process, b"\n")
-    return fmean([float(await _line(process)) for process in processes])
+    lines = [(await _line(process)).split() for process in processes]
+    return fmean(float(step) for step, _ in lines), fmean(float(beat) for _, beat in lines)
 
 
 def _write(process: asyncio.subprocess.Process, data: bytes) -> None:

@@ -91,19 +91,18 @@ class Bench:
         return (self._clock() - began) / steps
 
 
-def _steady() -> float:
-    """The tempo of a device whose speed is not this processor's."""
-    return 1.0
-
-
 def _nobody(_drawn: Sequence[Drawn], _seconds: float) -> None:
     """Hears of the steps of a run."""
 
 
 def clock(config: Config) -> Callable[[], float]:
     """See ``Bench.run``."""
-    is_one_thread = not has_gpu(config) and config.model.threads == 1
-    return time.thread_time if is_one_thread else time.perf_counter
+    return time.thread_time if is_one_thread(config) else time.perf_counter
+
+
+def is_one_thread(config: Config) -> bool:
+    """Whether each step is the work of one thread of this machine's processors."""
+    return not has_gpu(config) and config.model.threads == 1
 
 
 def has_gpu(config: Config) -> bool:
@@ -127,15 +126,14 @@ async def measure(
     try:
         bench = Bench(config, card, executors)
         await bench.draw(decoders, some)
-        now = _steady if has_gpu(config) else tempo.now
-        return _repeated(bench, now, some, repetitions, say)
+        return _repeated(bench, tempo, some, repetitions, say)
     finally:
         await decoders.close()
         executors.close()
 
 
 def _repeated(
-    bench: Bench, tempo: Callable[[], float], some: Sequence[Shape], repetitions: int, say: Say
+    bench: Bench, tempo: Tempo, some: Sequence[Shape], repetitions: int, say: Say
 ) -> list[Timed]:
     taken: dict[Shape, list[float]] = {shape: [] for shape in some}
     source, done = random.Random("order"), 0
@@ -143,7 +141,7 @@ def _repeated(
         order = list(taken)
         source.shuffle(order)
         for shape in order:
-            seconds = bench.run(shape) / tempo()
+            seconds = bench.run(shape) / tempo.now()
             if repetition:
                 taken[shape].append(seconds)
             done += 1

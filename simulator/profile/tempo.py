@@ -14,8 +14,10 @@ from statistics import median
 
 BEATS = 3
 """A look takes the median of so many, behind one that wakes the core."""
-LOOKS = 50
+LOOKS = 40
 """By which is found what is usual."""
+REST_S = 0.02
+"""Between two of them: a look meets a core that has rested, as what is measured does."""
 EVERY_S = 0.1
 """Between two looks while something else goes on: a hundredth of one core's time."""
 _TURNS = 2000
@@ -37,9 +39,10 @@ class Tempo:
     """Compares now with what is usual."""
 
     def __init__(self, usual_s: float = 0.0, beat: Callable[[], float] = beat) -> None:
-        """``usual_s``: of a beat, as another one found; 0: what it takes now, for ``LOOKS``."""
+        """``usual_s``: of a beat, as another one found; 0: what it takes now, for ``LOOKS``. Blocks
+        for a second then."""
         self._beat = beat
-        self.usual_s = usual_s or median(self._look() for _ in range(LOOKS))
+        self.usual_s = usual_s or median(self._looks())
 
     def now(self) -> float:
         """How many times as long as usually work takes."""
@@ -47,7 +50,8 @@ class Tempo:
 
     @asynccontextmanager
     async def beside(self) -> AsyncGenerator[list[float], None]:
-        """What ``now`` says all the time until left, at least once."""
+        """What ``now`` says all the time until left, at least once: beside something that works,
+        what that takes from caches included."""
         found = [self.now()]
 
         async def look() -> None:
@@ -62,6 +66,13 @@ class Tempo:
             looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await looking
+
+    def _looks(self) -> list[float]:
+        found = []
+        for _ in range(LOOKS):
+            time.sleep(REST_S)
+            found.append(self._look())
+        return found
 
     def _look(self) -> float:
         self._beat()

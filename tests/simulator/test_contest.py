@@ -69,6 +69,18 @@ def test_the_command_takes_less_of_a_contest():
     ]  # fmt: skip
 
 
+def test_runs_of_large_fleets_may_be_shorter(capsys):
+    file = str(ROOT / "examples" / "compare" / "h200.toml")
+    words = compare.parser().parse_args([file, "--short", "--seconds", "8"])
+    less = compare._contest(words)
+    check(less)
+    assert {cell.duration_s for cell in cells(less)} == {8.0}
+    assert (less.plan_duration_s, less.warmup_s) == (8.0, 2.0)
+    assert "--short --seconds 8" in " ".join(compare._options(words))
+    assert compare.main([file, "--seconds", "0"]) == 2
+    assert "seconds" in capsys.readouterr().err
+
+
 def test_the_comparison_names_what_it_compares():
     found = read(ROOT / "examples" / "compare" / "h200.toml")
     assert [entry.name for entry in found.systems] == [

@@ -14,7 +14,8 @@ def beats(*seconds):
     return lambda: next(each)
 
 
-def test_now_is_compared_with_what_is_usual():
+def test_now_is_compared_with_what_is_usual(monkeypatch):
+    monkeypatch.setattr(tempo, "REST_S", 0.0)
     usual = [0.001] * (tempo.LOOKS // 2 + 1) + [0.009] * (tempo.LOOKS // 2 - 1)
     here = Tempo(beat=beats(*usual, 0.001, 0.0015, 0.0008))
     assert here.usual_s == 0.001

@@ -132,6 +132,22 @@ def test_a_picture_is_read_decoded_and_encoded(card):
     assert row.token_times_s[0] == pytest.approx(chain)
 
 
+def test_tokens_wake_a_client_that_does_nothing_else(card):
+    around = msgspec.structs.replace(
+        AROUND, client=msgspec.structs.replace(AROUND.client, batch_s=0.003)
+    )
+    alone = rows_of(card(around), [text(num_output=1)], cores=0)
+    assert alone[0].token_times_s[0] == pytest.approx(FIRST_S + 0.003)
+    both = [text(num_output=1), text(seed=2, num_output=1)]
+    firsts = [
+        sorted(row.token_times_s[0] for row in rows_of(card(each), both, cores=0))
+        for each in (AROUND, around)
+    ]
+    plain, woken = firsts
+    assert woken[0] - plain[0] == pytest.approx(0.003)
+    assert woken[1] - woken[0] == pytest.approx(plain[1] - plain[0], abs=0.0005)
+
+
 def test_what_is_done_behind_an_answer_keeps_only_the_next_one_waiting(card):
     around = msgspec.structs.replace(
         AROUND,

@@ -6,7 +6,10 @@ import pytest
 from bench.run import Row, Run
 from bench.sources.registry import workload
 from bench.workload import Arrival, Image, Text
+from cli.__main__ import main
+from cli.validate import RUNS
 from simulator import validation
+from simulator.costs.card import to_json
 from simulator.profile.rehearsal import as_counted, plan_of
 from simulator.run import simulate
 from simulator.validation import WORKLOADS, Extent, Live, Pair, figures, validate
@@ -67,7 +70,7 @@ def served(config, topology, extent, name, rate, seed):
 def test_a_server_that_is_the_simulator_is_met_exactly(monkeypatch):
     extent = Extent(duration_s=3.0)
     lives = [
-        Live(served(CONFIG, topology, extent, name, 5.0, 3), 0.5, 1.0)
+        Live(served(CONFIG, topology, extent, name, 5.0, 3), 0.5, 0.0)
         for topology in ("EPD1", "E1,PD1")
         for name in WORKLOADS
     ]
@@ -86,6 +89,27 @@ def test_a_server_that_is_the_simulator_is_met_exactly(monkeypatch):
     assert heard == sorted(heard)
 
 
+def test_what_was_measured_is_simulated_once_more(monkeypatch, tmp_path, capsys):
+    """By the command, and what cannot be read is said."""
+    extent = Extent(duration_s=3.0)
+    name = next(iter(WORKLOADS))
+    run = served(CONFIG, "EPD1", extent, name, 2.0, 3)
+    card = tmp_path / "card.json"
+    card.write_bytes(to_json(msgspec.structs.replace(CARD, overheads=AROUND)))
+    was = tmp_path / "was"
+    was.mkdir()
+    (was / RUNS).write_bytes(msgspec.json.encode([Pair(run, run_of(1.0, 1.0), 0.5)]))
+    words = ["validate", str(card), "--model", "oracle", "--again"]
+    assert main([*words, str(was), "--out", str(tmp_path / "now")]) == 0
+    (pair,) = msgspec.json.decode((tmp_path / "now" / RUNS).read_bytes(), type=list[Pair])
+    assert pair.live == run
+    assert all(each.is_met for each in figures([pair]))
+    (was / RUNS).write_bytes(b"[]")
+    for folder in (was, tmp_path):
+        assert main([*words, str(folder)]) == 1
+    assert "again" in capsys.readouterr().err
+
+
 def test_a_machine_that_is_slower_meanwhile_is_simulated_so(monkeypatch):
     extent = Extent(duration_s=3.0)
     name = next(iter(WORKLOADS))
@@ -93,14 +117,14 @@ def test_a_machine_that_is_slower_meanwhile_is_simulated_so(monkeypatch):
 
     async def live(config, extent, tempo, say):
         assert tempo.usual_s == 0.003
-        return [Live(run, 0.5, 1.0), Live(run, 0.5, 2.0)]
+        return [Live(run, 0.5, 0.003), Live(run, 0.5, 0.006)]
 
     monkeypatch.setattr(validation, "_live", live)
     card = msgspec.structs.replace(
         CARD, overheads=msgspec.structs.replace(AROUND, beat_s=0.003, picture_wait_s=0.0)
     )
     same, slow = validate(CONFIG, card, extent, lambda text, share: None)
-    assert (same.slower, slow.slower) == (1.0, 2.0)
+    assert (same.beat_s, slow.beat_s) == (0.003, 0.006)
     for fast, late in zip(same.simulated.rows, slow.simulated.rows, strict=True):
         taken = late.token_times_s[0] - late.arrival_s
         assert taken > 1.6 * (fast.token_times_s[0] - fast.arrival_s)
