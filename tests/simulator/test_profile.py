@@ -194,6 +194,7 @@ def test_a_process_is_heard_of_while_it_works_and_behind_its_threads():
         child.stdin.close()
         child.wait()
     assert cpu_s(child.pid) == 0.0
+    assert cpu_s(0) == 0.0, "nobody, and not this process"
 
 
 def test_pictures_have_steps_of_their_own_where_the_server_gives_them_some():
