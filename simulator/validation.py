@@ -101,9 +101,7 @@ class Figure(NamedTuple):
 def validate(config: Config, card: Card, extent: Extent, say: Say) -> list[Pair]:
     """Run everything: first all servers, repetition by repetition in turns, then all simulations.
     Raises ConfigError if the card says nothing of what surrounds steps."""
-    if card.overheads is None:
-        raise ConfigError("validate: the card has no overheads; profile without --steps-only")
-    tempo = Tempo(card.overheads.beat_s)
+    tempo = Tempo(_overheads(card).beat_s)
     lives = asyncio.run(_live(config, extent, tempo, lambda text, share: say(text, 0.8 * share)))
     return simulated(config, card, extent, lives, lambda text, share: say(text, 0.8 + 0.2 * share))
 
@@ -113,15 +111,19 @@ def simulated(
 ) -> list[Pair]:
     """Simulate what was measured, perhaps with another card or simulator than at that time. Raises
     ConfigError as ``validate`` does."""
-    if card.overheads is None:
-        raise ConfigError("validate: the card has no overheads; profile without --steps-only")
-    found = []
+    overheads, found = _overheads(card), []
     for index, (live, share, beat_s) in enumerate(lives):
         say(f"{live.system}: simulating", index / len(lives))
-        around = at_tempo(card.overheads, beat_s)
+        around = at_tempo(overheads, beat_s)
         run = _simulated(config, card, around, extent, live)
         found.append(Pair(live, run, share, beat_s))
     return found
+
+
+def _overheads(card: Card) -> Overheads:
+    if card.overheads is None:
+        raise ConfigError("validate: the card has no overheads; profile without --steps-only")
+    return card.overheads
 
 
 def at_tempo(overheads: Overheads, beat_s: float) -> Overheads:

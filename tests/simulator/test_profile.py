@@ -19,7 +19,8 @@ from simulator.profile.processes import cpu_s
 from simulator.profile.profile import TOPOLOGIES
 from simulator.profile.rehearsal import rehearse, rehearse_crowd
 from simulator.profile.speeds import _speeds
-from simulator.profile.steps import RUN, Bench
+from simulator.profile.steps import RUN, Bench, _repeated
+from simulator.profile.tempo import Tempo
 from tests.flow.served import ROOT
 from tests.simulator.test_threads import AROUND, SIZES, STEPS
 from triptych.core.config import load
@@ -298,6 +299,24 @@ def test_a_rehearsal_counts_what_is_computed_and_nothing_that_is_only_predicted(
         assert counts["seconds"] == pytest.approx(65 * STEPS.step_s)
         assert counts["tokens"] == 65
         assert counts["requests"] == 1
+
+
+def test_steps_are_told_at_the_usual_tempo():
+    """On a machine that is half as fast meanwhile."""
+
+    class Steps:
+        def run(self, shape):
+            return 0.030 * slower[0]
+
+    slower = [1.0]
+
+    def a_beat():
+        return 0.001 * slower[0]
+
+    tempo = Tempo(0.001, a_beat)
+    slower[0] = 2.0
+    (timed,) = _repeated(Steps(), tempo, [Shape(contexts=(40,))], 3, lambda text, share: None)
+    assert timed.seconds == pytest.approx((0.030, 0.030, 0.030))
 
 
 async def test_a_decode_is_timed_in_a_run_and_a_prompt_alone(monkeypatch):

@@ -50,7 +50,7 @@ def card(tmp_path):
     return write
 
 
-def rows_of(path, arrivals, topology="EPD1", *, more=(), **machines):
+def rows_of(path, arrivals, topology="EPD1", *, more=(), on_host=None, **machines):
     scenario = made(
         {
             "name": "test",
@@ -65,7 +65,7 @@ def rows_of(path, arrivals, topology="EPD1", *, more=(), **machines):
         "test",
     )
     ((_, plan),) = scenario.plans()
-    return simulate(plan, arrivals).rows
+    return simulate(plan, arrivals, on_host=on_host).rows
 
 
 def text(at_s=0.0, seed=1, num_output=3):
@@ -160,6 +160,20 @@ def test_what_is_done_behind_an_answer_keeps_only_the_next_one_waiting(card, who
     assert rows[0].token_times_s == pytest.approx(before.token_times_s)
     # On its way to whoever is busy the next one is a few milliseconds.
     assert 0.024 < rows[1].token_times_s[0] - plain[1].token_times_s[0] <= 0.0301
+
+
+def test_a_run_ends_when_all_is_done_that_nobody_waited_for(card):
+    def worked_s(around):
+        hosts = []
+        rows_of(card(around), [text(num_output=2)], on_host=hosts.append, cores=2)
+        return hosts[0].threads.cores.work_s
+
+    busy = {
+        who: msgspec.structs.replace(getattr(AROUND, who), ended_s=0.03)
+        for who in ("client", "router", "instance")
+    }
+    around = msgspec.structs.replace(AROUND, **busy)
+    assert worked_s(around) - worked_s(AROUND) == pytest.approx(0.09, abs=0.001)
 
 
 def test_one_core_is_slower_than_two_and_two_than_many(card):
