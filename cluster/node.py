@@ -4,6 +4,7 @@ Hosted by ``cluster.__main__`` or a Ray actor. Knows neither.
 """
 
 import asyncio
+import os
 
 import grpc
 
@@ -33,6 +34,7 @@ class Node:
     @classmethod
     async def start(cls, spec: InstanceSpec) -> "Node":
         """Build the instance (slow: weights) and serve it on an ephemeral port."""
+        os.nice(spec.config.model.nice)  # of this thread, and of all that are started from here on
         instance = await build_instance(spec)
         server = make_server(spec.secret, ServerLimits(max_message_bytes(spec)))
         add_instance(server, instance)

@@ -54,6 +54,7 @@ _TYPES = {
     "dict[str, tuple[str, ...]]": "table of arrays of text",
     "Annotated[float, Meta(ge=1)]": "number >= 1",
     "Annotated[float, Meta(ge=0, le=1)]": "number 0 to 1",
+    "Annotated[int, Meta(ge=0, le=19)]": "integer 0 to 19",
     "Annotated[int, Meta(ge=2, le=256)]": "integer 2 to 256",
     "Annotated[int, Meta(ge=16, le=128)]": "integer 16 to 128",
 }

@@ -19,6 +19,9 @@ from bench.run import Row
 from bench.systems import SystemFailed
 from bench.workload import Arrival
 
+GATHERED = 4
+"""Tokens of an answer that are told together, where a system can be asked for it: fewer messages
+for everybody's processor, larger steps for a reader's eye."""
 _NO_END_S = 86_400.0
 """A closed loop ends when its requests have ended."""
 
@@ -131,3 +134,13 @@ def foreign() -> dict[str, str]:
     """Our environment for another interpreter, which must not see our packages."""
     hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def threads(count: int) -> str:
+    """A setting's word."""
+    return f"{count} thread" + "s" * (count > 1)
+
+
+def told(count: int) -> str:
+    """A setting's word."""
+    return f"{count} tokens a message"

@@ -12,18 +12,31 @@ from pathlib import Path
 
 from bench.client import Outcome, Target
 from bench.live.turns import Album, Composer, Wording
-from bench.peers.contestant import Asked, Entrant, OverHttp, foreign, versions
+from bench.peers.contestant import (
+    GATHERED,
+    Asked,
+    Entrant,
+    OverHttp,
+    foreign,
+    threads,
+    told,
+    versions,
+)
 from bench.peers.process import Process
 from bench.peers.sender import UNKNOWN_TO_TRANSFORMERS
 from bench.systems import PlainTransformers, Run, SystemFailed, TriptychServer, free_ports
 from bench.workload import Arrival
 from bench.workloads import Ask
+from triptych.core.lifecycle import Stage
+from triptych.core.topology import parse
 
 NEEDED_TO_SERVE = (
     *("transformers", "torch", "torchvision", "accelerate"),
     *("fastapi", "uvicorn", "openai"),
 )
 """Distributions without which ``transformers serve`` answers no question about a picture."""
+YIELDS = 'cluster.roles={D=["model.nice=10"]}'
+"""Who decodes leaves the cores to those who encode and prefill."""
 _SERVE = """
 import torch, torchvision
 from transformers import image_processing_backends as backends, image_utils
@@ -148,8 +161,19 @@ def closed(outcomes: Sequence[Outcome], clients: int) -> tuple[Outcome, ...]:
 
 
 def triptych(model: Path, topology: str, settings: Sequence[str]) -> Entrant:
-    """A topology with the settings given."""
-    return Entrant(topology, {"as given": partial(Triptych, model, topology, settings)})
+    """A topology with the settings given, alone if there are any."""
+    if settings:
+        return Entrant(topology, {"as given": partial(Triptych, model, topology, settings)})
+    two = ("model.threads=2",)
+    gathered = (*two, f"engine.stream_interval={GATHERED}")
+    tried = {threads(1): (), threads(2): two, f"{threads(2)}, {told(GATHERED)}": gathered}
+    if any(role == {Stage.DECODE} for role, _ in parse(topology)):
+        tried = tried | {
+            f"{name}, decode yields": (*words, YIELDS) for name, words in tried.items()
+        }
+    return Entrant(
+        topology, {name: partial(Triptych, model, topology, words) for name, words in tried.items()}
+    )
 
 
 async def transformers(model: Path, python: str) -> Entrant:
@@ -159,13 +183,9 @@ async def transformers(model: Path, python: str) -> Entrant:
     if not missing:
         chosen = python or sys.executable
         settings = {
-            _threads(count): partial(TransformersServe, model, chosen, count) for count in (1, 2)
+            threads(count): partial(TransformersServe, model, chosen, count) for count in (1, 2)
         }
         return Entrant(TransformersServe.name, settings, has)
     if python:
         raise SystemFailed(f"transformers: {python} lacks {', '.join(missing)}")
     return Entrant(InProcess.name, {"threads by trial": partial(InProcess, model)}, has)
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread" + "s" * (count > 1)

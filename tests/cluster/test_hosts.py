@@ -160,6 +160,22 @@ async def test_a_hung_instance_does_not_hold_a_stop():
         assert not is_alive(pid)
 
 
+async def test_a_role_may_yield_to_others():
+    more = ('cluster.roles={D = ["model.nice=7"]}',)
+    async with running("E1,P1,D1", "process", *more) as cluster, driving(cluster) as driver:
+        question = Question(rng_of("nice"), 1)
+        assert await driver.ask(question) == question.answer()
+        found = {name: threads_of(pid) for name, pid in cluster.pids().items()}
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert set(found["encode-0@0"]) == set(found["prefill-0@0"]) == {ours}
+    assert set(found["decode-0@0"]) == {ours + 7}
+
+
+def threads_of(pid):
+    """The niceness of each thread."""
+    return [os.getpriority(os.PRIO_PROCESS, int(name)) for name in os.listdir(f"/proc/{pid}/task")]
+
+
 async def test_a_standstill_of_the_router_costs_no_instance():
     """Ctrl-Z and fg, a paused machine: everybody else was well all the time."""
     more = ("cluster.timeout_s=3.0", "cluster.heartbeat_s=0.2")

@@ -34,16 +34,19 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:N`` or ``auto``."""
     threads: Count = 1
-    """Arithmetic threads of each instance on a CPU, and of each rank that is a process."""
+    """Arithmetic threads of each instance on a CPU, and of each rank that is a process. Of native
+    kernels the most: others than a step's own help with large operations where a core is idle."""
     tensor_parallel: Count = 1
     """Ranks among which the language model's heads are divided; KV blocks have a run for each."""
     parallel: str = "inside"
     """Where these ranks are computed: ``inside``, one after the other in the instance's process,
     which changes the shape of KV and gains no speed; or ``processes``, each in its own, side by
     side (on a CPU only)."""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    """Niceness of an instance's process, unless it is the server's own: by how much it yields."""
     kernels: str = "auto"
-    """What layers are computed with: ``triton`` (our kernels), ``native`` (our C for float32 and
-    one thread, compiled at the first start), ``plain`` (PyTorch's own) or ``auto``: kernels on a
+    """What layers are computed with: ``triton`` (our kernels), ``native`` (our C for float32,
+    compiled at the first start), ``plain`` (PyTorch's own) or ``auto``: kernels on a
     GPU where Triton is installed, native on a CPU with a C compiler, else plain."""
 
 

@@ -4,6 +4,7 @@ Knows which kernel does what; the kernels know how. Imported only where Triton i
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ from triptych.executor.kernels.varlen import varlen_attention
 from triptych.executor.matrices import Matrix, Table
 from triptych.executor.models.vision_plan import Run
 from triptych.executor.operations import Attention, Graphs, Inputs, Rotary, SpanPlanner
+from triptych.executor.patches import cut
 from triptych.executor.ranks import Share
 from triptych.executor.sampler import check_history
+from triptych.inputs.model_card import ImageGeometry
 
 
 class Kernels:
@@ -32,6 +35,10 @@ class Kernels:
 
     def __init__(self, *, deterministic: bool) -> None:
         self._deterministic = deterministic
+
+    def together(self) -> AbstractContextManager[None]:
+        """See ``Operations``: launches do not wait for each other anyway."""
+        return nullcontext()
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Matrix:
         """See ``Operations``: products are the library's."""
@@ -59,6 +66,10 @@ class Kernels:
         """See ``Operations``: float32 whatever ``dtype``, as the kernels turn."""
         del dtype
         return rotary.mrope_angles(positions, frequencies, axes)
+
+    def patches(self, image: Tensor, geometry: ImageGeometry) -> Tensor:
+        """See ``Operations``: bytes were sent to the device, and are cut there."""
+        return cut(image, geometry)
 
     def plan_spans(self, runs: Sequence[Run], device: torch.device) -> Any:
         """See ``Operations``."""

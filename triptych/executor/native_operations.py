@@ -1,10 +1,11 @@
-"""What a model's layers are computed with on one core of a CPU: our C, float32.
+"""What a model's layers are computed with on a CPU: our C, float32, on a core or more if idle.
 
 An operation is computed at once, or, while a step of decodes is recorded, noted down in a program
 that is walked later without Python. Knows which operation does what; ``native/steps.c`` knows how.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from torch.nn import functional
 from triptych.core.errors import InvariantBroken
 from triptych.core.layout import Layout
 from triptych.executor.attention.native import NativeAttention, NativePlanner
+from triptych.executor.models.vision_plan import Run
 from triptych.executor.native.frames import NativeFrames
 from triptych.executor.native.library import Library
 from triptych.executor.native.machine import Machine
 from triptych.executor.operations import Graphs, Inputs, Plain, Rotary
+from triptych.executor.patches import values
 from triptych.executor.ranks import Share
+from triptych.inputs.model_card import ImageGeometry
 
 
 class NativeMatrix:
@@ -51,10 +55,16 @@ class NativeMatrix:
 
 class Native(Plain):
     """Implements ``operations.Operations``. A sequence's numbers never depend on what else is in
-    the batch. Pictures' attention is PyTorch's."""
+    the batch, nor on how many of ``threads`` threads computed them."""
 
-    def __init__(self, library: Library) -> None:
-        self._machine = Machine(library)
+    def __init__(self, library: Library, threads: int = 1) -> None:
+        self._machine = Machine(library, threads)
+        if threads > 1:
+            torch.set_num_threads(1)  # what is left to PyTorch is too small to be divided
+
+    def together(self) -> AbstractContextManager[None]:
+        """See ``Operations``."""
+        return self._machine.together()
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> NativeMatrix:
         """See ``Operations``."""
@@ -89,6 +99,28 @@ class Native(Plain):
         reads = (positions, frequencies, axes, sines)
         self._machine.do("angles", rows, cosines, reads, width=half, inner=rows)
         return cosines, sines
+
+    def patches(self, image: Tensor, geometry: ImageGeometry) -> Tensor:
+        """See ``Operations``."""
+        size, frames = geometry.patch_size, geometry.temporal_patch_size
+        down, across = image.shape[0] // size, image.shape[1] // size
+        out = torch.empty(down * across, 3 * frames * size**2)
+        sizes = {"width": across, "inner": frames, "heads": geometry.merge_size, "head_dim": size}
+        self._machine.do("patches", len(out), out, (image, values(geometry)), **sizes)
+        return out
+
+    def plan_spans(self, runs: Sequence[Run], device: torch.device) -> Tensor:  # noqa: ARG002
+        """See ``Operations``: int64 (spans, 2), the first row of each and its length."""
+        spans = [(run.first + i * run.length, run.length) for run in runs for i in range(run.spans)]
+        return torch.tensor(spans, dtype=torch.int64)
+
+    def attend_spans(self, qkv: Tensor, rotary: Rotary, plan: Tensor) -> Tensor:
+        """See ``Operations``."""
+        rows, _, heads, size = qkv.shape
+        out = torch.empty(rows, heads * size)
+        sizes = {"inner": len(plan), "heads": heads, "head_dim": size}
+        self._machine.do("attend_spans", rows, out, (qkv, *rotary, plan), size**-0.5, **sizes)
+        return out
 
     def attention(self, store: Tensor, share: Share, layout: Layout) -> NativeAttention:
         """See ``Operations``."""

@@ -6,6 +6,7 @@ device and are what the others must give, but for rounding.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -21,9 +22,11 @@ from triptych.executor.attention.plan import Planner, Span
 from triptych.executor.kernels import launch
 from triptych.executor.kernels.attention_shapes import BLOCK_SIZES
 from triptych.executor.models.vision_plan import Run
+from triptych.executor.patches import cut
 from triptych.executor.ranks import Share
 from triptych.executor.rotary import doubled, rotate
 from triptych.executor.sampler import draw
+from triptych.inputs.model_card import ImageGeometry
 
 if TYPE_CHECKING:
     from triptych.executor.batch import Row
@@ -101,6 +104,11 @@ class Table(Matrix, Protocol):
 class Operations(Protocol):
     """All that models are made of."""
 
+    def together(self) -> AbstractContextManager[None]:
+        """Around operations of this protocol whose results nobody else reads inside, and which may
+        therefore be done at its end."""
+        ...
+
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Matrix:
         """Of ``weight`` (outputs, inputs), which need not be kept, and ``bias`` (outputs,)."""
         ...
@@ -126,6 +134,11 @@ class Operations(Protocol):
     ) -> Rotary:
         """Of M-RoPE, for layers of ``dtype``: ``positions`` (3, tokens), ``axes`` (half,) names
         the one of the three that turns a pair."""
+        ...
+
+    def patches(self, image: Tensor, geometry: ImageGeometry) -> Tensor:
+        """Of ``image``, uint8 (height, width, 3), whose sides are multiples of
+        ``geometry.factor``, on the model's device: see ``executor.patches.cut``."""
         ...
 
     def plan_spans(self, runs: Sequence[Run], device: torch.device) -> Any:
@@ -164,6 +177,10 @@ class Operations(Protocol):
 class Plain:
     """PyTorch's own. Implements ``Operations``."""
 
+    def together(self) -> AbstractContextManager[None]:
+        """See ``Operations``: each is done when it is asked for."""
+        return nullcontext()
+
     def matrix(self, weight: Tensor, bias: Tensor | None) -> Matrix:
         """See ``Operations``."""
         return matrices.Matrix(weight, bias)
@@ -191,6 +208,10 @@ class Plain:
         """See ``Operations``: in ``dtype``, as layers multiply, and ``doubled``."""
         angles = positions.float().index_select(0, axes).t() * frequencies
         return doubled(angles.cos().to(dtype), angles.sin().to(dtype))
+
+    def patches(self, image: Tensor, geometry: ImageGeometry) -> Tensor:
+        """See ``Operations``."""
+        return cut(image, geometry)
 
     def plan_spans(self, runs: Sequence[Run], device: torch.device) -> Any:  # noqa: ARG002
         """See ``Operations``: the runs, each of which is one batch."""
@@ -273,7 +294,7 @@ def operations(choice: str, needs: Needs, *, deterministic: bool) -> Operations:
             from triptych.executor.native_operations import Native
 
             try:
-                return Native(load())
+                return Native(load(), needs.threads)
             except NativeUnavailable as error:
                 why_not, level = str(error), logging.WARNING
         elif needs.kv_dtype != "auto":
@@ -305,8 +326,6 @@ def _no_native(needs: Needs) -> str:
         return f"native ones compute float32, not {needs.dtype}"
     if needs.kv_dtype != "auto":
         return f"native ones keep KV in float32, not as {needs.kv_dtype} (cache.kv_dtype)"
-    if needs.threads > 1:
-        return f"native ones have one thread, not {needs.threads} (model.threads)"
     if needs.text_head % 16:
         return f"native ones need heads of a multiple of 16, not {needs.text_head}"
     return ""

@@ -37,25 +37,17 @@ class TowerModel:
     def __init__(self, tower: VisionTower, geometry: ImageGeometry) -> None:
         self._tower = tower
         self._geometry = geometry
-        std = torch.tensor(geometry.std)
-        self._scale, self._shift = 1 / (255 * std), -torch.tensor(geometry.mean) / std
 
     def encode(self, pictures: Sequence[tuple[Pixels, tuple[int, int, int]]]) -> Tensor:
         """See ``VisionModel``."""
-        patches = torch.cat([self.patches(pixels) for pixels, _ in pictures])
-        return self._tower(patches, [grid for _, grid in pictures])
+        patches = [self.patches(pixels) for pixels, _ in pictures]
+        rows = patches[0] if len(patches) == 1 else torch.cat(patches)
+        return self._tower(rows, [grid for _, grid in pictures])
 
     def patches(self, pixels: Pixels) -> Tensor:
-        """float32 (patches, channels * frames * patch * patch) of one picture: scaled to [0, 1],
-        normalised, cut square by square; a picture is repeated to fill a temporal patch."""
-        shape, size = self._geometry, self._geometry.patch_size
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).float()
-        image.mul_(self._scale).add_(self._shift)
-        rows, columns = pixels.shape[0] // shape.factor, pixels.shape[1] // shape.factor
-        merge = shape.merge_size
-        cut = image.view(rows, merge, size, columns, merge, size, 3).permute(0, 3, 1, 4, 6, 2, 5)
-        frames = cut[:, :, :, :, :, None].expand(*(-1,) * 5, shape.temporal_patch_size, -1, -1)
-        return frames.reshape(rows * columns * merge**2, -1)
+        """See ``executor.patches.cut``; on the tower's device."""
+        image = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._tower.device)
+        return self._tower.operations.patches(image, self._geometry)
 
 
 class VisionExecutor:

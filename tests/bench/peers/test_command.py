@@ -42,7 +42,10 @@ def test_a_round_of_triptych_and_plain_transformers(model, tmp_path, capsys):
         assert all(figures[name]["median"] > 0 for name in ("TTFT p50", "TPOT p50", "requests"))
         assert f"| 1 | {row['system']} | {figures['TTFT p50']['median']:.1f} (" in said
     assert document["levels"][0]["same"] == 2
-    assert document["settled"]["EPD1"]["told"]["set"] == ["cluster.backend=process"]
+    settled = document["settled"]["EPD1"]
+    assert settled["told"]["set"][0] == "cluster.backend=process"
+    assert settled["setting"] == max(settled["trials"], key=settled["trials"].get)
+    assert len(settled["trials"]) == 3
     assert document["settled"]["Transformers, in process"]["told"]["threads"] >= 1
     assert document["failed"] == {}
     assert "from notes, not this run" in said

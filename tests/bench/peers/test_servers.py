@@ -55,6 +55,23 @@ def test_the_settings_of_vllm_are_in_its_command(is_eager):
     assert ("--enforce-eager" in told["command"]) is is_eager
     assert told["environment"]["OMP_NUM_THREADS"] == "2"
     assert setting.name == ("eager, 2 threads" if is_eager else "compiled, 2 threads")
+    assert "--stream-interval 1" in " ".join(told["command"])
+    gathered = setting._replace(interval=4)
+    assert gathered.name == setting.name + ", 4 tokens a message"
+    assert "--stream-interval 4" in " ".join(vllm.Monolithic(PLACE, gathered).told["command"])
+
+
+@pytest.mark.parametrize("topology", ["EPD1", "E1,P1,D1"])
+def test_a_topology_is_tried_with_what_may_be_its_best(topology):
+    entrant = servers.triptych(Path("runs/small"), topology, ())
+    told = {name: make().told["set"] for name, make in entrant.settings.items()}
+    assert told["1 thread"] == ("cluster.backend=process",)
+    assert "model.threads=2" in told["2 threads, 4 tokens a message"]
+    assert "engine.stream_interval=4" in told["2 threads, 4 tokens a message"]
+    yielding = {name for name, words in told.items() if servers.YIELDS in words}
+    assert len(yielding) == (3 if "D1" in topology.split(",") else 0)
+    (name,) = servers.triptych(Path("runs/small"), topology, ["model.threads=2"]).settings
+    assert name == "as given"
 
 
 async def test_an_encoder_apart_shares_a_folder_that_goes_with_it():

@@ -53,6 +53,17 @@ def test_another_source_is_another_file(home, monkeypatch, tmp_path):
     assert len(list(home.iterdir())) == 2
 
 
+def test_a_part_that_was_changed_is_another_file(home, monkeypatch, tmp_path):
+    load()
+    for part in library.SOURCE.parent.glob("*.[ch]"):
+        (tmp_path / part.name).write_bytes(part.read_bytes())
+    with (tmp_path / "crew.h").open("a") as file:
+        file.write("/* another */\n")
+    monkeypatch.setattr(library, "_PARTS", tmp_path)
+    load()
+    assert len(list(home.iterdir())) == 2
+
+
 def test_no_compiler(home, monkeypatch, caplog):
     monkeypatch.setenv("PATH", str(home))
     monkeypatch.delenv("CC", raising=False)
@@ -102,7 +113,6 @@ def test_what_it_can_compute():
     for change, why in (
         ({"device": "cuda"}, "on a CPU"),
         ({"dtype": "bfloat16"}, "float32"),
-        ({"threads": 2}, "one thread"),
         ({"text_head": 40}, "multiple of 16"),
     ):
         needs = NEEDS._replace(**change)

@@ -1,4 +1,4 @@
-"""The C of one core: operations against twins and float64, whole steps against their parts."""
+"""Our C: operations against twins and float64, whole steps against their parts."""
 
 import itertools
 import random
@@ -13,9 +13,11 @@ from triptych.core.errors import InvariantBroken
 from triptych.core.plan import LanguagePlan
 from triptych.core.request import Sampling
 from triptych.executor.attention.plan import Span
+from triptych.executor.models.vision_plan import Run
 from triptych.executor.native import library
 from triptych.executor.native_operations import Native
 from triptych.executor.operations import PLAIN
+from triptych.inputs.model_card import ImageGeometry
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25)
 """Every tile, alone and beside others."""
@@ -158,6 +160,53 @@ def test_numbers_that_do_not_lie_side_by_side_are_a_bug(native):
         native.norm(numbers(SIZE, 4).t(), numbers(SIZE), 1e-6)
     with pytest.raises(InvariantBroken, match="cannot read"):
         native.norm(numbers(4, SIZE).double(), numbers(SIZE), 1e-6)
+
+
+@pytest.mark.parametrize("runs", [[(0, 1, 1)], [(0, 3, 7), (21, 1, 50)], [(0, 2, 100)]], ids=str)
+@pytest.mark.parametrize("size", [2, 16, 30, 72])
+def test_attention_within_spans(native, runs, size):
+    """Spans shorter and longer than what is computed together; heads of every width."""
+    runs = [Run(*run) for run in runs]
+    rows, heads = sum(run.spans * run.length for run in runs), 3
+    qkv = numbers(rows, 3, heads, size)
+    angles = numbers(rows, size // 2, seed=1)
+    rotary = angles.cos(), angles.sin()
+    device = torch.device("cpu")
+    found = native.attend_spans(qkv.clone(), rotary, native.plan_spans(runs, device))
+    wanted = PLAIN.attend_spans(
+        qkv.double(), tuple(part.double() for part in rotary), PLAIN.plan_spans(runs, device)
+    )
+    assert found.shape == (rows, heads * size)
+    assert (found - wanted).abs().max() < 1e-5
+
+
+def test_a_span_does_not_see_its_neighbours(native):
+    qkv, angles = numbers(90, 3, 2, 16), numbers(90, 8, seed=1)
+    device, rotary = torch.device("cpu"), (angles.cos(), angles.sin())
+    both = native.plan_spans([Run(0, 1, 37), Run(37, 1, 53)], device)
+    one = native.plan_spans([Run(0, 1, 53)], device)
+    found = native.attend_spans(qkv.clone(), rotary, both)[37:]
+    alone = native.attend_spans(qkv[37:].clone(), tuple(part[37:] for part in rotary), one)
+    assert found.equal(alone)
+
+
+def test_scores_of_any_size_are_weighed(native):
+    """Each row sees itself best, by far: no weight is lost or infinite."""
+    qkv = torch.zeros(60, 3, 1, 64)
+    qkv[:, 0, 0, :60] = qkv[:, 1, 0, :60] = 60 * torch.eye(60)
+    qkv[:, 2] = numbers(60, 1, 64)
+    still = torch.ones(60, 32), torch.zeros(60, 32)
+    plan = native.plan_spans([Run(0, 1, 60)], torch.device("cpu"))
+    assert native.attend_spans(qkv, still, plan).equal(qkv[:, 2].flatten(1))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("merge", [1, 2])
+def test_patches_are_those_of_the_processor(native, frames, merge):
+    geometry = ImageGeometry(7, merge, frames, 0, 10**6, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    shape = (3 * geometry.factor, 5 * geometry.factor, 3)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8)
+    assert native.patches(image, geometry).equal(PLAIN.patches(image, geometry))
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen2_vl"])

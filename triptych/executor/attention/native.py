@@ -139,6 +139,8 @@ class NativeAttention:
         if dense:
             reads = (qkv, memory, plan.tables, plan.ends)
             self._machine.do("attend", dense, out, reads, size**-0.5, **sizes)
+        if plan.sparse:
+            self._machine.settle()  # who selects reads queries and keys
         for chunk in plan.sparse:
             own = slice(chunk.first, chunk.last)
             query = qkv[own, : heads * size].view(-1, heads, size)

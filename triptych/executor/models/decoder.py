@@ -5,7 +5,7 @@ keeps nothing of a sequence.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -118,6 +118,8 @@ class Layers:
             for index in range(spec.num_layers)
         ]
         self._angles = Angles(spec, weights)
+        # Sums over several ranks read what these have made.
+        self._together = made_of.together if memory.layout.num_shards == 1 else nullcontext
         self.count = spec.num_layers
 
     def __call__(
@@ -130,7 +132,8 @@ class Layers:
         for memory in self._memories:
             memory.begin(attention)
         for num_layers, block in enumerate(self._blocks, 1):
-            delta = block(x, delta if num_layers > 1 else None, rotary, attention)
+            with self._together():
+                delta = block(x, delta if num_layers > 1 else None, rotary, attention)
             if on_layers is not None:
                 on_layers(num_layers)
         return x, delta

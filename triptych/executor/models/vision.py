@@ -6,6 +6,7 @@ different size are one batch without padding. What the families differ in is in 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -58,14 +59,17 @@ class VisionTower:
     def __init__(self, spec: VisionSpec, weights: Weights) -> None:
         scope = weights.part(VISION).at(VISION.rstrip("."))
         self.spec = spec
-        self._operations = weights.operations
+        self.operations = weights.operations
         patch = scope.take(
             "patch_embed.proj.weight",
             *(spec.hidden_size, spec.in_channels, spec.temporal_patch_size),
             *(spec.patch_size, spec.patch_size),
         ).flatten(1)
         self._patch = weights.operations.matrix(patch, None)
-        self._device, self._dtype = patch.device, patch.dtype
+        self.device, self._dtype = patch.device, patch.dtype
+        # Other norms and activations are PyTorch's, which reads what is before them.
+        is_ours = (spec.norm, spec.mlp, spec.activation) == ("rms", "gated", "silu")
+        self._together = weights.operations.together if is_ours else nullcontext
         self._blocks = [Block(scope.at(f"blocks.{index}"), spec) for index in range(spec.depth)]
         merger, square = scope.at("merger"), spec.hidden_size * spec.merge_size**2
         self._norm = _norm(merger.at("ln_q"), spec)
@@ -78,18 +82,19 @@ class VisionTower:
         """``patches`` (patches of all pictures, ``spec.patch_values``), normalised pixels in the
         processor's order; one grid (frames, rows, columns) per picture. Returns the visual tokens
         of all pictures in order, (tokens, ``spec.out_size``)."""
-        spec, device = self.spec, self._device
+        spec, device = self.spec, self.device
         plan = plan_patches(grids, spec.merge_size, spec.window_patches)
         order = torch.from_numpy(plan.order).to(device)
         x = self._patch(patches.to(device, self._dtype))[order]
         rotary = self._rotary(torch.from_numpy(plan.places).to(device))
         whole, windows = (
-            self._operations.plan_spans(runs, device) for runs in (plan.whole, plan.windows)
+            self.operations.plan_spans(runs, device) for runs in (plan.whole, plan.windows)
         )
         delta = None
         for index, block in enumerate(self._blocks):
             is_whole = index in spec.full_blocks or spec.window_patches == 0
-            delta = block(x, delta, rotary, whole if is_whole else windows)
+            with self._together():
+                delta = block(x, delta, rotary, whole if is_whole else windows)
         x = x if delta is None else x.add_(delta)
         merged = self._norm(x).view(len(plan.restore), -1)
         tokens = self._out(functional.gelu(self._merge(merged)))

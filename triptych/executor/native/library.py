@@ -1,4 +1,5 @@
-"""``steps.c`` as a library: compiled by the machine's C compiler, once for a source and a machine.
+"""``steps.c`` and its parts as a library: compiled by the machine's C compiler, once for a source
+and a machine.
 
 The result is kept in the user's cache folder. Knows compilers, files and the layout of one
 operation; not what operations compute.
@@ -19,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 SOURCE = Path(__file__).with_name("steps.c")
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
-KINDS = ("product", "norm", "silu_mul", "embed", "angles", "write", "attend", "attend_tiles")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+KINDS = (
+    *("product", "norm", "silu_mul", "embed", "angles", "write", "attend", "attend_tiles"),
+    *("patches", "attend_spans"),
+)
 """In the order of the source."""
+_PARTS = SOURCE.parent
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 120.0
 _NUMBERS = ("kind", "rows", "width", "inner", "heads", "kv_heads", "head_dim", "block_size")
@@ -49,13 +54,28 @@ class Library:
     def __init__(self, path: Path) -> None:
         loaded = ctypes.CDLL(str(path))
         self._run: Any = loaded.run
-        self._run.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+        self._run.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int)
         self.panel: int = loaded.panel_width()
         """Columns of a product's weights that lie side by side."""
 
-    def run(self, operations: "ctypes.Array[Operation]", rows: int = 0) -> None:
-        """Walk them, each on ``rows`` rows if that is given. Raises MemoryError."""
-        if self._run(ctypes.addressof(operations), len(operations), rows) >= 0:
+        self._num_helped: Any = loaded.num_helped
+        self._num_helped.restype = ctypes.c_long
+        self._set_cores: Any = loaded.set_cores
+        self._set_cores.argtypes = (ctypes.c_int,)
+
+    @property
+    def num_helped(self) -> int:
+        """Parts of operations that other threads than a step's own have computed, so far."""
+        return int(self._num_helped())
+
+    def set_cores(self, cores: int) -> None:
+        """How many cores there are for whoever helps; 0: as the system says."""
+        self._set_cores(cores)
+
+    def run(self, operations: "ctypes.Array[Operation]", rows: int = 0, threads: int = 1) -> None:
+        """Walk them, each on ``rows`` rows if that is given; of ``threads`` threads the others help
+        with large ones as long as there are idle cores. Raises MemoryError."""
+        if self._run(ctypes.addressof(operations), len(operations), rows, threads) >= 0:
             raise MemoryError("no memory for the scores of a step")
 
 
@@ -109,6 +129,8 @@ def _is_ours(path: Path, is_kind: Callable[[int], bool]) -> bool:
 def _key(compiler: tuple[str, ...]) -> str:
     """Changes with the source, the compiler and what this processor can."""
     state = hashlib.sha256(SOURCE.read_bytes())
+    for header in sorted(_PARTS.glob("*.h")):
+        state.update(header.read_bytes())
     version = _said((*compiler, "--version"))
     for part in (*FLAGS, *compiler, version, platform.machine(), _features()):
         state.update(part.encode())
@@ -128,7 +150,7 @@ def _compile(compiler: tuple[str, ...], path: Path) -> None:
     handle, name = tempfile.mkstemp(".so", dir=path.parent)
     os.close(handle)
     try:
-        _said((*compiler, *FLAGS, "-o", name, str(SOURCE), "-lm"))
+        _said((*compiler, *FLAGS, f"-I{_PARTS}", "-o", name, str(SOURCE), "-lm"))
         os.chmod(name, 0o500)
         os.replace(name, path)
     finally:

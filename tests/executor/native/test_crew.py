@@ -1,0 +1,116 @@
+"""Threads that help with large operations: the same bits, and nobody helps without an idle core."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.executor.memory import Memory, spans_of
+from triptych.executor.native import library
+from triptych.executor.native_operations import Native
+
+MANY = 1000
+"""Cores: there are always idle ones, whatever else runs on the machine."""
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def crew():
+    """The library as if the machine were large."""
+    made = library.load()
+    made.set_cores(MANY)
+    yield made
+    made.set_cores(0)
+
+
+def numbers(*shape, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(shape)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inner", "width"), [(104, 256, 1376), (1, 2048, 1500), (2, 1100, 1000), (3, 999, 701)]
+)
+def test_products_are_the_same_bits_whoever_computes(crew, rows, inner, width):
+    weight, bias, x = numbers(width, inner, seed=1), numbers(width, seed=2), numbers(rows, inner)
+    alone, helped = (Native(crew, threads).matrix(weight, bias) for threads in (1, 4))
+    wanted, before = alone(x), crew.num_helped
+    for _ in range(10_000):
+        assert helped(x).equal(wanted)
+        if crew.num_helped > before:
+            return
+    pytest.fail("nobody helped")
+
+
+@pytest.mark.parametrize("sizes", [[(0, 100)], [(69, 70), (3, 4), (90, 91), (5, 80), (0, 33)]])
+def test_attention_is_the_same_bits_whoever_computes(crew, sizes):
+    spans = spans_of(*sizes)
+    memory = Memory(spans)
+    wanted, store, _ = memory.attend(Native(crew), spans)
+    for _ in range(20):
+        found, written, _ = memory.attend(Native(crew, 4), spans)
+        assert found.equal(wanted)
+        assert written.nan_to_num().equal(store.nan_to_num())
+
+
+def test_a_small_operation_is_computed_alone(crew):
+    matrix, before = Native(crew, 4).matrix(numbers(100, 100), None), crew.num_helped
+    for _ in range(200):
+        matrix(numbers(8, 100))
+    assert crew.num_helped == before
+
+
+def test_nobody_helps_where_no_core_is_idle(crew):
+    crew.set_cores(1)
+    matrix, x = Native(crew, 4).matrix(numbers(1376, 256), None), numbers(104, 256)
+    matrix(x)
+    time.sleep(0.01)  # who still waited awake sleeps now
+    before = crew.num_helped
+    for _ in range(200):
+        matrix(x)
+    assert crew.num_helped == before
+
+
+def test_steps_of_several_threads_at_once(crew):
+    """As where an instance encodes and decodes: one of them is helped, the other works alone."""
+    weight, x = numbers(1376, 256), numbers(104, 256)
+    wanted, wrong = Native(crew).matrix(weight, None)(x), []
+
+    def compute() -> None:
+        matrix = Native(crew, 3).matrix(weight, None)
+        wrong.extend(turn for turn in range(300) if not matrix(x).equal(wanted))
+
+    threads = [threading.Thread(target=compute) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+
+
+HELPED_AND_OVER = """
+import torch
+from triptych.executor.native import library
+from triptych.executor.native_operations import Native
+made = library.load()
+made.set_cores(1000)
+matrix, x = Native(made, 8).matrix(torch.ones(1376, 256), None), torch.ones(104, 256)
+while not made.num_helped:
+    matrix(x)
+print("over")
+"""
+
+
+def test_a_process_ends_with_its_helpers():
+    said = subprocess.run(
+        (sys.executable, "-c", HELPED_AND_OVER),
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert said.stdout == b"over\n"
