@@ -11,7 +11,6 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Sequence
 
 import msgspec
 
@@ -22,6 +21,7 @@ from kvtransfer.transports.transport import address_of
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.handoff import Endpoint
+from triptych.core.host_bytes import HostBytes
 from triptych.core.ids import BlockId, Handle, InstanceId
 from triptych.core.layout import Layout
 
@@ -92,7 +92,7 @@ class Pool:
             self._slots.close()
 
 
-class Blocks:
+class Blocks(HostBytes):
     """A pool as blocks of one size. Implements ``core.ports.BlockMemory``."""
 
     def __init__(self, pool: Pool, block_bytes: int) -> None:
@@ -105,12 +105,6 @@ class Blocks:
         """Bytes of one block."""
         size = self.layout.block_bytes
         return self.view[number * size : (number + 1) * size]
-
-    def stage(self, blocks: Sequence[BlockId], layers: range | None = None) -> None:
-        """The bytes are where ``view`` shows them."""
-
-    def absorb(self, blocks: Sequence[BlockId]) -> None:
-        """The bytes are where ``view`` shows them."""
 
 
 def offer(outbox: Outbox, pool: Pool, offers: Offers) -> None:

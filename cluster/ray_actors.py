@@ -25,6 +25,7 @@ from ray.exceptions import RayActorError, RayError
 from cluster.host import LAST_WORDS_S, Hosted, InstanceSpec, thread_environment
 from cluster.node import Node
 from cluster.remote import Served, connect
+from cluster.roles import configs_of
 from triptych.core import log, topology
 from triptych.core.config import Config, TransferConfig
 from triptych.core.errors import ConfigError, Unavailable
@@ -125,7 +126,7 @@ class RayHost:
         self._is_closed = False
         self._thread = thread
         self._scratch = scratch
-        self._gpus = _gpus_per_actor(config)
+        self._gpus = gpus_per_rank(ray.cluster_resources().get("GPU", 0.0), config)  # type: ignore[no-untyped-call]
 
     @classmethod
     async def open(cls, config: Config) -> Self:
@@ -169,7 +170,7 @@ class RayHost:
         options = {
             "name": f"{topology.name(frozenset(spec.role))}/{spec.id}/{secrets.token_hex(4)}",
             "num_cpus": 0,
-            "num_gpus": self._gpus,
+            "num_gpus": self._gpus * _num_ranks(spec.config),
             "max_restarts": 0,
             "max_concurrency": 64,
             "scheduling_strategy": "SPREAD",
@@ -244,14 +245,26 @@ async def _disconnect(thread: ThreadPoolExecutor, scratch: Path | None) -> None:
     thread.shutdown()
 
 
-def _gpus_per_actor(config: Config) -> float:
-    """An equal part of the GPUs that Ray knows, at most one each; 0 on a CPU."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = resources.get("GPU", 0.0)
-    count = sum(count for _, count in topology.parse(config.cluster.topology))
+def gpus_per_rank(gpus: float, config: Config) -> float:
+    """An equal part of so many ``gpus`` for each rank with memory of its own, and for each instance
+    without such ranks; at most one, 0 on a CPU. Raises ConfigError if ranks would have to share."""
     if not gpus or config.model.device == "cpu":
         return 0.0
-    return min(1.0, int(gpus / count * 100) / 100) if gpus < count else 1.0
+    configs = configs_of(config)
+    places = topology.parse(config.cluster.topology)
+    ranks = [(count, _num_ranks(configs[role])) for role, count in places]
+    total = sum(count * each for count, each in ranks)
+    if gpus >= total:
+        return 1.0
+    if any(each > 1 for _, each in ranks):
+        raise ConfigError(
+            f"model.parallel: {total} instances and ranks need a GPU each, Ray has {gpus:g}"
+        )
+    return int(gpus / total * 100) / 100
+
+
+def _num_ranks(config: Config) -> int:
+    return config.model.tensor_parallel if config.model.parallel == "devices" else 1
 
 
 def _cause(error: Exception, name: InstanceId) -> Exception:

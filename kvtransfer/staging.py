@@ -9,13 +9,12 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Sequence
 
-from triptych.core.ids import BlockId
+from triptych.core.host_bytes import HostBytes
 from triptych.core.layout import Layout
 
 
-class Slots:
+class Slots(HostBytes):
     """``num_blocks`` slots of ``slot_bytes`` in a memfd of its own. Implements
     ``core.ports.BlockMemory``. Pages that are never touched cost nothing."""
 
@@ -30,12 +29,6 @@ class Slots:
         except OSError:
             os.close(self.fd)
             raise
-
-    def stage(self, blocks: Sequence[BlockId], layers: range | None = None) -> None:
-        """The bytes are where ``view`` shows them."""
-
-    def absorb(self, blocks: Sequence[BlockId]) -> None:
-        """The bytes are where ``view`` shows them."""
 
     def close(self) -> None:
         """Give the memory back once nobody refers to ``view`` any more. Idempotent."""

@@ -1,10 +1,12 @@
 """Layer-wise offering: KV leaves while later layers of the same step are computed.
 
-What is called between layers runs on the executor's thread and shares nothing with the service but
-the offers, which any thread may tell. Knows layers and bytes; no jobs, no engine.
+What is called between layers runs on the executor's thread, or on that of a device's copies, and
+shares nothing with the service but the offers, which any thread may tell. Knows layers and bytes;
+no jobs, no engine.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from kvtransfer.offer import Offer
@@ -33,8 +35,7 @@ def announce(stretches: Sequence[Stretch], memory: BlockMemory, message_bytes: i
         for index, (offer, blocks) in enumerate(stretches):
             size = len(blocks) * layer_bytes * (count - offered[index])
             if size >= message_bytes or count == num_layers:
-                memory.stage(blocks, range(offered[index], count))
-                offer.append(blocks, count)
-                offered[index] = count
+                layers, offered[index] = range(offered[index], count), count
+                memory.stage(blocks, layers, partial(offer.append, blocks, count))
 
     return on_layers

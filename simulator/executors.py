@@ -14,7 +14,8 @@ from scheduler.costs import Costs
 from simulator import texts
 from simulator.ahead import Ahead
 from simulator.world import Shared, Takes, World
-from triptych.core.ids import BlockId, JobId
+from triptych.core.host_bytes import HostBytes
+from triptych.core.ids import JobId
 from triptych.core.layout import Layout
 from triptych.core.plan import (
     Drawn,
@@ -30,7 +31,7 @@ MAX_STEPS = 4096
 """Of one run."""
 
 
-class EmptyMemory:
+class EmptyMemory(HostBytes):
     """Blocks without bytes. Implements ``core.ports.BlockMemory``."""
 
     fd = -1
@@ -39,12 +40,6 @@ class EmptyMemory:
     def __init__(self, layout: Layout, num_blocks: int) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
-
-    def stage(self, blocks: Sequence[BlockId], layers: range | None = None) -> None:
-        """Nothing is there to be made current."""
-
-    def absorb(self, blocks: Sequence[BlockId]) -> None:
-        """Nothing is there to be made current."""
 
 
 class Pace(Protocol):

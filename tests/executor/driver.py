@@ -42,10 +42,12 @@ def executors(
     num_ranks: int = 1,
     parallel: str = "inside",
     timeout_s: float = PATIENCE_S,
+    start_s: float = 2 * PATIENCE_S,
     kernels: str = "auto",
     deterministic: bool = False,
     device: str = "cpu",
     sparse: SparseConfig = DENSE,
+    vision_share: float = 1.0,
     **cache: int | str,
 ) -> Executors:
     """Executors of small stores on a CPU."""
@@ -56,8 +58,9 @@ def executors(
         tensor_parallel=num_ranks,
         parallel=parallel,
         kernels=kernels,
+        vision_share=vision_share,
     )
-    cluster = ClusterConfig(timeout_s=timeout_s, start_timeout_s=2 * PATIENCE_S)
+    cluster = ClusterConfig(timeout_s=timeout_s, start_timeout_s=start_s)
     config = Config(
         model=model,
         cluster=cluster,

@@ -1,10 +1,12 @@
 """What goes wrong in a step is that step's failure, unless the device itself is gone."""
 
+import time
+
 import pytest
 import torch
 
-from triptych.core.errors import InstanceLost, InvariantBroken
-from triptych.executor.device import computing
+from triptych.core.errors import ConfigError, InstanceLost, InvariantBroken
+from triptych.executor.device import computing, stream_beside
 
 CPU = torch.device("cpu")
 
@@ -31,3 +33,24 @@ def test_a_device_that_failed_is_lost():
 def test_our_own_errors_stay_what_they_are():
     with pytest.raises(InstanceLost, match="a rank is gone"), computing(CPU, "a step"):
         raise InstanceLost("a rank is gone")
+
+
+def test_a_cpu_has_no_streams_and_nothing_to_divide():
+    assert stream_beside(CPU) is None
+    with pytest.raises(ConfigError, match=r"model\.vision_share: only a GPU"):
+        stream_beside(CPU, 0.5)
+
+
+@pytest.mark.gpu
+def test_work_on_a_share_of_a_gpu_takes_longer_than_on_all_of_it():
+    device, took_s = torch.device("cuda", 0), {}
+    x = torch.rand(8192, 8192, device=device)
+    for share in (1.0, 0.25, 1.0, 0.25):
+        beside = stream_beside(device, share)
+        torch.cuda.synchronize()
+        began = time.monotonic()
+        with computing(device, "a product", beside):
+            for _ in range(20):
+                x @ x
+        took_s[share] = time.monotonic() - began
+    assert took_s[0.25] > 2 * took_s[1.0]

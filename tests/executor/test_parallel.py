@@ -35,6 +35,21 @@ SOON_S = 2.0
 """Silence after which a rank is given up, where a test is of that."""
 
 
+ORDERS = Orders(
+    path="/nowhere",
+    dtype="float32",
+    kernels="plain",
+    rank=1,
+    threads=1,
+    layout=kv_layout(block_size=4, model="x", num_shards=2),
+    num_blocks=3,
+    store=-1,
+    board=-1,
+    peers=(),
+    timeout_s=PATIENCE_S,
+)
+
+
 def is_gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -298,7 +313,7 @@ def test_what_cannot_be_shared_is_refused(folders):
     executors("oracle", num_ranks=1, parallel="processes").close()
     memory = SimpleNamespace(fd=-1, tensor=SimpleNamespace(device="cuda:1"))
     with pytest.raises(ConfigError, match=r"model\.parallel: .* cuda:1"):
-        _team(folders["wide"], Config(), memory, "float32", "plain")
+        _team(ORDERS, memory, Config())
 
 
 def test_a_start_that_fails_leaves_nobody(folders, tmp_path: Path, monkeypatch, no_leak):
@@ -325,22 +340,8 @@ def test_a_start_that_fails_leaves_nobody(folders, tmp_path: Path, monkeypatch, 
     ],
 )
 def test_what_a_follower_says_of_its_start_is_heard(start_s: float, error, message: str):
-    layout = kv_layout(block_size=4, model="x", num_shards=2)
-    memory = BlockStore(layout, 3)
-    orders = Orders(
-        path="/nowhere",
-        dtype="float32",
-        kernels="plain",
-        rank=1,
-        threads=1,
-        layout=layout,
-        num_blocks=3,
-        store=memory.fd,
-        board=-1,
-        peers=(),
-        timeout_s=PATIENCE_S,
-    )
-    made = Team(orders, memory, start_s)
+    memory = BlockStore(ORDERS.layout, 3)
+    made = Team(ORDERS, memory, start_s)
     with pytest.raises(error, match=message):
         made.ready()
     made.close()

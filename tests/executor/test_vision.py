@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.executor.driver import Driver, executors, inputs_of, scene
-from triptych.core.errors import InvariantBroken
+from triptych.core.errors import ConfigError, InvariantBroken
 from triptych.core.ids import BlockId, JobId
 from triptych.core.plan import VisionPlan, VisionTask
 from triptych.executor.build import Executors
@@ -73,3 +73,19 @@ def test_pictures_do_not_wait_for_the_language_models_stream(folders):
     assert not torch.cuda.default_stream().query(), "the default stream was waited for"
     assert driver.rows(sequence).equal(wanted)
     made.close()
+
+
+@pytest.mark.gpu
+def test_a_share_of_the_gpu_gives_the_same_rows(folders):
+    one, rows = scene(random.Random(1), [1, (9, 11), 1], 690), []
+    for share in (1.0, 0.25):
+        made = executors(folders["qwen2_5_vl"], device="cuda", vision_share=share)
+        driver = Driver(made)
+        rows.append(driver.rows(driver.add(one)))
+        made.close()
+    assert (rows[0].float() - rows[1].float()).abs().max() < 1e-2
+
+
+def test_a_share_of_a_cpu_is_refused(folders):
+    with pytest.raises(ConfigError, match=r"model\.vision_share"):
+        executors(folders["qwen2_5_vl"], vision_share=0.5)

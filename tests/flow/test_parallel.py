@@ -1,4 +1,5 @@
-"""Ranks in processes on the server's own path: any degree per stage, real signals, nothing left."""
+"""Ranks in processes on the server's own path, over one memory or with their own: any degree per
+stage, real signals, nothing left."""
 
 import asyncio
 import os
@@ -16,7 +17,7 @@ from triptych.core.request import Request
 
 END = 686
 """The demo model's end of an answer."""
-TWO = '["model.tensor_parallel=2", "model.parallel=processes"]'
+TWO = '["model.tensor_parallel=2", "model.parallel=PARALLEL"]'
 SHAPES = {
     "E1,P2,D1": "{P = TWO}",
     "E1,P1,D2": "{D = TWO}",
@@ -25,8 +26,8 @@ SHAPES = {
 }
 
 
-def cluster(topology: str, own: str, backend: str = "local"):
-    roles = f"cluster.roles={own.replace('TWO', TWO)}"
+def cluster(topology: str, own: str, backend: str = "local", parallel: str = "processes"):
+    roles = f"cluster.roles={own.replace('TWO', TWO).replace('PARALLEL', parallel)}"
     dtype = 'model.dtype="float32"'
     small = ("cache.kv_blocks=256", "cache.embedding_blocks=128", "engine.chunk_tokens=48")
     return config(topology, roles, dtype, *small, model=str(DEMO), backend=backend)
@@ -49,9 +50,10 @@ def plain() -> list[list[int]]:
     return asyncio.run(run())
 
 
+@pytest.mark.parametrize("parallel", ["processes", "devices"])
 @pytest.mark.parametrize("topology", SHAPES)
-async def test_every_stage_may_have_its_own_degree(topology: str, plain) -> None:
-    async with flow(cluster(topology, SHAPES[topology])) as running:
+async def test_every_stage_may_have_its_own_degree(topology: str, parallel: str, plain) -> None:
+    async with flow(cluster(topology, SHAPES[topology], parallel=parallel)) as running:
         assert await answers(running) == plain
         assert await answers(running) == plain, "and with prefix hits"
 
@@ -81,10 +83,11 @@ async def end(processes: Sequence[psutil.Process]) -> None:
 
 
 @pytest.mark.slow
-async def test_who_loses_a_rank_is_replaced_and_no_request_is_lost(plain) -> None:
+@pytest.mark.parametrize("parallel", ["processes", "devices"])
+async def test_who_loses_a_rank_is_replaced_and_no_request_is_lost(parallel: str, plain) -> None:
     """A follower is killed under load, one while nothing is to be done, and a leader."""
     seen: list[psutil.Process] = []
-    async with flow(cluster("E1,P2,D1", "{P = TWO, D = TWO}", "process")) as running:
+    async with flow(cluster("E1,P2,D1", "{P = TWO, D = TWO}", "process", parallel)) as running:
         await replaced(running, "nobody")
         for name, pid in pids(running).items():
             found = followers(pid)

@@ -18,6 +18,7 @@ from tests.patience import PATIENCE_S
 from triptych.core.clock import MonotonicClock
 from triptych.core.config import TransferConfig
 from triptych.core.handoff import Endpoint, TransferRef
+from triptych.core.host_bytes import HostBytes
 from triptych.core.ids import Handle, InstanceId
 from triptych.core.layout import Layout
 
@@ -59,7 +60,7 @@ def layout(width: int = 7, model: str = "m", dtype: str = "float32") -> Layout:
     return Layout("kv", model, dtype, (2, 2, 4, 1, width), 4)
 
 
-class Store:
+class Store(HostBytes):
     """Blocks in a memfd, or (``plain``) in ordinary memory as a GPU's would be: without one."""
 
     def __init__(self, num_blocks: int = 33, of: Layout | None = None, *, plain: bool = False):
@@ -82,12 +83,6 @@ class Store:
     def fill(self, seed: int) -> "Store":
         self.view[:] = random.Random(seed).randbytes(len(self.view))
         return self
-
-    def stage(self, blocks, layers=None) -> None:
-        """The bytes are where ``view`` shows them."""
-
-    def absorb(self, blocks) -> None:
-        """The bytes are where ``view`` shows them."""
 
     def close(self) -> None:
         """Slices of ``view`` in the traceback of an expected error may outlive this."""

@@ -17,37 +17,10 @@ from msgspec import Meta
 from triptych.core import topology
 from triptych.core.addresses import is_directory, is_loopback
 from triptych.core.config_kinds import Amount, Count, MessageBytes, Seconds
+from triptych.core.config_model import ModelConfig
 from triptych.core.config_router import AdmissionConfig, RouterConfig
 from triptych.core.config_sparse import NONE, TILES, SparseConfig
 from triptych.core.errors import ConfigError
-
-
-class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which model is served."""
-
-    path: str = "examples/demo_model"
-    """Folder in the Hugging Face layout, or ``oracle``."""
-    name: str = ""
-    """Name at the doors; empty means the folder's name."""
-    dtype: str = "auto"
-    """``float32``, ``bfloat16`` or ``auto`` (float32 on a CPU, bfloat16 on a GPU)."""
-    device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:N`` or ``auto``."""
-    threads: Count = 1
-    """Arithmetic threads of each instance on a CPU, and of each rank that is a process. Of native
-    kernels the most: others than a step's own help with large operations where a core is idle."""
-    tensor_parallel: Count = 1
-    """Ranks among which the language model's heads are divided; KV blocks have a run for each."""
-    parallel: str = "inside"
-    """Where these ranks are computed: ``inside``, one after the other in the instance's process,
-    which changes the shape of KV and gains no speed; or ``processes``, each in its own, side by
-    side (on a CPU only)."""
-    nice: Annotated[int, Meta(ge=0, le=19)] = 0
-    """Niceness of an instance's process, unless it is the server's own: by how much it yields."""
-    kernels: str = "auto"
-    """What layers are computed with: ``triton`` (our kernels), ``native`` (our C for float32,
-    compiled at the first start), ``plain`` (PyTorch's own) or ``auto``: kernels on a
-    GPU where Triton is installed, native on a CPU with a C compiler, else plain."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -367,7 +340,7 @@ def _check(config: Config) -> None:
 _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.kernels": ("auto", "plain", "native", "triton"),
-    "model.parallel": ("inside", "processes"),
+    "model.parallel": ("inside", "processes", "devices"),
     "engine.order": ("fcfs", "longest_prefix", "mlfq", "edf", "slack"),
     "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),
     "engine.encode_order": ("fcfs", "twsrf", "slack"),

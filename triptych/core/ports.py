@@ -26,10 +26,16 @@ class BlockMemory(Protocol):
     fd: int
     """memfd behind ``view`` that another process may map; -1 if there is none."""
 
-    def stage(self, blocks: Sequence[BlockId], layers: range | None = None) -> None:
+    def stage(
+        self,
+        blocks: Sequence[BlockId],
+        layers: range | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         """Make ``view`` current for blocks (all their layers, or ``layers``) that an executor
-        wrote; nothing to do on a CPU. On the executor's thread it waits for the work queued on the
-        device before it."""
+        wrote, behind the work that this thread has queued on their device; nothing to copy on a
+        CPU. Returns when it is; with ``then``, which is called when it is, perhaps in another
+        thread and in the order of calls, before the executor's step is over."""
         ...
 
     def absorb(self, blocks: Sequence[BlockId]) -> None:

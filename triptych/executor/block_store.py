@@ -7,12 +7,14 @@ the process. Knows bytes and shapes; does not know who owns which block.
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import msgspec
 import torch
 
 from triptych.core.errors import ConfigError
 from triptych.core.layout import Layout
+from triptych.executor.mirror import Mirror
 
 DTYPES = {
     "float32": torch.float32,
@@ -30,10 +32,14 @@ class BlockStore:
 
     ``tensor`` has the shape ``(num_blocks * layout.num_shards, *layout.shape)``: the run of shard
     ``s`` of block ``b`` is ``b * layout.num_shards + s``. ``view`` are the same bytes on a CPU.
-    On a GPU ``view`` is a pinned host copy: ``stage`` fills its blocks from the device before they
-    are sent, ``absorb`` carries received blocks to the device. ``fd`` is a descriptor of another
-    process's store of the same layout, which is mapped then and not made. Raises ConfigError that
-    names ``setting`` when the machine has no room.
+    On a GPU ``view`` is a pinned host copy (``executor.mirror``): ``stage`` fills its blocks from
+    the device before they are sent, ``absorb`` carries received ones to it. ``fd`` is a descriptor
+    of another process's store of the same layout, which is mapped then and not made. Raises
+    ConfigError that names ``setting`` when the machine has no room.
+
+    With ``shard`` the ranks have memory of their own: ``tensor`` has the runs of that one alone,
+    (num_blocks, *layout.shape), and ``view`` those of all, in a memfd that all have mapped; their
+    processes ``stage`` and ``absorb`` each its own.
     """
 
     def __init__(
@@ -44,68 +50,102 @@ class BlockStore:
         device: str = "cpu",
         setting: str = "num_blocks",
         fd: int = -1,
+        shard: int | None = None,
     ) -> None:
         self.layout = layout
+        self.resident = layout if shard is None else msgspec.structs.replace(layout, num_shards=1)
+        """The layout of what ``tensor`` holds."""
         self.num_blocks = num_blocks
         self.num_bytes = num_blocks * layout.block_bytes
         self.fd = -1
-        self._host: torch.Tensor | None = None
+        self._mirror: Mirror | None = None
+        self._pinned: int | None = None
         _check_room(self.num_bytes, setting)
-        shape = (num_blocks * layout.num_shards, *layout.shape)
         try:
-            if torch.device(device).type == "cpu":
-                self.fd = fd if fd >= 0 else _create(layout.kind, self.num_bytes)
-                memory = _map(self.fd, self.num_bytes)
-                self.view = memoryview(memory)
-                flat = torch.frombuffer(memory, dtype=DTYPES[layout.dtype])
-                self.tensor = flat.view(shape)
+            if shard is not None:
+                self._lie_apart(torch.device(device), fd, shard)
+            elif torch.device(device).type == "cpu":
+                flat = torch.frombuffer(self._map(fd), dtype=DTYPES[layout.dtype])
+                self.tensor = flat.view(self._shape)
             else:
-                self.tensor = torch.zeros(shape, dtype=DTYPES[layout.dtype], device=device)
-                host = torch.zeros(self.num_bytes, dtype=torch.uint8).pin_memory()
-                self._host = host
+                self.tensor = self._made(device)
+                host = torch.zeros(self.num_bytes, dtype=torch.uint8, pin_memory=True)
+                self._mirror = Mirror(self._parts(self.tensor), self._parts(host, layout))
                 self.view = memoryview(host.numpy().data)
-        except (OSError, torch.OutOfMemoryError) as error:
-            raise ConfigError(f"{setting}: no room for {self.num_bytes} bytes") from error
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{setting}: no room for {self.num_bytes} bytes: {error}") from error
 
-    def stage(self, blocks: Sequence[int], layers: range | None = None) -> None:
-        """Make ``view`` current for ``blocks``, or ``layers`` of them. Does nothing on a CPU, where
-        it always is. On a GPU the copy waits for the current stream: a side stream behind an event
-        would let later layers go on meanwhile, and is to be written where it can be run."""
-        if self._host is not None:
-            index = list(blocks)
-            span = slice(None) if layers is None else slice(layers.start, layers.stop)
-            self._runs(self._host)[index, :, span] = self._runs(self._raw())[index, :, span].cpu()
+    def stage(
+        self,
+        blocks: Sequence[int],
+        layers: range | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """See ``core.ports.BlockMemory``: nothing to copy on a CPU."""
+        if self._mirror is not None:
+            self._mirror.down(blocks, layers, then)
+        elif then is not None:
+            then()
 
     def absorb(self, blocks: Sequence[int]) -> None:
-        """Make ``tensor`` current for ``blocks`` written through ``view``. Nothing on a CPU."""
-        if self._host is not None:
-            index = list(blocks)
-            self._raw()[index] = self._staging(self._host)[index].to(self.tensor.device)
-            # Pictures are written in another stream: a late copy would undo what came behind it.
-            torch.cuda.current_stream(self.tensor.device).synchronize()
+        """See ``core.ports.BlockMemory``: nothing to copy on a CPU."""
+        if self._mirror is not None:
+            self._mirror.up(blocks)
+
+    def settle(self) -> None:
+        """Return when all is told that ``stage`` was to tell. Raises what a ``then`` raised."""
+        if self._mirror is not None:
+            self._mirror.settle()
 
     def close(self) -> None:
         """Give the memory back. Idempotent; ``tensor`` and ``view`` are gone after it.
 
         Pages that somebody still refers to live until the last reference is dropped.
         """
+        if self._mirror is not None:
+            self._mirror.close()
+            self._mirror = None
+        if self._pinned is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._pinned)  # type: ignore[no-untyped-call]
+            self._pinned = None
         self.tensor = torch.empty(0)
-        self._host = None
         self.view = memoryview(b"")
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
-    def _raw(self) -> torch.Tensor:
-        return self.tensor.view(self.num_blocks, -1).view(torch.uint8)
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.num_blocks * self.resident.num_shards, *self.resident.shape
 
-    def _runs(self, raw: torch.Tensor) -> torch.Tensor:
-        """Bytes as (blocks, shards, layers, bytes of a layer)."""
-        layout = self.layout
-        return raw.view(self.num_blocks, layout.num_shards, layout.num_layers, -1)
+    def _made(self, device: str | torch.device) -> torch.Tensor:
+        return torch.zeros(self._shape, dtype=DTYPES[self.layout.dtype], device=device)
 
-    def _staging(self, host: torch.Tensor) -> torch.Tensor:
-        return host.view(self.num_blocks, -1)
+    def _map(self, fd: int) -> mmap.mmap:
+        """The memfd ``fd``, or one that is made; ``view`` are its bytes."""
+        self.fd = fd if fd >= 0 else _create(self.layout.kind, self.num_bytes)
+        memory = _map(self.fd, self.num_bytes)
+        self.view = memoryview(memory)
+        return memory
+
+    def _parts(self, raw: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:
+        """Bytes as (blocks, shards, layers, bytes of a layer), of ``resident`` or ``layout``."""
+        of = layout or self.resident
+        flat = raw.view(self.num_blocks, -1).view(torch.uint8)
+        return flat.view(self.num_blocks, of.num_shards, of.num_layers, -1)
+
+    def _lie_apart(self, device: torch.device, fd: int, shard: int) -> None:
+        """One shard on ``device``; see the class."""
+        host = torch.frombuffer(self._map(fd), dtype=torch.uint8)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                at = host.data_ptr()
+                done = torch.cuda.cudart().cudaHostRegister(at, self.num_bytes, 0)  # type: ignore[no-untyped-call]
+                torch.cuda.check_error(done)
+                self._pinned = at
+        self.tensor = self._made(device)
+        own = self._parts(host, self.layout)[:, shard : shard + 1]
+        self._mirror = Mirror(self._parts(self.tensor), own)
 
 
 def _check_room(num_bytes: int, setting: str) -> None:

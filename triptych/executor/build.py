@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from triptych.core.config import Config
@@ -16,6 +17,7 @@ from triptych.core.layout import Layout
 from triptych.core.lifecycle import Role, Stage
 from triptych.executor.attention.sparse import sparse_of
 from triptych.executor.block_store import DTYPES, BlockStore
+from triptych.executor.device_ranks import default_backend
 from triptych.executor.language import LanguageExecutor
 from triptych.executor.models import config as model_config
 from triptych.executor.models import decoder, oracle, registry
@@ -24,7 +26,7 @@ from triptych.executor.models.weights import Weights
 from triptych.executor.operations import PLAIN, Needs, operations
 from triptych.executor.orders import Orders
 from triptych.executor.ranks import Ranks
-from triptych.executor.team import Team
+from triptych.executor.team import Team, TeamStore
 from triptych.executor.vision import TowerModel, VisionExecutor
 from triptych.inputs import oracle_words
 from triptych.inputs.model_card import ImageGeometry, load_card
@@ -119,6 +121,12 @@ class _Stores:
         self.kv = BlockStore(layout, count, device=device, setting=setting)
         return self.kv
 
+    def make_kv_of_team(self, layout: Layout, device: str) -> TeamStore:
+        """The same, where each rank has memory of its own."""
+        count, setting = self._cache.kv_blocks, "cache.kv_blocks"
+        self.kv = store = TeamStore(layout, count, device=device, setting=setting, shard=0)
+        return store
+
     @property
     def readable(self) -> BlockStore | None:
         """The embeddings, where they are prefilled."""
@@ -156,7 +164,7 @@ def _build_model(
         block_size=config.cache.block_size,
         kv_dtype=config.cache.kv_dtype,
     )
-    if _has_processes(config) and config.model.kernels == "triton":
+    if _is_divided(config, "processes") and config.model.kernels == "triton":
         raise ConfigError("model.kernels: ranks in processes compute on a CPU, without Triton")
     made_of = operations(config.model.kernels, needs, deterministic=config.engine.deterministic)
     with Weights(folder, dtype=DTYPES[dtype], device=device, operations=made_of) as weights:
@@ -168,10 +176,13 @@ def _build_model(
                 model=stores.fingerprint,
                 num_shards=config.model.tensor_parallel,
             )
-            memory = stores.make_kv(layout, device)
-            if _has_processes(config):
-                kernels = "plain" if made_of is PLAIN else "native"
-                stores.team = _team(folder, config, memory, dtype, kernels)
+            orders = _orders(folder, config, layout, dtype, device, made_of.name)
+            if _is_divided(config, "devices"):
+                memory: BlockStore = _apart(stores, orders, config)
+            else:
+                memory = stores.make_kv(layout, device)
+                if _is_divided(config, "processes"):
+                    stores.team = _team(orders, memory, config)
             ranks = stores.team or Ranks(layout.num_shards)
             sparse = sparse_of(config.sparse)
             model = decoder.Decoder(spec, weights, memory, stores.readable, ranks, sparse)
@@ -185,44 +196,68 @@ def _build_model(
             )
         if Stage.ENCODE in stores.role and stores.embeddings is not None:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
-            vision = VisionExecutor(tower, stores.embeddings, geometry)
+            share = config.model.vision_share
+            vision = VisionExecutor(tower, stores.embeddings, geometry, share)
     num_bytes = weights.num_bytes + (stores.team.ready() if stores.team is not None else 0)
     return Executors(language, vision, stores.embeddings, stores.sizes(num_bytes), stores.team)
 
 
-def _has_processes(config: Config) -> bool:
-    return config.model.parallel == "processes" and config.model.tensor_parallel > 1
+def _is_divided(config: Config, parallel: str) -> bool:
+    return config.model.parallel == parallel and config.model.tensor_parallel > 1
 
 
-def _team(folder: Path, config: Config, memory: BlockStore, dtype: str, kernels: str) -> Team:
-    """The other ranks, which load their weights while we load ours."""
-    if memory.fd < 0:
-        raise ConfigError(
-            "model.parallel: processes share the KV store's memory, which those on"
-            f" {memory.tensor.device} cannot"
-        )
-    orders = Orders(
+def _orders(
+    folder: Path, config: Config, layout: Layout, dtype: str, device: str, kernels: str
+) -> Orders:
+    """What all followers have in common, where there are any."""
+    return Orders(
         path=str(folder),
         dtype=dtype,
         kernels=kernels,
         rank=1,
         threads=config.model.threads,
-        layout=memory.layout,
-        num_blocks=memory.num_blocks,
-        store=memory.fd,
+        layout=layout,
+        num_blocks=config.cache.kv_blocks,
+        store=-1,
         board=-1,
         peers=(),
         timeout_s=config.cluster.timeout_s,
         sparse=config.sparse,
+        deterministic=config.engine.deterministic,
+        device=device,
     )
+
+
+def _team(orders: Orders, memory: BlockStore, config: Config) -> Team:
+    """The other ranks, which load their weights while we load ours."""
+    if memory.fd < 0:
+        raise ConfigError(
+            "model.parallel: processes share the KV store's memory, which those on"
+            f" {memory.tensor.device} cannot; devices do not"
+        )
     return Team(orders, memory, config.cluster.start_timeout_s)
+
+
+def _apart(stores: _Stores, orders: Orders, config: Config) -> TeamStore:
+    """Ranks with memory of their own."""
+    count, at = orders.layout.num_shards, torch.device(orders.device)
+    if at.type == "cuda" and (at.index or 0) + count > torch.cuda.device_count():
+        raise ConfigError(
+            f"model.tensor_parallel: {count} ranks from {orders.device} on need as many GPUs,"
+            f" {torch.cuda.device_count()} are here"
+        )
+    memory = stores.make_kv_of_team(orders.layout, orders.device)
+    orders = msgspec.structs.replace(orders, backend=default_backend(at))
+    stores.team = Team(orders, memory, config.cluster.start_timeout_s)
+    memory.others = stores.team.copy
+    return memory
 
 
 def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> Executors:
     stores.make_embeddings("uint8", oracle.WIDTH, "cpu")
     language = vision = None
     if stores.role & {Stage.PREFILL, Stage.DECODE}:
-        if _has_processes(config):
+        if config.model.parallel != "inside" and config.model.tensor_parallel > 1:
             raise ConfigError("model.parallel: the oracle computes nothing that processes could")
         if config.sparse.selector != NONE:
             raise ConfigError("sparse.selector: the oracle has no attention")

@@ -5,27 +5,50 @@ Knows PyTorch's errors and ours; no plan, no model.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from torch.cuda.green_contexts import GreenContext
 
-from triptych.core.errors import InstanceLost, InvariantBroken
+from triptych.core.errors import ConfigError, InstanceLost, InvariantBroken
+
+MULTIPROCESSORS = 8
+"""Of a GPU go together: a share is a multiple of so many (Hopper's granularity of partitions)."""
 
 
-def stream_beside(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream whose work does not wait for the device's default one, nor that for it: pictures are
-    encoded there while the language model decodes. None on a CPU, whose threads are enough."""
+class Beside(NamedTuple):
+    """A stream whose work does not wait for the device's default one, nor that for it."""
+
+    stream: torch.cuda.Stream
+    context: object = None
+    """What bounds it to some multiprocessors: lives as long as the stream is used."""
+
+
+def stream_beside(device: torch.device, share: float = 1.0) -> Beside | None:
+    """Pictures are encoded there while the language model decodes; with a ``share`` below 1 on so
+    many of the device's multiprocessors at most, so that the others are free for decode steps (a
+    green context; SpaceServe, NeurIPS 2025). None on a CPU, whose threads are enough. Raises
+    ConfigError if a share cannot be had."""
     if device.type != "cuda":
+        if share < 1.0:
+            raise ConfigError("model.vision_share: only a GPU has multiprocessors to divide")
         return None
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    if share == 1.0:
+        return Beside(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    whole = torch.cuda.get_device_properties(device).multi_processor_count
+    count = max(1, round(share * whole / MULTIPROCESSORS)) * MULTIPROCESSORS
+    try:
+        context: Any = GreenContext.create(num_sms=count, device_id=device.index or 0)
+        return Beside(context.Stream(), context)
+    except (RuntimeError, AttributeError) as error:
+        raise ConfigError(f"model.vision_share: no green contexts here: {error}") from error
 
 
 @contextmanager
-def computing(
-    device: torch.device, what: str, stream: torch.cuda.Stream | None = None
-) -> Iterator[None]:
-    """Around ``what`` on ``device``, in ``stream`` or the current one; behind it, it was waited
-    for: its seconds are the device's, its error is its own, and memory that it read or wrote is
-    ready for whoever works in another stream.
+def computing(device: torch.device, what: str, beside: Beside | None = None) -> Iterator[None]:
+    """Around ``what`` on ``device``, in the stream ``beside`` or the current one; behind it, it was
+    waited for: its seconds are the device's, its error is its own, and memory that it read or wrote
+    is ready for whoever works in another stream.
 
     The current device belongs to a thread, and kernels are launched there wherever their tensors
     lie. Raises InvariantBroken if the work fails, InstanceLost if the device does: an illegal
@@ -33,6 +56,7 @@ def computing(
     """
     try:
         if device.type == "cuda":
+            stream = None if beside is None else beside.stream
             with torch.cuda.device(device), torch.cuda.stream(stream):
                 yield
                 torch.cuda.current_stream(device).synchronize()

@@ -21,15 +21,14 @@ from triptych.core.plan import LanguagePlan
 from triptych.executor.attention.sparse import sparse_of
 from triptych.executor.batch import Batcher
 from triptych.executor.block_store import DTYPES, BlockStore
+from triptych.executor.device_ranks import DeviceRanks, meeting_of
 from triptych.executor.models import config as model_config
 from triptych.executor.models import registry
 from triptych.executor.models.decoder import Layers
 from triptych.executor.models.weights import Weights
 from triptych.executor.operations import Needs, operations
-from triptych.executor.orders import Orders, Ready, receive, send
+from triptych.executor.orders import DONE, Copy, Orders, Ready, receive, send
 from triptych.executor.ranks import ProcessRanks, Share
-
-_DEVICE = "cpu"
 
 
 class Follower:
@@ -39,15 +38,19 @@ class Follower:
         """Raises ConfigError that names the file or tensor that does not fit."""
         layout = orders.layout
         spec = registry.read_spec(model_config.read(Path(orders.path)))
-        memory = BlockStore(layout, orders.num_blocks, device=_DEVICE, fd=orders.store)
+        shard, device = orders.rank if orders.backend else None, orders.device
+        self.memory = memory = BlockStore(
+            layout, orders.num_blocks, device=device, fd=orders.store, shard=shard
+        )
+        """The KV store, or this rank's part of it."""
+        self._device = torch.device(device)
         self._dtype = DTYPES[orders.dtype]
         self._width = spec.text.hidden_size
         share = Share(orders.rank, layout.num_shards)
-        peers = [socket.socket(fileno=number) for number in orders.peers]
-        self._ranks = ProcessRanks(share, orders.board, peers, orders.timeout_s)
+        self._ranks = _ranks(share, orders)
         text = spec.text
         needs = Needs(
-            device=_DEVICE,
+            device=device,
             dtype=orders.dtype,
             threads=orders.threads,
             text_head=text.head_dim,
@@ -55,18 +58,18 @@ class Follower:
             block_size=layout.block_size,
             kv_dtype=layout.dtype if layout.dtype in CODES else "auto",
         )
-        made_of = operations(orders.kernels, needs, deterministic=False)
+        made_of = operations(orders.kernels, needs, deterministic=orders.deterministic)
         with Weights(
-            Path(orders.path), dtype=self._dtype, device=_DEVICE, operations=made_of
+            Path(orders.path), dtype=self._dtype, device=device, operations=made_of
         ) as weights:
             self._layers = Layers(spec.text, weights, memory, self._ranks)
         self.num_bytes = weights.num_bytes
         """Of its weights."""
         self._batcher = Batcher(
-            made_of.planner(layout, _DEVICE, text.num_heads // text.num_kv_heads),
+            made_of.planner(memory.resident, device, text.num_heads // text.num_kv_heads),
             merge_size=spec.vision.merge_size,
             embedding_block_size=None,
-            device=_DEVICE,
+            device=device,
             sparse=sparse_of(orders.sparse),
         )
 
@@ -74,9 +77,34 @@ class Follower:
     def compute(self, plan: LanguagePlan) -> None:
         """This rank's part of a step. Raises InstanceLost if another rank is gone."""
         batch = self._batcher.make(plan)
-        x = torch.empty(plan.num_tokens, self._width, dtype=self._dtype)
+        x = torch.empty(plan.num_tokens, self._width, dtype=self._dtype, device=self._device)
         self._ranks.spread(x)
         self._layers(x, batch.positions, batch.attention)
+
+
+def _ranks(share: Share, orders: Orders) -> ProcessRanks | DeviceRanks:
+    if orders.backend:
+        return DeviceRanks(share, meeting_of(orders))
+    peers = [socket.socket(fileno=number) for number in orders.peers]
+    return ProcessRanks(share, orders.board, peers, orders.timeout_s)
+
+
+def _serve_copies(number: int, memory: BlockStore) -> None:
+    """Copy what the leader asks for, beside the steps, until it is gone. Who cannot copy is of no
+    use: the process ends."""
+    connection, decoder = socket.socket(fileno=number), msgspec.msgpack.Decoder(Copy)
+    try:
+        while True:
+            copy = decoder.decode(receive(connection))
+            if copy.is_up:
+                memory.absorb(copy.blocks)
+            else:
+                memory.stage(copy.blocks, range(*copy.layers))
+            connection.sendall(DONE)
+    except (EOFError, OSError):
+        return
+    except RuntimeError:
+        os._exit(1)
 
 
 def main(number: int) -> int:
@@ -85,11 +113,16 @@ def main(number: int) -> int:
     threading.Thread(target=_end_with_leader, args=(number,), daemon=True).start()
     orders = msgspec.msgpack.decode(receive(connection), type=Orders)
     torch.set_num_threads(orders.threads)
+    if torch.device(orders.device).type == "cuda":
+        torch.cuda.set_device(orders.device)
     try:
         follower = Follower(orders)
-    except ConfigError as error:
+    except (ConfigError, InstanceLost) as error:
         send(connection, msgspec.msgpack.encode(Ready(error=str(error))))
         return 1
+    threading.Thread(
+        target=_serve_copies, args=(orders.copies, follower.memory), daemon=True
+    ).start()
     send(connection, msgspec.msgpack.encode(Ready(follower.num_bytes)))
     decoder = msgspec.msgpack.Decoder(LanguagePlan)
     try:

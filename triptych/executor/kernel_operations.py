@@ -33,6 +33,9 @@ class Kernels:
     """Implements ``operations.Operations``. With ``deterministic`` a sequence's numbers do not
     depend, bit for bit, on what else is in the batch."""
 
+    name = "triton"
+    """See ``Operations``."""
+
     def __init__(self, *, deterministic: bool) -> None:
         self._deterministic = deterministic
 

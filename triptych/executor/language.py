@@ -93,6 +93,7 @@ class LanguageExecutor:
                 now = time.monotonic()
                 on_drawn(drawn, now - began)
                 began, plan = now, plan.following(drawn)
+            self.memory.settle()
         self._is_interrupted = False
         each = iter(drawn)
         results = tuple(next(each) if s.draw is not None else None for s in plan.segments)

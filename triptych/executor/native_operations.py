@@ -57,6 +57,9 @@ class Native(Plain):
     """Implements ``operations.Operations``. A sequence's numbers never depend on what else is in
     the batch, nor on how many of ``threads`` threads computed them."""
 
+    name = "native"
+    """See ``Operations``."""
+
     def __init__(self, library: Library, threads: int = 1) -> None:
         self._machine = Machine(library, threads)
         if threads > 1:

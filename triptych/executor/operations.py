@@ -104,6 +104,9 @@ class Table(Matrix, Protocol):
 class Operations(Protocol):
     """All that models are made of."""
 
+    name: str
+    """What ``model.kernels`` calls them."""
+
     def together(self) -> AbstractContextManager[None]:
         """Around operations of this protocol whose results nobody else reads inside, and which may
         therefore be done at its end."""
@@ -176,6 +179,9 @@ class Operations(Protocol):
 
 class Plain:
     """PyTorch's own. Implements ``Operations``."""
+
+    name = "plain"
+    """See ``Operations``."""
 
     def together(self) -> AbstractContextManager[None]:
         """See ``Operations``: each is done when it is asked for."""

@@ -35,6 +35,28 @@ class Orders(msgspec.Struct, frozen=True):
     """Descriptors of what ``ProcessRanks`` is made of."""
     timeout_s: float
     sparse: SparseConfig = SparseConfig()
+    deterministic: bool = False
+    device: str = "cpu"
+    backend: str = ""
+    """Ranks with memory of their own: what joins them, a name of torch.distributed; ..."""
+    meeting: str = ""
+    """... where they meet (``device_ranks.Meeting``); ..."""
+    start_s: float = 0.0
+    """... how long they wait for each other; ..."""
+    copies: int = -1
+    """... and the descriptor over which the leader asks for copies."""
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """Bring a rank's runs of ``blocks`` to the device, whole, or ``layers`` of them, first and end,
+    to the memory that all have mapped. Answered by ``DONE``."""
+
+    is_up: bool
+    blocks: tuple[int, ...]
+    layers: tuple[int, int] = (0, 0)
+
+
+DONE = b"."
 
 
 class Ready(msgspec.Struct, frozen=True):

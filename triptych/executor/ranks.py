@@ -41,6 +41,9 @@ WHOLE = Share()
 class Ranks:
     """All ranks, computed here."""
 
+    is_alone = True
+    """Whether nobody else has to hear of a step."""
+
     def __init__(self, num_ranks: int) -> None:
         self.shares: tuple[Share, ...] = tuple(Share(rank, num_ranks) for rank in range(num_ranks))
         """Of the ranks that this process computes."""

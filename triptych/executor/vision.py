@@ -53,11 +53,18 @@ class TowerModel:
 class VisionExecutor:
     """Implements ``core.ports.VisionExecutor``."""
 
-    def __init__(self, model: VisionModel, embeddings: BlockStore, geometry: ImageGeometry) -> None:
+    def __init__(
+        self,
+        model: VisionModel,
+        embeddings: BlockStore,
+        geometry: ImageGeometry,
+        share: float = 1.0,
+    ) -> None:
+        """``share`` of a GPU's multiprocessors is used at most; see ``device.stream_beside``."""
         self.embeddings = embeddings
         self._model = model
         self._geometry = geometry
-        self._stream = stream_beside(embeddings.tensor.device)
+        self._beside = stream_beside(embeddings.tensor.device, share)
         self.encodes_alone = embeddings.tensor.device.type == "cpu"
 
     @torch.inference_mode()
@@ -73,7 +80,7 @@ class VisionExecutor:
             pictures = [(self._pixels(task), task.item.grid) for task in plan.tasks]
             slots = np.concatenate([self._slots(task) for task in plan.tasks])
             store = self.embeddings.tensor.view(-1, self.embeddings.layout.shape[-1])
-            with computing(store.device, "a vision step", self._stream):
+            with computing(store.device, "a vision step", self._beside):
                 rows = self._model.encode(pictures).to(store.dtype)
                 store.index_copy_(0, torch.from_numpy(slots).to(store.device), rows)
         return VisionResult(time.monotonic() - began)

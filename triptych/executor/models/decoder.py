@@ -4,7 +4,7 @@ Knows one step's tensors, the ranks that share a layer, and the stores that it r
 keeps nothing of a sequence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -22,13 +22,11 @@ from triptych.executor.models.config import ModelSpec, TextSpec
 from triptych.executor.models.layers import GatedMlp, Linear, RmsNorm
 from triptych.executor.models.weights import LANGUAGE, Scope, Weights
 from triptych.executor.operations import Attention, Inputs, Matrix, Rotary
-from triptych.executor.ranks import Share
+from triptych.executor.ranks import WHOLE, Share
 from triptych.executor.rotary import frequencies
 
 LAYERS = "model.layers."
 """All that is shared among ranks has a name that begins so."""
-Total = Callable[[Sequence[Tensor]], Tensor]
-"""What all ranks' summands add up to; given those of the ranks computed here."""
 
 
 class Sharers(Protocol):
@@ -38,12 +36,16 @@ class Sharers(Protocol):
     """Of the ranks computed here."""
 
     def total(self, summands: Sequence[Tensor]) -> Tensor:
-        """See ``Total``. May overwrite them."""
+        """What all ranks' summands add up to; given those of the ranks computed here, which may be
+        overwritten."""
         ...
 
 
 class Leaders(Sharers, Protocol):
     """The same, as the process sees them that begins each step."""
+
+    is_alone: bool
+    """Whether nobody else has to hear of a step."""
 
     def step(self, plan: LanguagePlan, x: Tensor) -> AbstractContextManager[None]:
         """Around the layers of a step whose rows are ``x``: the others compute it too."""
@@ -53,8 +55,10 @@ class Leaders(Sharers, Protocol):
 class HeadGroup:
     """Attention over one rank's share of the heads, whose keys and values are its own."""
 
-    def __init__(self, scope: Scope, spec: TextSpec, index: int, memory: Attention) -> None:
-        size, head, share = spec.hidden_size, spec.head_dim, memory.share
+    def __init__(
+        self, scope: Scope, spec: TextSpec, index: int, memory: Attention, share: Share
+    ) -> None:
+        size, head = spec.hidden_size, spec.head_dim
         self._index = index
         self._memory = memory
         outputs = {
@@ -82,13 +86,16 @@ class Block:
         spec: TextSpec,
         index: int,
         memories: Sequence[Attention],
-        total: Total,
+        ranks: Sharers,
     ) -> None:
         size, attention, mlp = spec.hidden_size, scope.at("self_attn"), scope.at("mlp")
-        self._total = total
-        self._attention = [HeadGroup(attention, spec, index, memory) for memory in memories]
+        self._total = ranks.total
+        self._attention = [
+            HeadGroup(attention, spec, index, memory, share)
+            for memory, share in zip(memories, ranks.shares, strict=True)
+        ]
         self._mlp = [
-            GatedMlp(mlp, size, spec.intermediate_size, share=memory.share) for memory in memories
+            GatedMlp(mlp, size, spec.intermediate_size, share=share) for share in ranks.shares
         ]
         self._norm = RmsNorm(scope.at("input_layernorm"), size, spec.norm_eps)
         self._mlp_norm = RmsNorm(scope.at("post_attention_layernorm"), size, spec.norm_eps)
@@ -110,11 +117,14 @@ class Layers:
         self, spec: TextSpec, weights: Weights, memory: BlockStore, ranks: Sharers
     ) -> None:
         scope, made_of = weights.part(LAYERS), weights.operations
+        # Of a rank with memory of its own, all there is is its own.
+        own = memory.resident.num_shards == 1
         self._memories = [
-            made_of.attention(memory.tensor, share, memory.layout) for share in ranks.shares
+            made_of.attention(memory.tensor, WHOLE if own else share, memory.resident)
+            for share in ranks.shares
         ]
         self._blocks = [
-            Block(scope.at(f"{LAYERS}{index}"), spec, index, self._memories, ranks.total)
+            Block(scope.at(f"{LAYERS}{index}"), spec, index, self._memories, ranks)
             for index in range(spec.num_layers)
         ]
         self._angles = Angles(spec, weights)
@@ -180,14 +190,16 @@ class Decoder:
         if embeddings is not None:
             self._rows = embeddings.tensor.view(-1, embeddings.layout.shape[-1])
         self._batcher = Batcher(
-            made_of.planner(memory.layout, weights.device, text.num_heads // text.num_kv_heads),
+            made_of.planner(memory.resident, weights.device, text.num_heads // text.num_kv_heads),
             merge_size=spec.vision.merge_size,
             embedding_block_size=embeddings.layout.block_size if embeddings is not None else 0,
             device=weights.device,
             sparse=sparse,
         )
-        self._graphs = made_of.graphs(
-            self._decode, self._layers.clear, memory.layout, weights.device
+        self._graphs = (
+            made_of.graphs(self._decode, self._layers.clear, memory.layout, weights.device)
+            if ranks.is_alone
+            else None
         )
 
     def logits(self, plan: LanguagePlan, on_layers: OnLayers | None = None) -> Tensor:

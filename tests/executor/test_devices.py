@@ -1,0 +1,195 @@
+"""Ranks with memory of their own: the same tokens, and one view of what all of them wrote. On a CPU
+gloo joins them; between GPUs it is NCCL."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.executor.driver import Driver, executors, expected, scene
+from tests.executor.test_parallel import IMAGE, PROGRAM, SOON_S, begun, gone, is_gone
+from triptych.core.errors import ConfigError, InstanceLost, Unavailable
+from triptych.core.lifecycle import Stage
+from triptych.core.plan import LanguagePlan
+from triptych.core.request import Sampling
+from triptych.executor.device_ranks import DeviceRanks, Meeting, default_backend, device_of
+from triptych.executor.ranks import Share
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def both(request: pytest.FixtureRequest, folders):
+    """Ranks apart, and the same ranks inside."""
+    pair = [
+        executors(folders["wide"], num_ranks=request.param, parallel=parallel, kv_blocks=400)
+        for parallel in ("devices", "inside")
+    ]
+    yield pair
+    for made in pair:
+        made.close()
+
+
+def runs(made, blocks) -> torch.Tensor:
+    """(blocks, shards, layers, 2, tokens of a block, heads, head_dim) of the view."""
+    memory = made.language.memory
+    layout = memory.layout
+    flat = torch.frombuffer(memory.view, dtype=torch.float32)
+    return flat.view(memory.num_blocks, layout.num_shards, *layout.shape)[blocks]
+
+
+def test_the_same_tokens_in_chunks_decodes_and_prefix_hits(both, folders):
+    one = scene(random.Random("five"), [1, (2, 2), 30, (5, 4), 1, (1, 1), 2, (3, 8), 9], IMAGE)
+    tokens = expected(folders["wide"], one, 10)[0]
+    driver = Driver(both[0])
+    first = driver.add(one)
+    for chunk in (10**6, 16, 7):
+        sequence = first if chunk == 16 else driver.add(one)
+        assert driver.generate(sequence, chunk, 10) == tokens
+    again = driver.add(one)
+    again.blocks, again.computed = first.blocks[:3], 48
+    assert driver.generate(again, 20, 10) == tokens
+
+
+def test_many_sequences_in_one_step(both, folders):
+    rng = random.Random(5)
+    scenes = [scene(rng, pieces, IMAGE) for pieces in ([3], [40, (2, 3), 90], [1, (3, 3), 4])]
+    driver = Driver(both[0])
+    sequences = [driver.add(one) for one in scenes]
+    while work := [each for each in sequences if len(each.drawn) < 8]:
+        driver.step(*((each, 1 if each.drawn else rng.choice([1, 5, 33])) for each in work))
+    for one, sequence in zip(scenes, sequences, strict=True):
+        assert [drawn.token for drawn in sequence.drawn] == expected(folders["wide"], one, 8)[0]
+
+
+def test_staged_blocks_are_those_of_ranks_inside(both):
+    one, found = scene(random.Random(4), [30, (4, 3), 41], IMAGE), []
+    for made in both:
+        driver = Driver(made, seed=7)
+        sequence = driver.add(one, Sampling(temperature=1.0, seed=3))
+        driver.generate(sequence, 32, 9)
+        if made is both[0]:
+            assert not runs(made, sequence.blocks).any(), "nobody has asked for it yet"
+        made.language.memory.stage(sequence.blocks)
+        found.append(runs(made, sequence.blocks).clone())
+        assert all(found[-1].flatten(2)[:, shard].any() for shard in range(found[-1].shape[1]))
+    assert (found[0] - found[1]).abs().max() < 1e-5
+
+
+def test_layers_leave_with_the_runs_of_all_ranks(both):
+    made = both[0]
+    driver = Driver(made)
+    sequence = driver.add(scene(random.Random(9), [33], IMAGE))
+    memory, seen = made.language.memory, []
+    plan = LanguagePlan((sequence.segment(99),))
+
+    def on_layers(done: int) -> None:
+        def then() -> None:
+            seen.append((done, runs(made, sequence.blocks)[:, :, :done].clone()))
+
+        memory.stage(sequence.blocks, range(done - 1, done), then)
+
+    made.language.execute(plan, on_layers)
+    assert [done for done, _ in seen] == list(range(1, memory.layout.num_layers + 1))
+    whole = runs(made, sequence.blocks)
+    assert all(part.equal(whole[:, :, :done]) for done, part in seen)
+    assert whole.flatten(2).any(dim=2).all(), "a run of every rank in every block"
+
+
+def test_blocks_that_came_are_decoded_from(both, folders):
+    """From ranks inside, as from another instance."""
+    one = scene(random.Random(6), [9, (3, 4), 50], IMAGE)
+    tokens = expected(folders["wide"], one, 9)[0]
+    apart, inside = (Driver(made, seed=index) for index, made in enumerate(both))
+    before = inside.add(one)
+    inside.generate(before, 64, 3)
+    after = apart.add(one)
+    after.tokens, after.computed, after.drawn = list(before.tokens), before.computed, before.drawn
+    after.blocks = [apart.free_kv.pop() for _ in before.blocks]
+    runs(both[0], slice(None))[after.blocks] = runs(both[1], before.blocks)
+    both[0].language.memory.absorb(after.blocks)
+    assert apart.generate(after, 1, 9) == tokens
+
+
+def test_every_rank_counts_its_weights(both):
+    apart, inside = (made.memory_bytes for made in both)
+    assert 0 < apart["weights"] - inside["weights"] < 0.02 * inside["weights"]
+    assert apart["kv"] == inside["kv"]
+
+
+@pytest.mark.parametrize("is_copying", [False, True])
+def test_a_rank_that_dies_ends_the_team(folders, is_copying: bool):
+    made = executors(folders["wide"], num_ranks=2, parallel="devices", timeout_s=SOON_S)
+    driver, sequence = begun(made)
+    os.kill(made.pids[0], signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(InstanceLost):
+        if is_copying:
+            made.language.memory.stage(sequence.blocks)
+        else:
+            driver.step((sequence, 1))
+    assert time.monotonic() - began < SOON_S + 10
+    made.close()
+    assert gone(made.pids)
+
+
+def test_a_rank_that_is_silent_is_given_up(folders):
+    made = executors(folders["wide"], num_ranks=2, parallel="devices", timeout_s=SOON_S)
+    driver, sequence = begun(made)
+    os.kill(made.pids[0], signal.SIGSTOP)
+    with pytest.raises(InstanceLost):
+        driver.step((sequence, 1))
+    assert gone(made.pids)
+    made.close()
+
+
+def test_a_leader_that_is_killed_leaves_no_rank(folders):
+    program = PROGRAM.replace("FOLDER", repr(str(folders["wide"]))).replace("IS_STEP", "True")
+    program = program.replace('parallel="processes"', 'parallel="devices"')
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as leader:
+        (pid,) = map(int, leader.stdout.readline().split())
+        assert not is_gone(pid)
+        leader.kill()
+    assert gone([pid])
+
+
+def test_close_ends_all_and_leaves_nothing(folders, no_leak):
+    for _ in range(2):
+        made = executors(folders["wide"], num_ranks=2, parallel="devices")
+        begun(made)
+        made.close()
+        made.close()
+        assert gone(made.pids)
+
+
+def test_a_rank_that_does_not_come(folders, monkeypatch, no_leak):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(Unavailable):
+        executors(folders["wide"], num_ranks=2, parallel="devices", timeout_s=SOON_S, start_s=2.0)
+
+
+def test_ranks_that_nobody_meets(tmp_path: Path):
+    meeting = Meeting("gloo", str(tmp_path / "meeting"), 0.2, 0.2)
+    with pytest.raises(InstanceLost, match="cannot meet"):
+        DeviceRanks(Share(0, 2), meeting)
+
+
+def test_where_ranks_compute():
+    assert [device_of("cpu", rank) for rank in (0, 1)] == ["cpu", "cpu"]
+    assert [device_of("cuda", rank) for rank in (0, 1)] == ["cuda:0", "cuda:1"]
+    assert device_of("cuda:2", 3) == "cuda:5"
+    assert default_backend(torch.device("cpu")) == "gloo"
+    assert default_backend(torch.device("cuda", 1)) == "nccl"
+
+
+def test_roles_without_language_and_one_rank_have_no_followers(folders):
+    for role, ranks in ((frozenset({Stage.ENCODE}), 2), (frozenset(Stage), 1)):
+        made = executors(folders["wide"], role, num_ranks=ranks, parallel="devices")
+        assert made.pids == ()
+        made.close()
+    with pytest.raises(ConfigError, match=r"model\.parallel: the oracle"):
+        executors("oracle", num_ranks=2, parallel="devices")
