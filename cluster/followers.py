@@ -2,14 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from triptych.core.errors import InstanceLost
 
 
-async def watch(pids: Sequence[int]) -> None:
+async def watch(pids: Sequence[int], abandon: Callable[[], None]) -> None:
     """Raises InstanceLost when one of our children ``pids`` ends, though nobody asked it for
-    anything."""
+    anything; ``abandon`` is called before, so that no thread of ours waits for it for ever."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
 
@@ -22,7 +22,9 @@ async def watch(pids: Sequence[int]) -> None:
         for pid in pids:
             numbers.append(os.pidfd_open(pid))
             loop.add_reader(numbers[-1], end, pid)
-        raise InstanceLost(f"its process {await ended} ended")
+        pid = await ended
+        abandon()
+        raise InstanceLost(f"its process {pid} ended")
     finally:
         for number in numbers:
             loop.remove_reader(number)

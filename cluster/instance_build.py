@@ -131,7 +131,7 @@ class _Assembly:
         self._closing.push_async_callback(publishing.close)
         pumps = [pump.run() for pump in self._pumps]
         if self._executors.pids:
-            pumps.append(watch(self._executors.pids))
+            pumps.append(watch(self._executors.pids, self._executors.abandon))
         instance = HostedInstance(
             Parts(
                 description=self._describe(endpoint),

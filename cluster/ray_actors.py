@@ -30,6 +30,7 @@ from triptych.core import log, topology
 from triptych.core.config import Config, TransferConfig
 from triptych.core.errors import ConfigError, Unavailable
 from triptych.core.ids import InstanceId
+from triptych.core.lifecycle import Role, Stage
 from triptych.wire.client import RemoteInstance
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class RayHost:
         options = {
             "name": f"{topology.name(frozenset(spec.role))}/{spec.id}/{secrets.token_hex(4)}",
             "num_cpus": 0,
-            "num_gpus": self._gpus * _num_ranks(spec.config),
+            "num_gpus": self._gpus * _num_ranks(spec.config, frozenset(spec.role)),
             "max_restarts": 0,
             "max_concurrency": 64,
             "scheduling_strategy": "SPREAD",
@@ -252,7 +253,7 @@ def gpus_per_rank(gpus: float, config: Config) -> float:
         return 0.0
     configs = configs_of(config)
     places = topology.parse(config.cluster.topology)
-    ranks = [(count, _num_ranks(configs[role])) for role, count in places]
+    ranks = [(count, _num_ranks(configs[role], role)) for role, count in places]
     total = sum(count * each for count, each in ranks)
     if gpus >= total:
         return 1.0
@@ -263,8 +264,10 @@ def gpus_per_rank(gpus: float, config: Config) -> float:
     return int(gpus / total * 100) / 100
 
 
-def _num_ranks(config: Config) -> int:
-    return config.model.tensor_parallel if config.model.parallel == "devices" else 1
+def _num_ranks(config: Config, role: Role) -> int:
+    """With memory of their own, of the language model."""
+    is_divided = config.model.parallel == "devices" and role & {Stage.PREFILL, Stage.DECODE}
+    return config.model.tensor_parallel if is_divided else 1
 
 
 def _cause(error: Exception, name: InstanceId) -> Exception:

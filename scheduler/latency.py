@@ -47,6 +47,8 @@ class Latencies:
         self._num_links = self._num_measured = 0
         self._ways: dict[str, _Ways] = {}
         self._failovers: dict[InstanceId, int] = {}
+        self._asked: dict[InstanceId, dict[InstanceId, tuple[LinkReport | None, int]]] = {}
+        """By taker and giver: links that were asked for since the taker's last report."""
 
     def learn(self, stage: Stage, instance: InstanceId, num_tokens: int, seconds: float) -> None:
         """A job computed ``num_tokens`` in ``seconds``."""
@@ -72,6 +74,10 @@ class Latencies:
         before = self._ways.get(_place(taker))
         if before is not None and _incarnation(before.taker) > _incarnation(taker):
             return
+        if before is None or before.taker == taker:
+            self._asked.pop(taker, None)
+        else:
+            self._asked.clear()  # what was told to an incarnation before is the place's
         self._num_measured += 1
         ways = self._ways[_place(taker)] = _Ways(taker, told, before, self._num_measured)
         self._num_links -= len(self._links.get(_place(taker), ()))
@@ -84,6 +90,7 @@ class Latencies:
     def forget(self, taker: InstanceId) -> None:
         """An incarnation is gone: its count of failovers ends. Speeds stay for the next one."""
         self._failovers.pop(taker, None)
+        self._asked.pop(taker, None)
 
     def transfer_s(
         self, giver: InstanceId, taker: InstanceId, num_bytes: float, *, is_near: bool = False
@@ -93,7 +100,10 @@ class Latencies:
         is doubted by and by, unless it is measured again."""
         if giver == taker or num_bytes <= 0:
             return 0.0
-        link, since = self._links.get(_place(taker), {}).get(_place(giver), (None, 0))
+        asked = self._asked.get(taker)
+        if asked is None:
+            asked = self._asked[taker] = {}
+        link, since = asked.get(giver) or asked.setdefault(giver, self._link(giver, taker))
         if link is None or link.bytes_per_s <= 0.0:
             if is_near:
                 return NEAR_LATENCY_S + num_bytes / NEAR_BYTES_PER_S
@@ -106,6 +116,10 @@ class Latencies:
         age = (self._num_measured - since) / (HALF_LIFE * self._num_links)
         belief: float = 0.5**age
         return usual_s + belief * (told_s - usual_s)
+
+    def _link(self, giver: InstanceId, taker: InstanceId) -> tuple[LinkReport | None, int]:
+        """The way in use, and the measurement that it is of."""
+        return self._links.get(_place(taker), {}).get(_place(giver), (None, 0))
 
     def _note(self, transport: str, latency_s: float, byte_s: float) -> None:
         """A link was measured."""

@@ -194,6 +194,7 @@ class _Look:
         busy_s = {each.description.id: self._queue_s(each, Stage.ENCODE) for each in encoders}
         given = dict.fromkeys(busy_s, 0)
         chosen: dict[ContentHash, InstanceId] = {}
+        slack_s = ENCODE_SLACK * max(self._token_s(Stage.ENCODE, name) for name in busy_s)
         for item in items:
             if item.key in chosen:
                 continue
@@ -201,7 +202,6 @@ class _Look:
                 each.description.id: self._item_s(each, prefill, item) + busy_s[each.description.id]
                 for each in encoders
             }
-            slack_s = ENCODE_SLACK * max(self._token_s(Stage.ENCODE, name) for name in cost_s)
             latest_s = min(cost_s.values()) + slack_s
             best = min(
                 (each for each in encoders if cost_s[each.description.id] <= latest_s),

@@ -97,6 +97,9 @@ class Computing(msgspec.Struct, frozen=True):
     memory_bytes: dict[str, int]
     pids: tuple[int, ...] = ()
 
+    def abandon(self) -> None:
+        """There are no other processes."""
+
     def close(self) -> None:
         """Nothing was taken."""
 

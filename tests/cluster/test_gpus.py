@@ -24,5 +24,9 @@ def test_a_rank_with_memory_of_its_own_has_a_gpu_of_its_own():
     assert per_rank(10, APART) == 1.0
     with pytest.raises(ConfigError, match=r"model\.parallel: 10 instances and ranks .* has 9"):
         per_rank(9, APART)
+    everywhere = ("model.tensor_parallel=2", "model.parallel=devices")
+    assert per_rank(7, *everywhere) == 1.0, "who only encodes has no ranks"
+    with pytest.raises(ConfigError, match="7 instances and ranks"):
+        per_rank(6, *everywhere)
     inside = APART.replace("devices", "inside")
     assert per_rank(4, inside) == 1.0, "ranks inside are one process's"

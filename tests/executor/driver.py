@@ -42,7 +42,6 @@ def executors(
     num_ranks: int = 1,
     parallel: str = "inside",
     timeout_s: float = PATIENCE_S,
-    start_s: float = 2 * PATIENCE_S,
     kernels: str = "auto",
     deterministic: bool = False,
     device: str = "cpu",
@@ -60,7 +59,7 @@ def executors(
         kernels=kernels,
         vision_share=vision_share,
     )
-    cluster = ClusterConfig(timeout_s=timeout_s, start_timeout_s=start_s)
+    cluster = ClusterConfig(timeout_s=timeout_s, start_timeout_s=2 * PATIENCE_S)
     config = Config(
         model=model,
         cluster=cluster,

@@ -9,17 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from tests.executor.driver import Driver, executors, expected, scene
-from tests.executor.test_parallel import IMAGE, PROGRAM, SOON_S, begun, gone, is_gone
+from tests.executor.test_parallel import IMAGE, ORDERS, PROGRAM, SOON_S, begun, gone, is_gone
+from tests.patience import PATIENCE_S
 from triptych.core.errors import ConfigError, InstanceLost, Unavailable
 from triptych.core.lifecycle import Stage
 from triptych.core.plan import LanguagePlan
 from triptych.core.request import Sampling
 from triptych.executor.device_ranks import DeviceRanks, Meeting, default_backend, device_of
 from triptych.executor.ranks import Share
+from triptych.executor.team import Team, TeamStore
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -133,8 +136,23 @@ def test_a_rank_that_dies_ends_the_team(folders, is_copying: bool):
         else:
             driver.step((sequence, 1))
     assert time.monotonic() - began < SOON_S + 10
+    assert gone(made.pids), "whoever is left of a team is of no use"
+    with pytest.raises(InstanceLost, match="were ended"):
+        made.language.memory.stage(sequence.blocks)
     made.close()
+
+
+def test_a_copy_that_is_late_ends_the_team(folders):
+    """Its answer would be taken for that of the next one."""
+    made = executors(folders["wide"], num_ranks=2, parallel="devices", timeout_s=SOON_S)
+    _, sequence = begun(made)
+    os.kill(made.pids[0], signal.SIGSTOP)
+    while Path(f"/proc/{made.pids[0]}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)  # the signal stops its threads by and by
+    with pytest.raises(InstanceLost, match="silent"):
+        made.language.memory.stage(sequence.blocks)
     assert gone(made.pids)
+    made.close()
 
 
 def test_a_rank_that_is_silent_is_given_up(folders):
@@ -166,16 +184,25 @@ def test_close_ends_all_and_leaves_nothing(folders, no_leak):
         assert gone(made.pids)
 
 
-def test_a_rank_that_does_not_come(folders, monkeypatch, no_leak):
+def test_a_start_that_fails_is_heard_at_once(folders, monkeypatch, no_leak):
+    """Not when the time to meet is over."""
+    orders = msgspec.structs.replace(ORDERS, backend="gloo", timeout_s=SOON_S)
+    memory = TeamStore(ORDERS.layout, 3, shard=0)
+    team = Team(orders, memory, PATIENCE_S)
+    with pytest.raises(ConfigError, match=r"model\.path: .*\(rank 1\)"):
+        team.ready()
+    team.close()
+    memory.close()
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(Unavailable):
-        executors(folders["wide"], num_ranks=2, parallel="devices", timeout_s=SOON_S, start_s=2.0)
+    with pytest.raises(Unavailable, match=r"rank 1 ended while|cannot be started"):
+        executors(folders["wide"], num_ranks=2, parallel="devices")
 
 
 def test_ranks_that_nobody_meets(tmp_path: Path):
-    meeting = Meeting("gloo", str(tmp_path / "meeting"), 0.2, 0.2)
+    ranks = DeviceRanks(Share(0, 2), Meeting("gloo", "cpu", str(tmp_path / "meeting"), 0.2, 0.2))
     with pytest.raises(InstanceLost, match="cannot meet"):
-        DeviceRanks(Share(0, 2), meeting)
+        ranks.meet()
+    ranks.close()
 
 
 def test_where_ranks_compute():

@@ -82,7 +82,8 @@ def test_a_call_that_waits_is_behind_all_that_did_not(mirror):
     assert told == ["slow", "waited"]
 
 
-def test_what_goes_wrong_behind_a_copy_is_heard_once_and_hinders_nobody(mirror):
+def test_what_goes_wrong_behind_a_copy_is_heard_once_and_nothing_is_told_behind_it(mirror):
+    """Who is told of a layer takes the one before it for told."""
     told = []
 
     def wrong() -> None:
@@ -90,10 +91,13 @@ def test_what_goes_wrong_behind_a_copy_is_heard_once_and_hinders_nobody(mirror):
 
     mirror.down([1], None, wrong)
     mirror.down([2], None, lambda: told.append("next"))
+    mirror.down([3])  # another thread's, who has done nothing wrong
     with pytest.raises(ValueError, match="offered twice"):
         mirror.settle()
-    assert told == ["next"]
+    assert told == []
+    mirror.down([2], None, lambda: told.append("later"))
     mirror.settle()
+    assert told == ["later"]
 
 
 def test_an_end_is_behind_what_is_to_be_told(sides, no_leak):

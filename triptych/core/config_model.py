@@ -30,7 +30,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     over one memory (on a CPU only); or ``devices``, each in its own and with memory of its own, on
     neighbouring GPUs, joined by NCCL (on a CPU by gloo: a test bed)."""
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
-    """Niceness of an instance's process, unless it is the server's own: by how much it yields."""
+    """Added to the niceness of an instance's process, unless it is the server's own: it yields."""
     vision_share: Share = 1.0
     """Part of a GPU's multiprocessors on which pictures are encoded beside the language model."""
     kernels: str = "auto"

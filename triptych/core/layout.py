@@ -1,6 +1,7 @@
 """What one block of memory holds, so that two instances can agree before a byte is written."""
 
 import math
+from functools import cached_property
 
 import msgspec
 
@@ -14,7 +15,7 @@ SCALE_BYTES = 4
 """Of the float32 scale of a token and head whose KV are codes."""
 
 
-class Layout(msgspec.Struct, frozen=True):
+class Layout(msgspec.Struct, frozen=True, dict=True):
     """Shape and meaning of every block of one store.
 
     A KV block has the shape ``(num_layers, 2, block_size, num_kv_heads, head_dim)``: all layers of
@@ -39,7 +40,7 @@ class Layout(msgspec.Struct, frozen=True):
     num_shards: int = 1
     """Tensor-parallel ranks whose runs make up a block; ``shape`` is that of one run."""
 
-    @property
+    @cached_property
     def block_bytes(self) -> int:
         """Bytes of one block."""
         return self.num_shards * math.prod(self.shape) * ITEM_BYTES[self.dtype]

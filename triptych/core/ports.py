@@ -140,6 +140,10 @@ class Executors(Protocol):
         """Other processes that compute for them. When one ends, none of them can go on."""
         ...
 
+    def abandon(self) -> None:
+        """One of ``pids`` ended: end the others, and whatever waits for them. Idempotent."""
+        ...
+
     def close(self) -> None:
         """Give the stores back."""
         ...

@@ -60,6 +60,7 @@ class BlockStore:
         self.fd = -1
         self._mirror: Mirror | None = None
         self._pinned: int | None = None
+        self.tensor, self.view = torch.empty(0), memoryview(b"")
         _check_room(self.num_bytes, setting)
         try:
             if shard is not None:
@@ -72,8 +73,12 @@ class BlockStore:
                 host = torch.zeros(self.num_bytes, dtype=torch.uint8, pin_memory=True)
                 self._mirror = Mirror(self._parts(self.tensor), self._parts(host, layout))
                 self.view = memoryview(host.numpy().data)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"{setting}: no room for {self.num_bytes} bytes: {error}") from error
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError | torch.OutOfMemoryError):
+                what = f"{setting}: no room for {self.num_bytes} bytes: {error}"
+                raise ConfigError(what) from error
+            raise
 
     def stage(
         self,
@@ -123,9 +128,9 @@ class BlockStore:
 
     def _map(self, fd: int) -> mmap.mmap:
         """The memfd ``fd``, or one that is made; ``view`` are its bytes."""
-        self.fd = fd if fd >= 0 else _create(self.layout.kind, self.num_bytes)
-        memory = _map(self.fd, self.num_bytes)
-        self.view = memoryview(memory)
+        fd = fd if fd >= 0 else _create(self.layout.kind, self.num_bytes)
+        memory = _map(fd, self.num_bytes)
+        self.fd, self.view = fd, memoryview(memory)
         return memory
 
     def _parts(self, raw: torch.Tensor, layout: Layout | None = None) -> torch.Tensor:
@@ -141,11 +146,13 @@ class BlockStore:
             with torch.cuda.device(device):
                 at = host.data_ptr()
                 done = torch.cuda.cudart().cudaHostRegister(at, self.num_bytes, 0)  # type: ignore[no-untyped-call]
-                torch.cuda.check_error(done)
+                if int(done):
+                    raise OSError(f"CUDA does not register it, error {int(done)}")
                 self._pinned = at
         self.tensor = self._made(device)
         own = self._parts(host, self.layout)[:, shard : shard + 1]
-        self._mirror = Mirror(self._parts(self.tensor), own)
+        # Who asks the other ranks for a copy has waited for its own: they computed as much.
+        self._mirror = Mirror(self._parts(self.tensor), own, follows=shard == 0)
 
 
 def _check_room(num_bytes: int, setting: str) -> None:

@@ -50,6 +50,11 @@ class Executors:
         """See ``core.ports.Executors``."""
         return () if self.team is None else self.team.pids
 
+    def abandon(self) -> None:
+        """See ``core.ports.Executors``."""
+        if self.team is not None:
+            self.team.close()
+
     def close(self) -> None:
         """End the followers, give the stores back."""
         if self.team is not None:

@@ -36,7 +36,7 @@ def stream_beside(device: torch.device, share: float = 1.0) -> Beside | None:
     if share == 1.0:
         return Beside(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
     whole = torch.cuda.get_device_properties(device).multi_processor_count
-    count = max(1, round(share * whole / MULTIPROCESSORS)) * MULTIPROCESSORS
+    count = max(1, int(share * whole / MULTIPROCESSORS)) * MULTIPROCESSORS
     try:
         context: Any = GreenContext.create(num_sms=count, device_id=device.index or 0)
         return Beside(context.Stream(), context)
@@ -58,8 +58,10 @@ def computing(device: torch.device, what: str, beside: Beside | None = None) -> 
         if device.type == "cuda":
             stream = None if beside is None else beside.stream
             with torch.cuda.device(device), torch.cuda.stream(stream):
-                yield
-                torch.cuda.current_stream(device).synchronize()
+                try:
+                    yield
+                finally:  # of a step that failed too: what is queued still writes
+                    torch.cuda.current_stream(device).synchronize()
         else:
             yield
     except torch.AcceleratorError as error:

@@ -30,6 +30,8 @@ class Meeting(NamedTuple):
     """How ranks find each other."""
 
     backend: str
+    device: str
+    """Of the rank that has this."""
     path: str
     """A file that only they know, and that is not there before."""
     start_s: float
@@ -39,21 +41,29 @@ class Meeting(NamedTuple):
 
 
 class DeviceRanks:
-    """Implements ``models.decoder.Sharers``. Made by all ranks at once; ``spread`` and ``total``
-    are called by all in the same order. Of NCCL both are queued in the current stream. They raise
-    InstanceLost if gloo says that a rank is gone or silent."""
+    """Implements ``models.decoder.Sharers``. ``meet`` is called by all ranks at once, then
+    ``spread`` and ``total`` by all in the same order. Of NCCL both are queued in the current
+    stream. They raise InstanceLost if gloo says that a rank is gone or silent."""
 
     def __init__(self, share: Share, meeting: Meeting) -> None:
-        """Raises InstanceLost if not all come in time."""
         self.shares: tuple[Share, ...] = (share,)
         """Of the rank that this process computes."""
+        self._meeting = meeting
         self._timeout = timedelta(seconds=meeting.timeout_s)
-        wait = timedelta(seconds=meeting.start_s)
+        self._group: Any = None
+
+    def meet(self) -> None:
+        """Wait for the others. Raises InstanceLost if not all come in time."""
+        (share,), wait = self.shares, timedelta(seconds=self._meeting.start_s)
         with _failing("ranks cannot meet"):
-            store = distributed.FileStore(meeting.path, share.num_ranks)
+            store = distributed.FileStore(self._meeting.path, share.num_ranks)
             store.set_timeout(wait)
-            make: Callable[..., Any] = _nccl if meeting.backend == NCCL else _gloo
+            make: Callable[..., Any] = _nccl if self._meeting.backend == NCCL else _gloo
             self._group = make(store, share, wait)
+            # NCCL makes its connections at the first sum: now, and not within a client's step.
+            self.total([torch.zeros(1, device=self._meeting.device)])
+            if self._meeting.backend == NCCL:
+                torch.cuda.synchronize(self._meeting.device)
 
     def spread(self, x: Tensor) -> None:
         """Fill ``x``, contiguous and of equal shape everywhere, with what it is at rank 0."""
@@ -82,7 +92,8 @@ class DeviceRanks:
 
 def meeting_of(orders: Orders) -> Meeting:
     """Where and how the ranks of ``orders`` meet."""
-    return Meeting(orders.backend, orders.meeting, orders.start_s, orders.timeout_s)
+    where = orders.backend, orders.device, orders.meeting
+    return Meeting(*where, orders.start_s, orders.timeout_s)
 
 
 def default_backend(device: torch.device) -> str:

@@ -73,6 +73,10 @@ class Follower:
             sparse=sparse_of(orders.sparse),
         )
 
+    def meet(self) -> None:
+        """Wait for the other ranks. Raises InstanceLost if they do not come."""
+        self._ranks.meet()
+
     @torch.inference_mode()
     def compute(self, plan: LanguagePlan) -> None:
         """This rank's part of a step. Raises InstanceLost if another rank is gone."""
@@ -117,7 +121,7 @@ def main(number: int) -> int:
         torch.cuda.set_device(orders.device)
     try:
         follower = Follower(orders)
-    except (ConfigError, InstanceLost) as error:
+    except ConfigError as error:
         send(connection, msgspec.msgpack.encode(Ready(error=str(error))))
         return 1
     threading.Thread(
@@ -126,6 +130,7 @@ def main(number: int) -> int:
     send(connection, msgspec.msgpack.encode(Ready(follower.num_bytes)))
     decoder = msgspec.msgpack.Decoder(LanguagePlan)
     try:
+        follower.meet()
         while True:
             follower.compute(decoder.decode(receive(connection)))
     except (EOFError, OSError):

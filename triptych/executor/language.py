@@ -4,7 +4,8 @@ Knows the order of the two; the model makes logits, the sampler draws.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -83,7 +84,7 @@ class LanguageExecutor:
         for segment in plan.segments:
             self._check(segment, plan.steps)
         left = plan.steps if on_drawn is not None else 1
-        with computing(self.memory.tensor.device, "a language step"):
+        with computing(self.memory.tensor.device, "a language step"), self._settled():
             while True:
                 draws = [segment.draw for segment in plan.segments if segment.draw is not None]
                 drawn = self._draw(self._model.logits(plan, on_layers), draws)
@@ -93,11 +94,22 @@ class LanguageExecutor:
                 now = time.monotonic()
                 on_drawn(drawn, now - began)
                 began, plan = now, plan.following(drawn)
-            self.memory.settle()
         self._is_interrupted = False
         each = iter(drawn)
         results = tuple(next(each) if s.draw is not None else None for s in plan.segments)
         return LanguageResult(results, time.monotonic() - began)
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Nothing of a step is copied, or told of, behind its end: its blocks may be others' then.
+        What went wrong there is the step's failure, unless it has another."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self.memory.settle()
+            raise
+        self.memory.settle()
 
     def interrupt(self) -> None:
         """End the run behind the step in flight, or the next one behind its first."""

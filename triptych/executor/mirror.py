@@ -29,7 +29,10 @@ class Mirror:
     ``host`` too, or some shards of memory that is; ``host`` is pinned where ``device`` is a GPU's.
     """
 
-    def __init__(self, device: Tensor, host: Tensor) -> None:
+    def __init__(self, device: Tensor, host: Tensor, *, follows: bool = True) -> None:
+        """``follows``: whether a copy down is behind what is queued in the caller's stream; else
+        whoever asks for it has waited for that."""
+        self._follows = follows
         self._device, self._host = device, host
         beside = stream_beside(device.device)
         self._stream = None if beside is None else beside.stream
@@ -46,11 +49,11 @@ class Mirror:
         """Copy ``blocks``, or ``layers`` (of step 1) of them, to the host, behind what is queued in
         the current stream. Returns when they are there; with ``then`` at once, which is called in
         another thread when they are, in the order of calls. See ``settle``."""
-        with self._beside() as event:
+        with self._beside(follows=self._follows) as event:
             for part in self._parts(blocks, layers):
                 self._host[part].copy_(self._device[part], non_blocking=True)
         if then is None:
-            self.settle()
+            self._copied.join()
             if event is not None:
                 event.synchronize()
         else:
@@ -59,7 +62,7 @@ class Mirror:
     def up(self, blocks: Sequence[int]) -> None:
         """Copy whole ``blocks`` to the device, and return when they are there: a late copy would
         undo what comes behind it in another stream."""
-        with self._beside() as event:
+        with self._beside(follows=False) as event:
             for part in self._parts(blocks, None):
                 self._device[part].copy_(self._host[part], non_blocking=True)
         if event is not None:
@@ -67,7 +70,8 @@ class Mirror:
 
     def settle(self) -> None:
         """Return when everything is told that was to be told. Raises what one of ``then`` raised,
-        once."""
+        once; those behind it were not called. For the thread that computes: nobody else hears of
+        it."""
         self._copied.join()
         if self._fault is not None:
             fault, self._fault = self._fault, None
@@ -81,15 +85,17 @@ class Mirror:
             self._teller = None
 
     @contextmanager
-    def _beside(self) -> Iterator[Any]:
-        """In the stream for copies, behind what is queued in the current one; gives an event that
-        is recorded behind what is queued inside, None where there are no streams."""
+    def _beside(self, *, follows: bool) -> Iterator[Any]:
+        """In the stream for copies, behind what is queued in the current one if it ``follows``;
+        gives an event that is recorded behind what is queued inside, None where there are no
+        streams."""
         if self._stream is None:
             yield None
             return
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         with torch.cuda.device(self._device.device):
-            self._stream.wait_stream(torch.cuda.current_stream(self._device.device))
+            if follows:
+                self._stream.wait_stream(torch.cuda.current_stream(self._device.device))
             with torch.cuda.stream(self._stream):
                 yield event
                 event.record(self._stream)
@@ -121,9 +127,10 @@ class Mirror:
             try:
                 if copied.event is not None:
                     copied.event.synchronize()
-                copied.then()
+                if self._fault is None:
+                    copied.then()
             except Exception as error:  # noqa: BLE001 - raised in settle
-                self._fault = self._fault or error
+                self._fault = error
             finally:
                 self._copied.task_done()
         self._copied.task_done()

@@ -63,7 +63,7 @@ class Native(Plain):
     def __init__(self, library: Library, threads: int = 1) -> None:
         self._machine = Machine(library, threads)
         if threads > 1:
-            torch.set_num_threads(1)  # what is left to PyTorch is too small to be divided
+            torch.set_num_threads(1)  # OpenMP's threads wait awake: they would fight the helpers
 
     def together(self) -> AbstractContextManager[None]:
         """See ``Operations``."""

@@ -86,6 +86,9 @@ class ProcessRanks:
         self._board = flat.view(2, share.num_ranks, _PIECE_BYTES)
         self._side = 0
 
+    def meet(self) -> None:
+        """Nothing to wait for: whoever comes first to the board waits there."""
+
     def close(self) -> None:
         """Part from the others. Idempotent."""
         for peer in self._peers:

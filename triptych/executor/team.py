@@ -47,7 +47,7 @@ class Team:
         num_ranks = orders.layout.num_shards
         self._followers: list[_Follower] = []
         self._is_over = False
-        self._copying = threading.Lock()
+        self._copying, self._closing = threading.Lock(), threading.Lock()
         orders = msgspec.structs.replace(orders, store=memory.fd, start_s=start_s)
         try:
             self._joint = _Group(orders) if orders.backend else _Board(orders)
@@ -73,10 +73,11 @@ class Team:
         return tuple(follower.pid for follower in self._followers)
 
     def ready(self) -> int:
-        """Wait until all ranks have met and have their weights; bytes of the followers'. Raises
+        """Wait until all ranks have their weights and have met; bytes of the followers'. Raises
         ConfigError or Unavailable."""
+        num_bytes = sum(follower.ready() for follower in self._followers)
         self._ranks = self._joint.join()
-        return sum(follower.ready() for follower in self._followers)
+        return num_bytes
 
     def total(self, summands: Sequence[Tensor]) -> Tensor:
         """See ``Sharers``."""
@@ -100,23 +101,32 @@ class Team:
             raise InstanceLost(f"ranks fell apart: {error}") from error
 
     def copy(self, copy: Copy) -> None:
-        """Have every follower copy its runs, and wait for it. Any thread. Raises InstanceLost."""
+        """Have every follower copy its runs, and wait for it. Any thread. Raises InstanceLost: the
+        team is over then, as a late answer would be taken for the next one's."""
         data = msgspec.msgpack.encode(copy)
         with self._copying:
-            for follower in self._followers:
-                follower.ask(data)
-            for follower in self._followers:
-                follower.answered()
+            try:
+                if self._is_over:
+                    raise InstanceLost("its followers were ended")
+                for follower in self._followers:
+                    follower.ask(data)
+                for follower in self._followers:
+                    follower.answered()
+            except InstanceLost:
+                self.close()
+                raise
 
     def close(self) -> None:
-        """End the followers. Idempotent."""
-        if not self._is_over:
+        """End the followers, and whatever waits for them. Idempotent; any thread."""
+        with self._closing:
+            if self._is_over:
+                return
             self._is_over = True
-            for follower in self._followers:
-                follower.end()
-            if self._ranks is not None:
-                self._ranks.close()
-            self._joint.close()
+        for follower in self._followers:
+            follower.end()
+        if self._ranks is not None:
+            self._ranks.close()
+        self._joint.close()
 
     def _met(self) -> "_Sharers":
         if self._ranks is None:
@@ -215,11 +225,15 @@ class _Group:
         """Nothing is theirs alone."""
 
     def join(self) -> _Sharers:
-        """Our own rank, once all are there. Raises Unavailable."""
+        """Our own rank, once all are there. Raises Unavailable. Nobody needs the file any more."""
+        ranks = DeviceRanks(Share(0, self._orders.layout.num_shards), meeting_of(self._orders))
         try:
-            return DeviceRanks(Share(0, self._orders.layout.num_shards), meeting_of(self._orders))
+            ranks.meet()
         except InstanceLost as error:
             raise Unavailable(str(error)) from error
+        finally:
+            self._folder.cleanup()
+        return ranks
 
     def close(self) -> None:
         """Give everything back."""

@@ -1,1 +1,1 @@
-"""A step's operations for one core, in C: compiled where they run, walked without Python."""
+"""A step's operations on a CPU, in C: compiled where they run, walked without Python."""

@@ -1,10 +1,10 @@
 /* Threads that help with a large operation while a core has nothing to do.
  *
  * An operation is cut into parts, and whoever is free takes the next one: a helper that the system
- * does not let run leaves its parts to the others, and only a part that it has begun is waited for.
- * One operation is helped with at a time; a second thread that asks meanwhile works alone. Whether a
- * core is idle the system says, looked at every now and then: instances that share a machine do not
- * fight for it. Knows parts, threads and cores; not what a part is.
+ * does not let run leaves its parts to the others, and only one that has come is waited for. One
+ * operation is helped with at a time; a second thread that asks meanwhile works alone. Whether a core
+ * is idle the system says, looked at every now and then: instances that share a machine do not fight
+ * for it. Knows parts, threads and cores; not what a part is. For Linux.
  */
 
 #include <fcntl.h>
@@ -135,25 +135,27 @@ static void start_helpers(int count) {
     pthread_attr_destroy(&attributes);
 }
 
-/* Compute all parts, with at most `threads` threads. Not 0 if one of them failed. */
-static int share_out(Part *compute, const void *work, int parts, int threads) {
-    int helpers = threads - 1 < MOST_HELPERS ? threads - 1 : MOST_HELPERS, failed = 0;
-    if (parts < 2 || helpers < 1 || pthread_mutex_trylock(&crew.owner)) {
-        for (int part = 0; part < parts; part++) failed |= compute(work, part);
-        return failed;
-    }
-    int idle = idle_cores();
-    helpers = helpers < idle ? helpers : idle > 0 ? idle : 0;
+/* How many may help with `parts` parts, of `threads` threads in all; if any, `share_out` follows. */
+static int hire(int parts, int threads) {
+    int helpers = threads - 1 < MOST_HELPERS ? threads - 1 : MOST_HELPERS;
     helpers = helpers < parts ? helpers : parts - 1;
+    if (helpers < 1 || pthread_mutex_trylock(&crew.owner)) return 0;
+    int idle = idle_cores();
+    helpers = helpers < idle ? helpers : idle;
+    if (helpers > 0) return helpers;
+    pthread_mutex_unlock(&crew.owner);
+    return 0;
+}
+
+/* Compute all parts, with so many helpers. Not 0 if one of them failed. */
+static int share_out(Part *compute, const void *work, int parts, int helpers) {
     start_helpers(helpers);
     pthread_mutex_lock(&crew.lock);
     crew.compute = compute, crew.work = work, crew.parts = parts, crew.wanted = helpers;
     atomic_store(&crew.next, 0);
     atomic_store(&crew.failed, 0);
-    if (helpers) {
-        atomic_fetch_add(&crew.turn, 1);
-        for (int i = 0; i < helpers && i < crew.sleeping; i++) pthread_cond_signal(&crew.begun);
-    }
+    atomic_fetch_add(&crew.turn, 1);
+    for (int i = 0; i < helpers && i < crew.sleeping; i++) pthread_cond_signal(&crew.begun);
     pthread_mutex_unlock(&crew.lock);
     take_parts(compute, work, parts);
     pthread_mutex_lock(&crew.lock);
@@ -162,7 +164,7 @@ static int share_out(Part *compute, const void *work, int parts, int threads) {
     for (int turns = 0; atomic_load(&crew.inside); turns++)
         if (turns < 1000) rest();
         else sched_yield();
-    failed = atomic_load(&crew.failed);
+    int failed = atomic_load(&crew.failed);
     pthread_mutex_unlock(&crew.owner);
     return failed;
 }

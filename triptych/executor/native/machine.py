@@ -101,6 +101,8 @@ class Machine:
     def recording(self) -> Iterator[Program]:
         """What this thread does inside is noted and not done; outputs are memory without meaning
         until the program runs. Whatever is not one of our operations would be left out."""
+        if getattr(self._here, "program", None) is not None:
+            raise InvariantBroken("what is put together cannot be recorded")
         program = Program(self._library, self._threads)
         self._here.program = program
         try:

@@ -2,8 +2,8 @@
  *
  * A step is a list of operations that is walked here, so that a small model's step costs its
  * arithmetic and not its calls. A row's numbers are the same bits whatever its neighbours are, and
- * whoever helps: every sum has one order. Each operation's specification is its twin of plain PyTorch, the methods of
- * `operations.Plain`. Knows pointers and sizes, which its caller has checked.
+ * whoever helps: every sum has one order. Each operation's specification is its twin of plain
+ * PyTorch, the methods of `operations.Plain`. Knows pointers and sizes, which its caller has checked.
  */
 
 #define _GNU_SOURCE
@@ -255,39 +255,66 @@ static void write_kv(const Operation *op) {
 #include "attention.h"
 #include "pictures.h"
 
+/* How an operation is cut where others may help: into what parts, and about how many multiplications
+ * it takes. Others may not help with an operation of one part. */
+typedef struct {
+    Part *part;
+    int parts;
+    int64_t size;
+} Cut;
+
+static Cut cut(const Operation *op) {
+    int64_t each = (int64_t)op->rows * op->heads * op->head_dim * 2, seen = 0;
+    switch (op->kind) {
+    case PRODUCT:
+        return (Cut){product_part, (op->width + stripe(op) - 1) / stripe(op),
+                     (int64_t)op->rows * op->width * op->inner};
+    case ATTEND:
+        for (int row = 0; row < op->rows; row += ROWS_EACH) seen += ((const int64_t *)op->d)[row];
+        return (Cut){attend_part, (op->rows + ROWS_EACH - 1) / ROWS_EACH,
+                     seen * ROWS_EACH * op->heads * op->head_dim * 2};
+    case ATTEND_TILES: return (Cut){attend_tiles, op->heads / together(op), each * op->inner};
+    case ATTEND_SPANS:
+        for (int span = 0; span < op->inner; span++) {
+            int64_t length = ((const int64_t *)op->d)[span * 2 + 1];
+            seen += length * length;
+        }
+        return (Cut){attend_span, op->inner * op->heads, seen * op->heads * op->head_dim * 2};
+    default: return (Cut){0, 1, 0};
+    }
+}
+
+/* Do an operation, all of it here. Not 0 if it failed. */
+static int alone(const Operation *op) {
+    int failed = 0;
+    switch (op->kind) {
+    case PRODUCT: product(op, 0, op->width); return 0;
+    case NORM: norm(op); return 0;
+    case SILU_MUL: silu_mul(op); return 0;
+    case EMBED: embed(op); return 0;
+    case ANGLES: angles(op); return 0;
+    case WRITE: write_kv(op); return 0;
+    case PATCHES: patches(op); return 0;
+    case ATTEND: return attend(op);
+    case ATTEND_TILES:
+    case ATTEND_SPANS: {
+        Cut all = cut(op);
+        for (int part = 0; part < all.parts; part++) failed |= all.part(op, part);
+        return failed;
+    }
+    default: return -1;
+    }
+}
+
 /* Walk `count` operations, each on `rows` rows if that is not 0, with at most `threads` threads. The
  * index of the one that failed, or -1. */
 int run(const Operation *operations, int count, int rows, int threads) {
     for (int index = 0; index < count; index++) {
         Operation op = operations[index];
         if (rows) op.rows = rows;
-        int failed = 0, parts;
-        switch (op.kind) {
-        case PRODUCT:
-            parts = (op.width + stripe(&op) - 1) / stripe(&op);
-            if (threads == 1 || (int64_t)op.rows * op.width * op.inner < LARGE)
-                product(&op, 0, op.width);
-            else failed = share_out(product_part, &op, parts, threads);
-            break;
-        case NORM: norm(&op); break;
-        case SILU_MUL: silu_mul(&op); break;
-        case EMBED: embed(&op); break;
-        case ANGLES: angles(&op); break;
-        case WRITE: write_kv(&op); break;
-        case ATTEND:
-            parts = (op.rows + ROWS_EACH - 1) / ROWS_EACH;
-            failed = threads == 1 ? attend(&op) : share_out(attend_part, &op, parts, threads);
-            break;
-        case ATTEND_TILES:
-            failed = share_out(attend_tiles, &op, op.heads / together(&op), threads);
-            break;
-        case PATCHES: patches(&op); break;
-        case ATTEND_SPANS:
-            failed = share_out(attend_span, &op, op.inner * op.heads, threads);
-            break;
-        default: failed = -1;
-        }
-        if (failed) return index;
+        Cut how = threads > 1 ? cut(&op) : (Cut){0, 1, 0};
+        int helpers = how.size < LARGE ? 0 : hire(how.parts, threads);
+        if (helpers ? share_out(how.part, &op, how.parts, helpers) : alone(&op)) return index;
     }
     return -1;
 }
