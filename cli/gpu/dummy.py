@@ -56,7 +56,7 @@ class DeviceBlocks(BlockStore):
 
     def __init__(self, layout: Layout, num_blocks: int, dtype: torch.dtype, device: str) -> None:
         # Not the parent's, which makes that copy.
-        self.layout = layout
+        self.layout = self.resident = layout
         self.num_blocks = num_blocks
         self.num_bytes = num_blocks * layout.block_bytes
         self.fd = -1

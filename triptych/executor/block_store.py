@@ -42,6 +42,10 @@ class BlockStore:
     processes ``stage`` and ``absorb`` each its own.
     """
 
+    _mirror: Mirror | None = None
+    _pinned: int | None = None
+    """Address of what is registered with CUDA."""
+
     def __init__(
         self,
         layout: Layout,
@@ -58,8 +62,6 @@ class BlockStore:
         self.num_blocks = num_blocks
         self.num_bytes = num_blocks * layout.block_bytes
         self.fd = -1
-        self._mirror: Mirror | None = None
-        self._pinned: int | None = None
         self.tensor, self.view = torch.empty(0), memoryview(b"")
         _check_room(self.num_bytes, setting)
         try:
