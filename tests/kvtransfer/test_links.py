@@ -189,9 +189,10 @@ async def test_a_way_that_breaks_is_replaced_in_the_middle_of_a_transfer(good, l
             assert both.released[handle] == ["taken"]
             both.target.view[:] = bytes(len(both.target.view))
         links = {report.transport: report for report in both.receiver.links()}
-        assert links["shm"].failovers == 1
-        assert links["tcp"].failovers == 0
-        assert links["tcp"].bytes_per_s > 0
+        assert links.pop("shm").failovers == 1
+        # tcp, or nixl where it was loaded by then.
+        assert {report.failovers for report in links.values()} == {0}
+        assert any(report.bytes_per_s > 0 for report in links.values())
         await both.assert_idle()
 
 
