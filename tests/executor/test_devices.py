@@ -14,7 +14,17 @@ import pytest
 import torch
 
 from tests.executor.driver import Driver, executors, expected, scene
-from tests.executor.test_parallel import IMAGE, ORDERS, PROGRAM, SOON_S, begun, gone, is_gone
+from tests.executor.test_parallel import (
+    IMAGE,
+    ORDERS,
+    PROGRAM,
+    SOON_S,
+    assert_tokens_of_chunks_and_hits,
+    assert_tokens_of_many,
+    begun,
+    gone,
+    is_gone,
+)
 from tests.patience import PATIENCE_S
 from triptych.core.errors import ConfigError, InstanceLost, Unavailable
 from triptych.core.lifecycle import Stage
@@ -46,27 +56,24 @@ def runs(made, blocks) -> torch.Tensor:
 
 
 def test_the_same_tokens_in_chunks_decodes_and_prefix_hits(both, folders):
-    one = scene(random.Random("five"), [1, (2, 2), 30, (5, 4), 1, (1, 1), 2, (3, 8), 9], IMAGE)
-    tokens = expected(folders["wide"], one, 10)[0]
-    driver = Driver(both[0])
-    first = driver.add(one)
-    for chunk in (10**6, 16, 7):
-        sequence = first if chunk == 16 else driver.add(one)
-        assert driver.generate(sequence, chunk, 10) == tokens
-    again = driver.add(one)
-    again.blocks, again.computed = first.blocks[:3], 48
-    assert driver.generate(again, 20, 10) == tokens
+    assert_tokens_of_chunks_and_hits(both[0], folders["wide"])
 
 
 def test_many_sequences_in_one_step(both, folders):
-    rng = random.Random(5)
-    scenes = [scene(rng, pieces, IMAGE) for pieces in ([3], [40, (2, 3), 90], [1, (3, 3), 4])]
-    driver = Driver(both[0])
-    sequences = [driver.add(one) for one in scenes]
-    while work := [each for each in sequences if len(each.drawn) < 8]:
-        driver.step(*((each, 1 if each.drawn else rng.choice([1, 5, 33])) for each in work))
-    for one, sequence in zip(scenes, sequences, strict=True):
-        assert [drawn.token for drawn in sequence.drawn] == expected(folders["wide"], one, 8)[0]
+    assert_tokens_of_many(both[0], folders["wide"])
+
+
+@pytest.mark.parametrize("parallel", ["devices", "processes"])
+def test_ranks_that_are_abandoned_end_and_nobody_waits_for_them(folders, parallel: str):
+    """One of four has died, says whoever watches them."""
+    made = executors(folders["wide"], num_ranks=4, parallel=parallel)
+    driver, sequence = begun(made)
+    made.abandon()
+    assert gone(made.pids)
+    with pytest.raises(InstanceLost, match="were ended"):
+        driver.step((sequence, 1))
+    made.abandon()
+    made.close()
 
 
 def test_staged_blocks_are_those_of_ranks_inside(both):

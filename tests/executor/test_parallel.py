@@ -125,8 +125,12 @@ def test_nobody_sums_up_alone():
 
 def test_tokens_of_prefill_chunks_decode_and_prefix_hits(team, folders):
     kind, made, _ = team
+    assert_tokens_of_chunks_and_hits(made, folders[kind])
+
+
+def assert_tokens_of_chunks_and_hits(made, folder: Path) -> None:
     one = scene(random.Random("five"), [1, (2, 2), 30, (5, 4), 1, (1, 1), 2, (3, 8), 9], IMAGE)
-    tokens = expected(folders[kind], one, 10)[0]
+    tokens = expected(folder, one, 10)[0]
     driver = Driver(made)
     first = driver.add(one)
     for chunk in (10**6, 16, 7):
@@ -140,6 +144,10 @@ def test_tokens_of_prefill_chunks_decode_and_prefix_hits(team, folders):
 
 def test_many_sequences_in_one_step(team, folders):
     kind, made, _ = team
+    assert_tokens_of_many(made, folders[kind])
+
+
+def assert_tokens_of_many(made, folder: Path) -> None:
     rng = random.Random(5)
     cuts = [[3], [40, (2, 3), 90], [1, (3, 3), 4], [170], [17, (1, 4), 2, (5, 2), 1]]
     scenes = [scene(rng, pieces, IMAGE) for pieces in cuts]
@@ -148,7 +156,7 @@ def test_many_sequences_in_one_step(team, folders):
     while work := [each for each in sequences if len(each.drawn) < 8]:
         driver.step(*((each, 1 if each.drawn else rng.choice([1, 5, 33])) for each in work))
     for one, sequence in zip(scenes, sequences, strict=True):
-        assert [drawn.token for drawn in sequence.drawn] == expected(folders[kind], one, 8)[0]
+        assert [drawn.token for drawn in sequence.drawn] == expected(folder, one, 8)[0]
 
 
 def test_kv_and_draws_are_those_of_ranks_inside_to_the_bit(team):

@@ -6,6 +6,7 @@ Knows every concrete class of this package. Nobody else does.
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -30,6 +31,8 @@ from triptych.executor.team import Team, TeamStore
 from triptych.executor.vision import TowerModel, VisionExecutor
 from triptych.inputs import oracle_words
 from triptych.inputs.model_card import ImageGeometry, load_card
+
+AnyStore = TypeVar("AnyStore", bound=BlockStore)
 
 
 @dataclass(slots=True, frozen=True)
@@ -120,16 +123,12 @@ class _Stores:
             setting = "cache.embedding_blocks"
             self.embeddings = BlockStore(layout, count, device=device, setting=setting)
 
-    def make_kv(self, layout: Layout, device: str) -> BlockStore:
-        """The KV store."""
+    def make_kv(
+        self, layout: Layout, device: str, kind: type[AnyStore], shard: int | None = None
+    ) -> AnyStore:
+        """The KV store; with ``shard`` that of one rank with memory of its own."""
         count, setting = self._cache.kv_blocks, "cache.kv_blocks"
-        self.kv = BlockStore(layout, count, device=device, setting=setting)
-        return self.kv
-
-    def make_kv_of_team(self, layout: Layout, device: str) -> TeamStore:
-        """The same, where each rank has memory of its own."""
-        count, setting = self._cache.kv_blocks, "cache.kv_blocks"
-        self.kv = store = TeamStore(layout, count, device=device, setting=setting, shard=0)
+        self.kv = store = kind(layout, count, device=device, setting=setting, shard=shard)
         return store
 
     @property
@@ -185,7 +184,7 @@ def _build_model(
             if _is_divided(config, "devices"):
                 memory: BlockStore = _apart(stores, orders, config)
             else:
-                memory = stores.make_kv(layout, device)
+                memory = stores.make_kv(layout, device, BlockStore)
                 if _is_divided(config, "processes"):
                     stores.team = _team(orders, memory, config)
             ranks = stores.team or Ranks(layout.num_shards)
@@ -251,7 +250,7 @@ def _apart(stores: _Stores, orders: Orders, config: Config) -> TeamStore:
             f"model.tensor_parallel: {count} ranks from {orders.device} on need as many GPUs,"
             f" {torch.cuda.device_count()} are here"
         )
-    memory = stores.make_kv_of_team(orders.layout, orders.device)
+    memory = stores.make_kv(orders.layout, orders.device, TeamStore, shard=0)
     orders = msgspec.structs.replace(orders, backend=default_backend(at))
     stores.team = Team(orders, memory, config.cluster.start_timeout_s)
     memory.others = stores.team.copy
@@ -273,7 +272,7 @@ def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> E
             model=stores.fingerprint,
             num_shards=config.model.tensor_parallel,
         )
-        memory = stores.make_kv(layout, "cpu")
+        memory = stores.make_kv(layout, "cpu", BlockStore)
         model = oracle.OracleLanguage(memory, stores.readable)
         language = LanguageExecutor(model, memory, stores.readable)
     if Stage.ENCODE in stores.role and stores.embeddings is not None:

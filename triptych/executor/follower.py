@@ -124,9 +124,9 @@ def main(number: int) -> int:
     except ConfigError as error:
         send(connection, msgspec.msgpack.encode(Ready(error=str(error))))
         return 1
-    threading.Thread(
-        target=_serve_copies, args=(orders.copies, follower.memory), daemon=True
-    ).start()
+    if orders.backend:
+        copies = orders.copies, follower.memory
+        threading.Thread(target=_serve_copies, args=copies, daemon=True).start()
     send(connection, msgspec.msgpack.encode(Ready(follower.num_bytes)))
     decoder = msgspec.msgpack.Decoder(LanguagePlan)
     try:
