@@ -5,6 +5,7 @@ Hosted by ``cluster.__main__`` or a Ray actor. Knows neither.
 
 import asyncio
 import os
+import sys
 
 import grpc
 
@@ -19,6 +20,9 @@ from triptych.core.errors import Unavailable
 from triptych.core.lifecycle import Stage
 from triptych.wire.server import ServerLimits, add_instance, make_server
 
+_SWITCH_S = 1e-4
+"""For so long a thread may keep Python's lock from others where a loop, pictures and steps of the
+language model want it. The interpreter's 5 ms would let the loop do all it has to do first."""
 _GRACE_S = 1.0
 """How long calls in flight may take to finish when the server stops."""
 
@@ -35,6 +39,8 @@ class Node:
     async def start(cls, spec: InstanceSpec) -> "Node":
         """Build the instance (slow: weights) and serve it on an ephemeral port."""
         os.nice(spec.config.model.nice)  # of this thread, and of all that are started from here on
+        if {Stage.ENCODE} < set(spec.role):
+            sys.setswitchinterval(_SWITCH_S)
         instance = await build_instance(spec)
         server = make_server(spec.secret, ServerLimits(max_message_bytes(spec)))
         add_instance(server, instance)

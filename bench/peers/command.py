@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
                      help="interpreter that can serve it; default: that of --vllm")  # fmt: skip
     top.add_argument("--no-transformers", action="store_true", help="leave it out")
     top.add_argument("--no-trials", action="store_true",
-                     help="the first setting of each system instead of the quickest")  # fmt: skip
+                     help="the first setting of each system instead of the best")  # fmt: skip
     top.add_argument("--concurrency", default=",".join(map(str, plan.concurrency)))
     top.add_argument("--rounds", type=int, default=plan.rounds)
     top.add_argument("--requests", type=int, default=plan.requests,
@@ -147,7 +147,7 @@ def _show(rows: Sequence[Level], found: Found) -> None:
     print("\n" + table(rows))
     print("\nMedians of the rounds; in brackets the least and the greatest.")
     for name, settled in found.settled.items():
-        print(f"{name}: {settled.setting}; requests/s in trials: {settled.trials or 'none'}")
+        print(f"{name}: {settled.setting}; scores in trials: {settled.trials or 'none'}")
     for name, why in found.failed.items():
         print(f"{name} fell out: {brief(why)}")
     late_s = max((row.late_p99_s for row in rows), default=0.0)

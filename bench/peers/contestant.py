@@ -22,6 +22,9 @@ from bench.workload import Arrival
 GATHERED = 4
 """Tokens of an answer that are told together, where a system can be asked for it: fewer messages
 for everybody's processor, larger steps for a reader's eye."""
+AT_ONCE = 10
+"""Sequences that a system works on at once, where it can be told so: others' first tokens come
+later, and all tokens behind them sooner."""
 _NO_END_S = 86_400.0
 """A closed loop ends when its requests have ended."""
 
@@ -139,6 +142,11 @@ def foreign() -> dict[str, str]:
 def threads(count: int) -> str:
     """A setting's word."""
     return f"{count} thread" + "s" * (count > 1)
+
+
+def at_once(count: int) -> str:
+    """A setting's word."""
+    return f"{count} at once"
 
 
 def told(count: int) -> str:

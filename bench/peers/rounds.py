@@ -71,7 +71,7 @@ class Settled(msgspec.Struct):
 
     setting: str
     trials: dict[str, float | str]
-    """Geometric mean of the requests/s over the concurrencies, or why there is none."""
+    """Scores, or why there is none; see ``score``."""
     versions: dict[str, str]
     told: dict[str, object] = {}
 
@@ -118,36 +118,36 @@ class Contest:
 
     async def _settle(self, entrant: Entrant) -> None:
         trials: dict[str, float | str] = {}
-        speeds: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for setting in entrant.settings if len(entrant.settings) > 1 else ():
             self._say(f"trial, {entrant.name}, {setting}\n")
             try:
-                speeds[setting] = await self._trial(entrant.settings[setting])
-                trials[setting] = round(speeds[setting], 3)
+                scores[setting] = await self._trial(entrant.settings[setting])
+                trials[setting] = round(scores[setting], 3)
             except SystemFailed as error:
                 trials[setting] = brief(error)
                 self._say(f"    does not work: {error}\n")
-        if trials and not speeds:
+        if trials and not scores:
             raise SystemFailed("no setting works: " + "; ".join(map(str, trials.values())))
         best = (
-            max(speeds, key=lambda name: speeds[name]) if speeds else next(iter(entrant.settings))
+            max(scores, key=lambda name: scores[name]) if scores else next(iter(entrant.settings))
         )
         self._found.settled[entrant.name] = Settled(best, trials, dict(entrant.versions))
 
     async def _trial(self, make: Callable[[], Contestant]) -> float:
         contestant = make()
-        speeds = []
+        found = []
         try:
             await contestant.start()
             for clients in self._plan.concurrency:
                 await self._warm_up(contestant, clients)
-                arrivals = self._plan.arrivals(clients, _TRIAL, _few(clients))
+                arrivals = self._plan.arrivals(clients, _TRIAL, 3 * _few(clients))
                 asked = await contestant.ask(arrivals, self._plan.timeout_s)
-                speeds.append(_answered(asked).requests_per_s)
-                self._say(f"    {clients} at a time: {speeds[-1]:.2f} requests/s\n")
+                found.append(_answered(asked))
+                self._say(f"    {clients} at a time: {_told(found[-1])}\n")
         finally:
             await contestant.stop()
-        return geometric_mean(speeds)
+        return score(found)
 
     async def _turn(self, entrant: Entrant, round_: int) -> None:
         settled = self._found.settled[entrant.name]
@@ -177,6 +177,14 @@ class Contest:
         _answered(await contestant.ask(arrivals, self._plan.timeout_s))
 
 
+def score(found: Sequence[Summary]) -> float:
+    """Geometric mean, over all concurrencies, of requests/s and of one by TTFT and by TPOT (p50, in
+    seconds): a setting that halves one of them and doubles another is as good as before."""
+    return geometric_mean(
+        value for each in found for value in (each.requests_per_s, *_speeds(each))
+    )
+
+
 def brief(error: SystemFailed | str) -> str:
     """What failed, and the last line that the server said."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
@@ -193,6 +201,11 @@ def _answered(asked: Asked) -> Summary:
     if set(summary.outcomes) != {"ok"}:
         raise SystemFailed(f"it does not answer: {summary.outcomes}, {summary.trouble}")
     return summary
+
+
+def _speeds(summary: Summary) -> list[float]:
+    """Answers of a single token have no TPOT."""
+    return [1 / seconds for seconds in (summary.ttft_s.p50, summary.tpot_s.p50) if seconds > 0]
 
 
 def _told(summary: Summary) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 from bench.client import Outcome, Target
 from bench.live.turns import Album, Composer, Wording
 from bench.peers.contestant import (
+    AT_ONCE,
     GATHERED,
     Asked,
     Entrant,
     OverHttp,
+    at_once,
     foreign,
     threads,
     told,
@@ -35,8 +37,8 @@ NEEDED_TO_SERVE = (
     *("fastapi", "uvicorn", "openai"),
 )
 """Distributions without which ``transformers serve`` answers no question about a picture."""
-YIELDS = 'cluster.roles={D=["model.nice=10"]}'
-"""Who decodes leaves the cores to those who encode and prefill."""
+GAP = 'cluster.roles={D=["model.decode_gap_s=0.002"]}'
+"""Who decodes leaves the cores to those who encode and prefill, for a few of its steps' times."""
 _SERVE = """
 import torch, torchvision
 from transformers import image_processing_backends as backends, image_utils
@@ -165,12 +167,13 @@ def triptych(model: Path, topology: str, settings: Sequence[str]) -> Entrant:
     if settings:
         return Entrant(topology, {"as given": partial(Triptych, model, topology, settings)})
     two = ("model.threads=2",)
+    few = f"{threads(2)}, {told(GATHERED)}"
     gathered = (*two, f"engine.stream_interval={GATHERED}")
-    tried = {threads(1): (), threads(2): two, f"{threads(2)}, {told(GATHERED)}": gathered}
+    tried = {threads(1): (), threads(2): two, few: gathered}
     if any(role == {Stage.DECODE} for role, _ in parse(topology)):
-        tried = tried | {
-            f"{name}, decode yields": (*words, YIELDS) for name, words in tried.items()
-        }
+        tried[f"{few}, decode yields"] = (*gathered, GAP)
+    else:
+        tried[f"{few}, {at_once(AT_ONCE)}"] = (*gathered, f"engine.max_sequences={AT_ONCE}")
     return Entrant(
         topology, {name: partial(Triptych, model, topology, words) for name, words in tried.items()}
     )

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.client import Target
-from bench.peers.contestant import GATHERED, Entrant, OverHttp, foreign, threads, told, versions
+from bench.peers.contestant import (
+    AT_ONCE,
+    GATHERED,
+    Entrant,
+    OverHttp,
+    at_once,
+    foreign,
+    threads,
+    told,
+    versions,
+)
 from bench.peers.process import Process, is_alive
 from bench.systems import SystemFailed, free_ports
 
@@ -31,12 +41,15 @@ class Setting(NamedTuple):
     threads: int
     interval: int = 1
     """Tokens that are told together."""
+    at_once: int = 0
+    """Sequences, at most; 0: as many as there are clients."""
 
     @property
     def name(self) -> str:
         """For the table."""
         words = ["eager" if self.is_eager else "compiled", threads(self.threads)]
-        return ", ".join([*words, *([told(self.interval)] if self.interval > 1 else [])])
+        words += [told(self.interval)] if self.interval > 1 else []
+        return ", ".join([*words, *([at_once(self.at_once)] if self.at_once else [])])
 
 
 class Place(NamedTuple):
@@ -57,7 +70,7 @@ class Server:
             *(place.python, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(place.model.resolve())),
             *("--served-model-name", place.model.name, "--dtype", "float32"),
-            *("--max-model-len", "2048", "--max-num-seqs", str(place.max_seqs)),
+            *("--max-model-len", "2048", "--max-num-seqs", str(setting.at_once or place.max_seqs)),
             *("--limit-mm-per-prompt", '{"image":1,"video":0}'),
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--uvicorn-log-level", "warning", "--disable-log-stats"),
@@ -193,6 +206,7 @@ async def entrants(model: Path, python: str, max_seqs: int) -> list[Entrant]:
     place = Place(python, model, max_seqs)
     alone = [Setting(eager, count) for count in (1, 2) for eager in (False, True)]
     alone += [Setting(False, count, GATHERED) for count in (1, 2)]
+    alone += [Setting(False, 2, GATHERED, AT_ONCE)]
     # Two instances share the cores.
     apart = [Setting(False, 1), Setting(True, 1), Setting(False, 1, GATHERED)]
     return [

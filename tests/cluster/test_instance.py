@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster.build import start_cluster
 from cluster.epochs import Epochs
 from cluster.host import InstanceSpec
 from cluster.instance_build import build_instance
+from cluster.node import Node
 from tests.patience import PATIENCE_S
 from tests.services.driver import Question, driving, idle, rng_of
 from tests.services.test_topologies import config
@@ -54,6 +57,21 @@ async def test_an_engine_that_breaks_its_invariants_is_replaced(monkeypatch):
             question = Question(rng_of("next"), 1)
             assert await driver.ask(question) == question.answer()
             await idle(cluster)
+
+
+@pytest.mark.usefixtures("no_leak")
+@pytest.mark.parametrize(
+    ("role", "is_shared"),
+    [(tuple(Stage), True), ((Stage.ENCODE,), False), ((Stage.DECODE,), False)],
+)
+async def test_threads_of_two_engines_take_pythons_lock_in_short_turns(role, is_shared):
+    before_s = sys.getswitchinterval()
+    try:
+        node = await Node.start(msgspec.structs.replace(SPEC, role=role))
+        await node.close(0.0)
+        assert (sys.getswitchinterval() < before_s) == is_shared
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 @pytest.mark.usefixtures("no_leak")

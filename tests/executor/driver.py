@@ -47,6 +47,7 @@ def executors(
     device: str = "cpu",
     sparse: SparseConfig = DENSE,
     vision_share: float = 1.0,
+    decode_gap_s: float = 0.0,
     **cache: int | str,
 ) -> Executors:
     """Executors of small stores on a CPU."""
@@ -58,6 +59,7 @@ def executors(
         parallel=parallel,
         kernels=kernels,
         vision_share=vision_share,
+        decode_gap_s=decode_gap_s,
     )
     cluster = ClusterConfig(timeout_s=timeout_s, start_timeout_s=2 * PATIENCE_S)
     config = Config(

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from triptych.core.config_kinds import Count, Share
+from triptych.core.config_kinds import Count, Gap, Share
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,6 +31,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neighbouring GPUs, joined by NCCL (on a CPU by gloo: a test bed)."""
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
     """Added to the niceness of an instance's process, unless it is the server's own: it yields."""
+    decode_gap_s: Gap = 0.0
+    """On a CPU: least time from the beginning of one step of several decodes to that of the next
+    while some thread of the machine waits for a core. Pictures and prompts get it first, and more
+    sequences decode in a step: first tokens come sooner, the others later. By role: ``D``."""
     vision_share: Share = 1.0
     """Part of a GPU's multiprocessors on which pictures are encoded beside the language model."""
     kernels: str = "auto"

@@ -26,6 +26,7 @@ from triptych.executor.models.vision import VisionTower
 from triptych.executor.models.weights import Weights
 from triptych.executor.operations import PLAIN, Needs, operations
 from triptych.executor.orders import Orders
+from triptych.executor.pace import Pace
 from triptych.executor.ranks import Ranks
 from triptych.executor.team import Team, TeamStore
 from triptych.executor.vision import TowerModel, VisionExecutor
@@ -197,6 +198,7 @@ def _build_model(
                 made_of.draw,
                 # Sums of several ranks are PyTorch's: their steps are not recorded.
                 frees_lock=made_of is not PLAIN and layout.num_shards == 1,
+                pace=_pace(config, device),
             )
         if Stage.ENCODE in stores.role and stores.embeddings is not None:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
@@ -204,6 +206,11 @@ def _build_model(
             vision = VisionExecutor(tower, stores.embeddings, geometry, share)
     num_bytes = weights.num_bytes + (stores.team.ready() if stores.team is not None else 0)
     return Executors(language, vision, stores.embeddings, stores.sizes(num_bytes), stores.team)
+
+
+def _pace(config: Config, device: str) -> Pace | None:
+    gap_s = config.model.decode_gap_s
+    return Pace(gap_s) if gap_s and torch.device(device).type == "cpu" else None
 
 
 def _is_divided(config: Config, parallel: str) -> bool:

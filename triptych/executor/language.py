@@ -17,6 +17,7 @@ from triptych.core.ports import OnDrawn
 from triptych.executor.block_store import BlockStore
 from triptych.executor.device import computing
 from triptych.executor.identity import ByIdentity
+from triptych.executor.pace import Pace
 from triptych.executor.sampler import draw
 
 OnLayers = Callable[[int], None]
@@ -51,13 +52,16 @@ class LanguageExecutor:
         draw: DrawAll = draw,
         *,
         frees_lock: bool = False,
+        pace: Pace | None = None,
     ) -> None:
-        """``draw`` gives a token for each row of logits; see ``executor.sampler``."""
+        """``draw`` gives a token for each row of logits; see ``executor.sampler``. ``pace`` says
+        when a step begins; at once without it."""
         self.frees_lock = frees_lock
         self.memory = memory
         self.embeddings = embeddings
         self._model = model
         self._draw = draw
+        self._pace = pace
         self._is_interrupted = False
         self._ends = ByIdentity(lambda blocks: (min(blocks), max(blocks)) if blocks else (-1, -1))
 
@@ -83,6 +87,7 @@ class LanguageExecutor:
             return LanguageResult((), 0.0)
         for segment in plan.segments:
             self._check(segment, plan.steps)
+        began += self._wait(plan)
         left = plan.steps if on_drawn is not None else 1
         with computing(self.memory.tensor.device, "a language step"), self._settled():
             while True:
@@ -93,11 +98,16 @@ class LanguageExecutor:
                     break
                 now = time.monotonic()
                 on_drawn(drawn, now - began)
-                began, plan = now, plan.following(drawn)
+                plan = plan.following(drawn)
+                began = now + self._wait(plan)
         self._is_interrupted = False
         each = iter(drawn)
         results = tuple(next(each) if s.draw is not None else None for s in plan.segments)
         return LanguageResult(results, time.monotonic() - began)
+
+    def _wait(self, plan: LanguagePlan) -> float:
+        """Until the step is to begin; how long that was, in seconds, which are no part of it."""
+        return 0.0 if self._pace is None else self._pace.wait(plan)
 
     @contextmanager
     def _settled(self) -> Iterator[None]:

@@ -45,7 +45,7 @@ def test_a_round_of_triptych_and_plain_transformers(model, tmp_path, capsys):
     settled = document["settled"]["EPD1"]
     assert settled["told"]["set"][0] == "cluster.backend=process"
     assert settled["setting"] == max(settled["trials"], key=settled["trials"].get)
-    assert len(settled["trials"]) == 3
+    assert len(settled["trials"]) == 4
     assert document["settled"]["Transformers, in process"]["told"]["threads"] >= 1
     assert document["failed"] == {}
     assert "from notes, not this run" in said

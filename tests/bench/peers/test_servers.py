@@ -59,6 +59,10 @@ def test_the_settings_of_vllm_are_in_its_command(is_eager):
     gathered = setting._replace(interval=4)
     assert gathered.name == setting.name + ", 4 tokens a message"
     assert "--stream-interval 4" in " ".join(vllm.Monolithic(PLACE, gathered).told["command"])
+    assert f"--max-num-seqs {PLACE.max_seqs} " in " ".join(told["command"])
+    few = setting._replace(at_once=10)
+    assert few.name == setting.name + ", 10 at once"
+    assert "--max-num-seqs 10 " in " ".join(vllm.Monolithic(PLACE, few).told["command"])
 
 
 @pytest.mark.parametrize("topology", ["EPD1", "E1,P1,D1"])
@@ -68,8 +72,9 @@ def test_a_topology_is_tried_with_what_may_be_its_best(topology):
     assert told["1 thread"] == ("cluster.backend=process",)
     assert "model.threads=2" in told["2 threads, 4 tokens a message"]
     assert "engine.stream_interval=4" in told["2 threads, 4 tokens a message"]
-    yielding = {name for name, words in told.items() if servers.YIELDS in words}
-    assert len(yielding) == (3 if "D1" in topology.split(",") else 0)
+    last = "decode yields" if "D1" in topology.split(",") else "10 at once"
+    assert list(told)[-1] == f"2 threads, 4 tokens a message, {last}"
+    assert told.popitem()[1][-1] in (servers.GAP, "engine.max_sequences=10")
     (name,) = servers.triptych(Path("runs/small"), topology, ["model.threads=2"]).settings
     assert name == "as given"
 
