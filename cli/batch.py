@@ -15,6 +15,7 @@ import msgspec
 from cli import serve
 from cli.progress import Progress
 from cluster.build import start_cluster
+from cluster.loop import run_loop
 from router import offline
 from router.build import Core, start_core
 from router.doors.auth import PUBLIC
@@ -61,7 +62,7 @@ def run(words: argparse.Namespace) -> int:
         places = list(requests.places())
         answers = stack.enter_context(closing(Answers(words.output, model)))
         batch = _Batch(requests, answers, places)
-        return asyncio.run(_run(config, batch, is_grouped=words.order == "shared"))
+        return run_loop(_run(config, batch, is_grouped=words.order == "shared"))
 
 
 def _for_batch(config: Config) -> Config:

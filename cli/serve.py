@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli.progress import Progress
 from cluster.build import start_cluster
+from cluster.loop import run_loop
 from router.build import Router, start_router
 from triptych.core import log
 from triptych.core.config import Config, load
@@ -47,7 +48,7 @@ def run(words: argparse.Namespace) -> int:
     config = configure(words)
     load_card(config.model.path)  # a wrong folder is said before anything is started
     log.setup(config.log, "router")
-    return asyncio.run(_serve(config))
+    return run_loop(_serve(config))
 
 
 async def _serve(config: Config) -> int:

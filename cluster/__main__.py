@@ -13,6 +13,7 @@ import sys
 import msgspec
 
 from cluster.host import InstanceSpec
+from cluster.loop import run_loop
 from cluster.node import Node
 from cluster.remote import Served
 from triptych.core import log
@@ -31,7 +32,7 @@ def main() -> int:
     # Stdout is for our one line, which ends it; whatever a library prints goes to stderr.
     told = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return asyncio.run(_host(spec, told))
+    return run_loop(_host(spec, told))
 
 
 async def _host(spec: InstanceSpec, told: int) -> int:

@@ -41,6 +41,7 @@ from triptych.core.ports import Executors, LanguageExecutor, OnDrawn
 from triptych.core.view import Description
 from triptych.engine.language import LanguageEngine
 from triptych.engine.outcome import Outcome, Starved
+from triptych.engine.policies import Beside, Moment, Visual
 from triptych.engine.pump import Pump
 from triptych.engine.vision import VisionEngine
 from triptych.inputs.model_card import ModelCard
@@ -98,6 +99,7 @@ class _Assembly:
         self._outbox, self._receiver = machine.wires(spec)
         self._services: dict[Stage, Service] = {}
         self._lending: Lending | None = None
+        self._language: LanguageEngine | None = None
         self._pumps: list[Pump[Any, Any]] = []
         self._censuses: list[Callable[[], Rows]] = []
         self._checks: list[Callable[[], None]] = []
@@ -182,6 +184,7 @@ class _Assembly:
             budgets,
             cache,
             order=registry.encode_order(config.engine, self._costs),
+            split=self._split(),
             must_wait=self._must_wait,
             patience_s=config.transfer.guard_s,
         )
@@ -224,7 +227,7 @@ class _Assembly:
         prefixes = prefixes_of(kv, self._tiers.kv, lent, self._bulletin)
         lending = self._lending = Lending(kv, memory, self._outbox, self._wake, emit)
         can_prefill = Stage.PREFILL in spec.role
-        engine = self._language_engine(kv, prefixes, executor)
+        engine = self._language = self._language_engine(kv, prefixes, executor)
         services: list[PrefillService | DecodeService] = []
 
         def tell(outcomes: Sequence[Outcome]) -> None:
@@ -307,6 +310,18 @@ class _Assembly:
     def _must_wait(self) -> bool:
         """Whether prompts wait for room for all their pictures: encode takes none before them."""
         return self._intake is not None and self._intake.num_waiting > 0
+
+    def _split(self) -> Callable[[Sequence[Visual], Moment], float] | None:
+        """Which part of the device pictures may take beside the language engine's work."""
+        policy = registry.split(self._spec.config.engine, self._costs)
+        if policy is None or self._executors.language is None:
+            return None
+
+        def share(pictures: Sequence[Visual], moment: Moment) -> float:
+            beside = Beside() if self._language is None else self._language.beside()
+            return policy(pictures, beside, moment)
+
+        return share
 
     def _max_tokens(self) -> int:
         """Longest sequence that the model and the blocks take."""

@@ -20,12 +20,20 @@ from scheduler.preemption import youngest_first
 from scheduler.prefix_aware import PrefixAware
 from scheduler.prior import PRIOR
 from scheduler.slack import Slack
+from scheduler.slices import Slices
 from scheduler.slo import SloAware
 from triptych.core.config import Config, EngineConfig
 from triptych.core.errors import ConfigError
 from triptych.core.lifecycle import Role
 from triptych.core.metrics import slo_class
-from triptych.engine.policies import Batching, EncodeOrder, Order, Policies, in_order_of_arrival
+from triptych.engine.policies import (
+    Batching,
+    EncodeOrder,
+    Order,
+    Policies,
+    Split,
+    in_order_of_arrival,
+)
 
 MadeT = TypeVar("MadeT")
 
@@ -69,6 +77,12 @@ ENCODE_ORDERS: dict[str, Callable[[Costs], EncodeOrder]] = {
 }
 """Values of ``engine.encode_order``."""
 
+SPLITS: dict[str, Callable[[Costs], Split | None]] = {
+    "whole": lambda _: None,
+    "sis": lambda costs: Slices(costs).split,
+}
+"""Values of ``engine.split``."""
+
 
 def policies(config: EngineConfig, costs: Costs = PRIOR) -> Policies:
     """What a language engine decides by, with predictions by ``costs``. Raises ConfigError."""
@@ -84,6 +98,12 @@ def policies(config: EngineConfig, costs: Costs = PRIOR) -> Policies:
 def encode_order(config: EngineConfig, costs: Costs = PRIOR) -> EncodeOrder:
     """What a vision engine decides by. Raises ConfigError."""
     return _find(ENCODE_ORDERS, "engine.encode_order", config.encode_order)(costs)
+
+
+def split(config: EngineConfig, costs: Costs = PRIOR) -> Split | None:
+    """By what a device is divided between pictures and the language model; None: by itself. Raises
+    ConfigError."""
+    return _find(SPLITS, "engine.split", config.split)(costs)
 
 
 class _Card(msgspec.Struct):

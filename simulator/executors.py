@@ -70,9 +70,9 @@ class Pace(Protocol):
         behind the last one, before ``then``."""
         ...
 
-    def begin(self, what: str) -> float:
-        """A step of ``what`` (see ``bench.run.Busy``), or a run, begins: so many times longer than
-        its costs say it takes."""
+    def begin(self, what: str, share: float = 1.0) -> float:
+        """A step of ``what`` (see ``bench.run.Busy``), or a run, begins on a part of the device: so
+        many times longer than its costs say it takes."""
         ...
 
     def decodes(self, jobs: Iterable[JobId]) -> None:
@@ -285,7 +285,7 @@ class SimulatedVision:
     def execute(self, plan: VisionPlan) -> Any:
         """The step's time."""
         sizes = [task.item.num_tokens for task in plan.tasks]
-        seconds = self._pace.begin("encode") * self._costs.vision_s(sizes)
+        seconds = self._pace.begin("encode", plan.share) * self._costs.vision_s(sizes)
 
         def result() -> VisionResult:
             self._pace.worked("encode", takes.begin_s, len(sizes), sum(sizes))

@@ -53,9 +53,9 @@ class _Pace:
         self.free_cores = None if host.threads is None else host.threads.free(instance)
         self._instance = instance
 
-    def begin(self, what: str) -> float:
+    def begin(self, what: str, share: float = 1.0) -> float:
         """See ``Pace``."""
-        return self._interference.begin(self._place, what)
+        return self._interference.begin(self._place, what, share)
 
     def told(self, then: Callable[[], None] | None = None) -> None:
         """See ``Pace``."""

@@ -7,12 +7,13 @@ linear matrix of slowdowns by kind of work. Knows places and kinds of work, no i
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from scheduler.slices import BANDWIDTH, ETA
 from triptych.core.errors import ConfigError
 
 Share = Annotated[float, Meta(gt=0, le=1)]
@@ -28,8 +29,8 @@ class Colocated(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     places: Annotated[tuple[str, ...], Meta(min_length=2)]
     shares: tuple[Share, ...] = ()
     """Of the SMs, by place, all the time; compute (encode, prefill) is slowed by ``s ** -eta``."""
-    eta: Annotated[float, Meta(ge=0)] = 0.8
-    bandwidth: Annotated[float, Meta(ge=0)] = 0.1
+    eta: Annotated[float, Meta(ge=0)] = ETA
+    bandwidth: Annotated[float, Meta(ge=0)] = BANDWIDTH
     """With shares: decode takes so much longer (0.1: a tenth) while a neighbour computes."""
     slowdown: dict[str, dict[str, float]] = {}
     """Instead of shares, the linear model: ``slowdown.decode.encode = 0.3`` lets a decode step take
@@ -82,6 +83,8 @@ class Interference:
                 self._groups[place] = group
         self._slow: dict[str, list[float]] = {}
         self._busy: dict[str, list[str]] = {}
+        self._slices: dict[str, float] = {}
+        """Of the last step of pictures at a place."""
         self._runs: dict[str, Callable[[], None]] = {}
 
     @property
@@ -103,11 +106,14 @@ class Interference:
         self._slow[place].remove(factor)
         self._tell(place)
 
-    def begin(self, place: str, what: str) -> float:
-        """Work begins; by how much longer it takes."""
+    def begin(self, place: str, what: str, share: float = 1.0) -> float:
+        """Work begins; by how much longer it takes. ``share``: of pictures, the slice of the device
+        that they are bounded to."""
         kind = _KIND.get(what, what)
         own = self._busy.setdefault(place, [])
-        factor = math.prod(self._slow.get(place, ())) * (1.0 + self._share * len(own))
+        if kind == "encode":
+            self._slices[place] = share
+        factor = math.prod(self._slow.get(place, ())) * self._beside(place, kind, own)
         own.append(kind)
         self._tell(place)
         group = self._groups.get(place)
@@ -127,6 +133,15 @@ class Interference:
         for other in () if group is None else group.places:
             if other != place:
                 self._tell(other)
+
+    def _beside(self, place: str, kind: str, own: Sequence[str]) -> float:
+        """By how much work takes longer for what its own instance does besides."""
+        share = self._slices.get(place, 1.0)
+        if kind == "encode" and share < 1.0:
+            return float(share**-ETA)
+        if "encode" in own and share < 1.0:
+            return 1.0 + BANDWIDTH if kind == "decode" else float((1.0 - share) ** -ETA)
+        return 1.0 + self._share * len(own)
 
     def _tell(self, place: str) -> None:
         if (interrupt := self._runs.get(place)) is not None:

@@ -19,10 +19,10 @@ from bench.run import Row
 from bench.systems import SystemFailed
 from bench.workload import Arrival
 
-GATHERED = 4
+GATHERED = 8
 """Tokens of an answer that are told together, where a system can be asked for it: fewer messages
 for everybody's processor, larger steps for a reader's eye."""
-AT_ONCE = 10
+AT_ONCE = 9
 """Sequences that a system works on at once, where it can be told so: others' first tokens come
 later, and all tokens behind them sooner."""
 _NO_END_S = 86_400.0

@@ -5,7 +5,6 @@ runs steps and an interpreter's work for S seconds and says how much of the proc
 beat took in the median.
 """
 
-import asyncio
 import sys
 import time
 from statistics import median
@@ -13,6 +12,7 @@ from statistics import median
 import msgspec
 
 from cluster.host import InstanceSpec
+from cluster.loop import run_loop
 from cluster.machine import ThisMachine
 from simulator.profile.grid import Limits, Shape
 from simulator.profile.steps import Bench
@@ -64,4 +64,4 @@ def _taken(bench: Bench, shape: Shape, seconds: float) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(float(sys.argv[1])))
+    run_loop(_main(float(sys.argv[1])))

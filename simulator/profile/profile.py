@@ -3,7 +3,6 @@
 Knows the order of the measurements and how thorough they are; each is a module of its own.
 """
 
-import asyncio
 import os
 import platform
 from importlib import metadata
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from cluster.host import InstanceSpec
+from cluster.loop import run_loop
 from cluster.machine import ThisMachine
 from scheduler.fitted import FitError
 from simulator.costs.card import Card
@@ -66,7 +66,7 @@ def profile(config: Config, source: str, effort: Effort, say: Say) -> Profile:
     steps only. Raises ConfigError, or what a server fails with."""
     if effort.topologies:
         processes.check()
-    found = asyncio.run(_measured(config, effort, say))
+    found = run_loop(_measured(config, effort, say))
     costs = fitted(found.timed)
     card = Card(source=source, sizes=found.sizes, costs=costs)
     if not found.probes:

@@ -19,6 +19,7 @@ from triptych.core.ids import InstanceId
 from triptych.core.plan import LanguageResult
 from triptych.core.request import Sampling
 from triptych.engine.outcome import Advanced, Drew, Dropped, Ended, Reserved, Starved
+from triptych.engine.policies import Beside
 
 
 def test_prefill_decode_and_rest():
@@ -35,6 +36,19 @@ def test_prefill_decode_and_rest():
     assert bench.engine.is_idle
     held, totals = bench.engine.census()
     assert Census(InstanceId("x"), tuple(held), totals).is_idle
+
+
+def test_what_it_is_to_pictures_on_the_same_device():
+    bench = Bench(max_sequences=3)
+    assert bench.engine.beside().is_idle
+    for name, length, bound_s in (("a", 5, 0.1), ("b", 3, 0.05), ("c", 30, 0.01), ("d", 9, None)):
+        bench.engine.submit(make_job(name, range(length), slo_tpot_s=bound_s), 0.0)
+    bench.step()
+    bench.step()
+    # Two decode behind 6 and 4 tokens, one has chunks left, one waits for a place.
+    assert bench.engine.beside() == Beside(2, 10, 0.05, 2)
+    bench.run()
+    assert bench.engine.beside().is_idle
 
 
 def test_chunks_are_the_same_under_any_load():

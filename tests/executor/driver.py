@@ -48,6 +48,7 @@ def executors(
     sparse: SparseConfig = DENSE,
     vision_share: float = 1.0,
     decode_gap_s: float = 0.0,
+    split: str = "whole",
     **cache: int | str,
 ) -> Executors:
     """Executors of small stores on a CPU."""
@@ -65,7 +66,7 @@ def executors(
     config = Config(
         model=model,
         cluster=cluster,
-        engine=EngineConfig(deterministic=deterministic),
+        engine=EngineConfig(deterministic=deterministic, split=split),
         sparse=sparse,
         cache=CacheConfig(**{**sizes, **cache}),
     )
@@ -142,6 +143,7 @@ class Driver:
 
     def __init__(self, executors: Executors, seed: int = 0) -> None:
         self.executors = executors
+        self.share = 1.0
         rng = random.Random(seed)
         self.free_kv: list[BlockId] = []
         self.free_rows: list[BlockId] = []
@@ -164,7 +166,7 @@ class Driver:
             sequence.item_blocks.append(blocks)
             tasks.append(VisionTask(JobId("job"), item, pixels, blocks))
         if tasks:
-            self.executors.vision.execute(VisionPlan(tuple(tasks)))
+            self.executors.vision.execute(VisionPlan(tuple(tasks), self.share))
         return sequence
 
     def step(self, *work: tuple[Sequence_, int]) -> None:

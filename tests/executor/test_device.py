@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from triptych.core.errors import ConfigError, InstanceLost, InvariantBroken
-from triptych.executor.device import computing, stream_beside
+from triptych.core.plan import SLICES
+from triptych.executor import device
+from triptych.executor.device import Streams, computing, stream_beside
 
 CPU = torch.device("cpu")
 
@@ -37,19 +39,31 @@ def test_our_own_errors_stay_what_they_are():
 
 def test_a_cpu_has_no_streams_and_nothing_to_divide():
     assert stream_beside(CPU) is None
-    with pytest.raises(ConfigError, match=r"model\.vision_share: only a GPU"):
+    with pytest.raises(ConfigError, match="only a GPU"):
         stream_beside(CPU, 0.5)
+
+
+def test_streams_are_made_once_and_chosen_by_share(monkeypatch):
+    made = []
+    monkeypatch.setattr(device, "stream_beside", lambda _, share: made.append(share) or share)
+    streams = Streams(CPU, 0.6, SLICES)
+    assert made == [0.25, 0.5, 0.6]
+    chosen = [streams.on(share) for share in (0.1, 0.25, 0.4, 0.5, 0.75, 1.0)]
+    assert chosen == [0.25, 0.25, 0.25, 0.5, 0.6, 0.6]
+    undivided = Streams(CPU)
+    assert [undivided.on(share) for share in (0.25, 1.0)] == [1.0, 1.0]
+    assert made[3:] == [1.0]
 
 
 @pytest.mark.gpu
 def test_work_on_a_share_of_a_gpu_takes_longer_than_on_all_of_it():
-    device, took_s = torch.device("cuda", 0), {}
-    x = torch.rand(8192, 8192, device=device)
+    gpu, took_s = torch.device("cuda", 0), {}
+    x = torch.rand(8192, 8192, device=gpu)
     for share in (1.0, 0.25, 1.0, 0.25):
-        beside = stream_beside(device, share)
+        beside = stream_beside(gpu, share)
         torch.cuda.synchronize()
         began = time.monotonic()
-        with computing(device, "a product", beside):
+        with computing(gpu, "a product", beside):
             for _ in range(20):
                 x @ x
         took_s[share] = time.monotonic() - began

@@ -1,17 +1,21 @@
+import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.executor.driver import Driver, executors, scene
+from tests.executor.driver import EPD, Driver, executors, scene
 from tests.patience import PATIENCE_S
 from triptych.core.ids import BlockId, JobId
-from triptych.core.plan import Drawn, LanguagePlan, Segment
+from triptych.core.lifecycle import Role, Stage
+from triptych.core.plan import Drawn, LanguagePlan, Segment, VisionPlan
 from triptych.executor import pace as pace_of_steps
-from triptych.executor.pace import Pace, are_cores_contended
+from triptych.executor.pace import Niceness, Pace, are_cores_contended
 
 GAP_S = 0.05
 STEPS = 5
@@ -86,6 +90,34 @@ def test_a_run_of_steps_waits_and_changes_no_token(folders, monkeypatch):
     waited_s = GAP_S * (STEPS - 1)
     assert wall_s >= waited_s
     assert wall_s - computed_s >= waited_s / 2
+
+
+def test_a_thread_becomes_nicer_once_and_alone():
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    nicer = Niceness(3)
+
+    def there() -> int:
+        nicer.here()
+        nicer.here()
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(there).result() == min(19, ours + 3)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == ours
+
+
+def test_pictures_yield_to_the_language_model_where_both_compute(folders):
+    def niceness_of(role: Role) -> int:
+        made = executors(folders["wide"], role)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(made.vision.execute, VisionPlan(())).result()
+            there = thread.submit(threading.get_native_id).result()
+            found = os.getpriority(os.PRIO_PROCESS, there)
+        made.close()
+        return found - os.getpriority(os.PRIO_PROCESS, 0)
+
+    assert niceness_of(EPD) > 0
+    assert niceness_of(frozenset({Stage.ENCODE})) == 0
 
 
 BUSY = """

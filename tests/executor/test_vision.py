@@ -7,7 +7,8 @@ import torch
 from tests.executor.driver import Driver, executors, inputs_of, scene
 from triptych.core.errors import ConfigError, InvariantBroken
 from triptych.core.ids import BlockId, JobId
-from triptych.core.plan import VisionPlan, VisionTask
+from triptych.core.lifecycle import Stage
+from triptych.core.plan import SLICES, VisionPlan, VisionTask
 from triptych.executor.build import Executors
 
 
@@ -86,6 +87,23 @@ def test_a_share_of_the_gpu_gives_the_same_rows(folders):
     assert (rows[0].float() - rows[1].float()).abs().max() < 1e-2
 
 
-def test_a_share_of_a_cpu_is_refused(folders):
-    with pytest.raises(ConfigError, match=r"model\.vision_share"):
-        executors(folders["qwen2_5_vl"], vision_share=0.5)
+@pytest.mark.parametrize("more", [{"vision_share": 0.5}, {"split": "sis"}])
+def test_a_part_of_a_cpu_is_refused(folders, more):
+    with pytest.raises(ConfigError, match=r"model\.vision_share, engine\.split: only a GPU"):
+        executors(folders["qwen2_5_vl"], **more)
+
+
+def test_an_encoder_alone_has_nothing_to_divide(folders):
+    executors(folders["qwen2_5_vl"], frozenset({Stage.ENCODE}), split="sis").close()
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_slice_gives_the_same_rows(folders):
+    one, rows = scene(random.Random(1), [1, (9, 11), 1], 690), []
+    made = executors(folders["qwen2_5_vl"], device="cuda", split="sis")
+    driver = Driver(made)
+    for share in (1.0, *SLICES):
+        driver.share = share
+        rows.append(driver.rows(driver.add(one)))
+    made.close()
+    assert all((each.float() - rows[0].float()).abs().max() < 1e-2 for each in rows)

@@ -31,7 +31,7 @@ class Pace:
         self.cores = self.free_cores = Cores(world, (1.0,))
         self.worked_on, self.drawn = [], []
 
-    def begin(self, what):
+    def begin(self, what, share=1.0):
         assert what == "decode"
         return 2.0
 

@@ -1,13 +1,27 @@
 """Places that share GPUs: what it costs them, and that their GPUs count once."""
 
+import itertools
+from statistics import median
+
 import msgspec
 import pytest
 
+from scheduler.slices import BANDWIDTH, ETA
 from simulator.interference import Colocated, Interference, present
 from tests.simulator.test_happenings import run_of, tpots
 from triptych.core.errors import ConfigError
 
 PLACES = ("encode-0", "decode-0")
+
+
+def encoding_s(run):
+    return sum(one.end_s - one.start_s for one in run.busy if one.what == "encode")
+
+
+def gaps(rows):
+    """Between tokens behind the second, of all answers."""
+    times = [row.token_times_s[1:] for row in rows]
+    return [later - sooner for each in times for sooner, later in itertools.pairwise(each)]
 
 
 def factors(group, *busy):
@@ -74,6 +88,29 @@ def test_pictures_and_sequences_of_one_instance_take_turns():
     assert world.begin("epd-1", "decode") == 1.0
 
 
+def test_a_slice_slows_its_pictures_and_leaves_the_rest_to_sequences():
+    world = Interference()
+    assert world.begin("epd-0", "encode", 0.25) == pytest.approx(0.25**-ETA)
+    assert world.begin("epd-0", "decode") == 1.0 + BANDWIDTH
+    world.end("epd-0", "decode")
+    assert world.begin("epd-0", "mixed") == pytest.approx(0.75**-ETA)
+    world.end("epd-0", "encode")
+    world.end("epd-0", "mixed")
+    assert world.begin("epd-0", "decode") == 1.0
+    assert world.begin("epd-0", "encode", 0.5) == pytest.approx(0.5**-ETA)
+    world.end("epd-0", "encode")
+    assert world.begin("epd-0", "encode") == 2.0  # all of it: they take turns
+
+
+def test_slices_keep_the_pace_of_decodes_beside_pictures():
+    """EPD on one GPU under pictures: SpaceServe's case, in the server's own engine."""
+    settings = ["engine.split=sis", "engine.encode_order=twsrf"]
+    plain, divided = run_of("EPD1", rate=12.0), run_of("EPD1", rate=12.0, set=settings)
+    assert median(tpots(divided.rows)) < 0.9 * median(tpots(plain.rows))
+    assert max(gaps(divided.rows)) < 0.7 * max(gaps(plain.rows))
+    assert encoding_s(divided) > 1.2 * encoding_s(plain)
+
+
 @pytest.mark.parametrize(
     ("group", "named"),
     [
@@ -102,10 +139,6 @@ def test_an_encoder_beside_decode_slows_it_and_saves_a_gpu():
     plain = run_of("E1,P1,D1", rate=9.0)
     shared = run_of("E1,P1,D1", rate=9.0, **beside)
     assert (plain.num_gpus, shared.num_gpus) == (3, 2)
-
-    def encoding_s(run):
-        return sum(one.end_s - one.start_s for one in run.busy if one.what == "encode")
-
     assert encoding_s(shared) == pytest.approx(encoding_s(plain) * 0.3**-0.8, rel=0.01)
     slower = [b / a for a, b in zip(tpots(plain.rows), tpots(shared.rows), strict=True)]
     assert max(slower) > 1.1

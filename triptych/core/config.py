@@ -43,6 +43,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encode_order: str = "fcfs"
     """Which pictures are encoded first: ``fcfs``, ``twsrf`` (fewest left of its request, by time
     windows) or ``slack``."""
+    split: str = "whole"
+    """What of a GPU pictures may take where the language model computes there too: ``whole`` (two
+    streams share it as they can) or ``sis`` (a slice of the multiprocessors, chosen for each step
+    by ``costs``)."""
     image_budget_tokens: Amount = 2048
     """Visual tokens encoded in one step; a larger picture is encoded alone, and on a CPU each is.
     0: as many as ``slo`` allows and the encoder gains by, by ``costs``; 2048 without these."""
@@ -344,6 +348,7 @@ _CHOICES = {
     "engine.order": ("fcfs", "longest_prefix", "mlfq", "edf", "slack"),
     "engine.batching": ("decode_first", "fcfs", "sarathi", "splitfuse", "mlfq", "edf", "slack"),
     "engine.encode_order": ("fcfs", "twsrf", "slack"),
+    "engine.split": ("whole", "sis"),
     "engine.slo": ("interactive", "strict", "multi-image", "video"),
     "sparse.selector": (
         "none",

@@ -106,10 +106,17 @@ class VisionTask(msgspec.Struct, frozen=True):
     blocks: tuple[BlockId, ...]
 
 
+SLICES = (0.25, 0.5, 0.75)
+"""Parts of a device that a step of pictures may be bounded to, beside the whole."""
+
+
 class VisionPlan(msgspec.Struct, frozen=True):
     """One step of an encode instance: pictures of any size, no padding."""
 
     tasks: tuple[VisionTask, ...]
+    share: float = 1.0
+    """Part of the device that it may take, of ``SLICES`` or 1; the rest stays with the language
+    model. Only a GPU is divided."""
 
 
 class VisionResult(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from triptych.engine.bounds import check_job
 from triptych.engine.flight import Flight
 from triptych.engine.outcome import Advanced, Drew, Outcome, Starved
 from triptych.engine.patience import Patience
-from triptych.engine.policies import Budget, Moment, Policies, Work
+from triptych.engine.policies import Beside, Budget, Moment, Policies, Work
 from triptych.engine.room import Elsewhere, Foresee, Room, nowhere
 from triptych.engine.roster import Roster
 from triptych.engine.runs import extend, most_steps, reserve
@@ -311,6 +311,10 @@ class LanguageEngine:
             pending_tokens=sum(sequence.pending for sequence in alive),
             preemptions=self._room.num_preempted,
         )
+
+    def beside(self) -> Beside:
+        """What it is to pictures that are encoded on the same device."""
+        return self._roster.beside()
 
     def census(self) -> tuple[list[Holding], dict[str, int]]:
         """Jobs and blocks by owner, and the totals of the block pool."""

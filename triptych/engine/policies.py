@@ -147,6 +147,32 @@ def in_order_of_arrival(waiting: Sequence[Visual], _moment: Moment, /) -> Sequen
     return range(len(waiting))
 
 
+class Beside(NamedTuple):
+    """What a language engine computes on the device on which pictures are encoded."""
+
+    num_decodes: int = 0
+    context: int = 0
+    """Cached tokens that these attend to, in all."""
+    tpot_s: float = math.inf
+    """The tightest bound on the mean gap between their tokens."""
+    num_prefills: int = 0
+    """Sequences with more to compute than their last token, those that wait included."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the device is the pictures' alone."""
+        return not self.num_decodes and not self.num_prefills
+
+
+class Split(Protocol):
+    """Which part of a device a step of pictures may take."""
+
+    def __call__(self, pictures: Sequence[Visual], beside: Beside, moment: Moment, /) -> float:
+        """One of ``core.plan.SLICES``, or 1. ``pictures`` have their pixels: those of the step
+        first, then those that wait."""
+        ...
+
+
 class Preemption(Protocol):
     """Who gives its blocks back."""
 

@@ -3,6 +3,7 @@
 Knows who waits, who runs, who is over and still held, and what was not told yet. Decides nothing.
 """
 
+import math
 from bisect import insort
 from collections.abc import Collection
 from operator import attrgetter
@@ -11,6 +12,7 @@ from triptych.cache.kv import KvCache
 from triptych.core.errors import InvariantBroken
 from triptych.core.ids import JobId
 from triptych.engine.outcome import Dropped, Ended, Outcome
+from triptych.engine.policies import Beside
 from triptych.engine.sequence import Phase, Sequence
 
 _arrival = attrgetter("arrival")
@@ -47,6 +49,17 @@ class Roster:
             or one.finished is not None
             or (one.phase is Phase.RUNNING and one.id not in computed)
             for one in self.running
+        )
+
+    def beside(self) -> Beside:
+        """What these sequences are to others on the same device."""
+        running = [one for one in self.running if one.phase is Phase.RUNNING]
+        decodes = [one for one in running if one.pending == 1]
+        return Beside(
+            len(decodes),
+            sum(one.computed for one in decodes),
+            min((one.claim.tpot_s for one in decodes), default=math.inf),
+            len(running) - len(decodes) + len(self.waiting),
         )
 
     def get_alive(self, job_id: JobId) -> Sequence | None:

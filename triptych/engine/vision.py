@@ -20,7 +20,7 @@ from triptych.core.plan import Drawn, VisionPlan, VisionResult, VisionTask
 from triptych.engine.outcome import Dropped, Embedded, Outcome, Starved
 from triptych.engine.patience import Patience
 from triptych.engine.picture import Phase, Picture
-from triptych.engine.policies import EncodeOrder, Moment, in_order_of_arrival
+from triptych.engine.policies import EncodeOrder, Moment, Visual, in_order_of_arrival
 from triptych.engine.step import Step
 from triptych.engine.tally import Tally
 
@@ -32,6 +32,7 @@ class VisionEngine:
         config: budgets and bounds.
         cache: embedding blocks of the instance; prefill on the same instance may share it.
         order: who is encoded first; from ``scheduler.registry``.
+        split: which part of the device a step may take (``policies.Split``); None: all of it.
         must_wait: whether others on the instance wait for room in the cache, so that no place is
             to be taken now.
         patience_s: how long pictures wait for room before ``Starved`` is said.
@@ -43,12 +44,14 @@ class VisionEngine:
         cache: EmbeddingCache,
         *,
         order: EncodeOrder = in_order_of_arrival,
+        split: Callable[[Sequence[Visual], Moment], float] | None = None,
         must_wait: Callable[[], bool] = lambda: False,
         patience_s: float = math.inf,
     ) -> None:
         self._config = config
         self._cache = cache
         self._order = order
+        self._split = split
         self._must_wait = must_wait
         self._patience = Patience(patience_s)
         self._known: dict[JobId, Picture] = {}
@@ -176,7 +179,8 @@ class VisionEngine:
         outcomes = self.poll()
         if not tasks and not outcomes:
             return None
-        step = Step(VisionPlan(tuple(tasks)), frozenset(task.job for task in tasks), outcomes)
+        plan = VisionPlan(tuple(tasks), self._share(now))
+        step = Step(plan, frozenset(task.job for task in tasks), outcomes)
         self._step = step if tasks else None
         return step
 
@@ -292,6 +296,14 @@ class VisionEngine:
                 writing.append((picture, entry))
                 left -= picture.num_tokens
         return writing
+
+    def _share(self, now: float) -> float:
+        if self._split is None or not self._writing:
+            return 1.0
+        writing = [picture for picture, _ in self._writing]
+        waiting = [p for p in self._known.values() if p.pixels is not None and not p.is_writer]
+        pictures = [p.waits(p.num_tokens, p.submitted_s) for p in (*writing, *waiting)]
+        return self._split(pictures, Moment(now, self._turn))
 
     def _in_order(self, now: float) -> list[tuple[Picture, bool]]:
         """Pictures that are not encoded, nor have a place and wait for their pixels only, and

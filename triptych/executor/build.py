@@ -200,12 +200,30 @@ def _build_model(
                 frees_lock=made_of is not PLAIN and layout.num_shards == 1,
                 pace=_pace(config, device),
             )
-        if Stage.ENCODE in stores.role and stores.embeddings is not None:
+        if Stage.ENCODE in stores.role:
             tower = TowerModel(VisionTower(spec.vision, weights), geometry)
-            share = config.model.vision_share
-            vision = VisionExecutor(tower, stores.embeddings, geometry, share)
+            vision = _vision(tower, config, stores, geometry)
     num_bytes = weights.num_bytes + (stores.team.ready() if stores.team is not None else 0)
     return Executors(language, vision, stores.embeddings, stores.sizes(num_bytes), stores.team)
+
+
+def _vision(
+    model: TowerModel, config: Config, stores: _Stores, geometry: ImageGeometry
+) -> VisionExecutor:
+    """What encodes; beside a language model it has a part of a GPU, or yields on a CPU."""
+    assert stores.embeddings is not None
+    is_beside = bool(stores.role & {Stage.PREFILL, Stage.DECODE})
+    is_divided = is_beside and config.engine.split != "whole"
+    is_cpu = stores.embeddings.tensor.device.type == "cpu"
+    nice = _PICTURES_NICE if is_beside and is_cpu else 0
+    share = config.model.vision_share
+    return VisionExecutor(
+        model, stores.embeddings, geometry, share, is_divided=is_divided, nice=nice
+    )
+
+
+_PICTURES_NICE = 10
+"""Of the thread that encodes where the language model computes on the same cores."""
 
 
 def _pace(config: Config, device: str) -> Pace | None:

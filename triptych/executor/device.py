@@ -3,7 +3,7 @@
 Knows PyTorch's errors and ours; no plan, no model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ from triptych.core.errors import ConfigError, InstanceLost, InvariantBroken
 
 MULTIPROCESSORS = 8
 """Of a GPU go together: a share is a multiple of so many (Hopper's granularity of partitions)."""
+_KEYS = "model.vision_share, engine.split"
+"""Settings that ask for a part of a device."""
 
 
 class Beside(NamedTuple):
@@ -31,7 +33,7 @@ def stream_beside(device: torch.device, share: float = 1.0) -> Beside | None:
     ConfigError if a share cannot be had."""
     if device.type != "cuda":
         if share < 1.0:
-            raise ConfigError("model.vision_share: only a GPU has multiprocessors to divide")
+            raise ConfigError(f"{_KEYS}: only a GPU has multiprocessors to divide")
         return None
     if share == 1.0:
         return Beside(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
@@ -41,7 +43,25 @@ def stream_beside(device: torch.device, share: float = 1.0) -> Beside | None:
         context: Any = GreenContext.create(num_sms=count, device_id=device.index or 0)
         return Beside(context.Stream(), context)
     except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"model.vision_share: no green contexts here: {error}") from error
+        raise ConfigError(f"{_KEYS}: no green contexts here: {error}") from error
+
+
+class Streams:
+    """Where pictures are encoded: on the most of a device that they may have, and on slices of it.
+    Slices overlap: only one step of pictures is computed at a time."""
+
+    def __init__(
+        self, device: torch.device, share: float = 1.0, slices: Sequence[float] = ()
+    ) -> None:
+        """All streams are made now. Raises ConfigError if one cannot be had; see
+        ``stream_beside``."""
+        most = {share} | {each for each in slices if each < share}
+        self._streams = {each: stream_beside(device, each) for each in sorted(most)}
+
+    def on(self, share: float) -> Beside | None:
+        """The largest slice that is no larger than ``share``, else the smallest; None on a CPU."""
+        least = next(iter(self._streams))
+        return self._streams[max((s for s in self._streams if s <= share), default=least)]
 
 
 @contextmanager

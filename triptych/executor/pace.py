@@ -1,11 +1,14 @@
-"""When a step of several decodes begins on cores that others want too: not before a gap is over.
+"""Who has a core that several stages want: a gap between decode steps, a niceness of pictures.
 
 Decode has the shortest steps of all stages and begins the next one at once, so it is never behind
-in the contest for a core, and makes many small steps of what could be fewer and larger ones. Knows
-steps and how many threads would run; not who they are.
+in the contest for a core, and makes many small steps of what could be fewer and larger ones. Where
+pictures are encoded in the same process, it is they that can wait. Knows steps and how many threads
+would run; not who they are.
 """
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +42,22 @@ class Pace:
             now_s = time.monotonic()
         self._began_s = now_s
         return now_s - came_s
+
+
+class Niceness:
+    """Of the one thread that executes something: added once, as soon as it is known."""
+
+    def __init__(self, more: int) -> None:
+        """``more``: as ``os.nice`` has it, 0 to 19."""
+        self._more = more
+
+    def here(self) -> None:
+        """Called by that thread. Linux has a niceness for each; elsewhere nothing happens."""
+        if self._more and sys.platform == "linux":
+            thread = threading.get_native_id()
+            now = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, now + self._more)
+        self._more = 0
 
 
 def are_cores_contended() -> bool:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.core.errors import InvariantBroken
-from triptych.core.plan import VisionPlan, VisionResult, VisionTask
+from triptych.core.plan import SLICES, VisionPlan, VisionResult, VisionTask
 from triptych.executor.block_store import BlockStore
-from triptych.executor.device import computing, stream_beside
+from triptych.executor.device import Streams, computing
 from triptych.executor.models.vision import VisionTower
+from triptych.executor.pace import Niceness
 from triptych.inputs.model_card import ImageGeometry
 
 Pixels = NDArray[np.uint8]
@@ -59,12 +60,19 @@ class VisionExecutor:
         embeddings: BlockStore,
         geometry: ImageGeometry,
         share: float = 1.0,
+        *,
+        is_divided: bool = False,
+        nice: int = 0,
     ) -> None:
-        """``share`` of a GPU's multiprocessors is used at most; see ``device.stream_beside``."""
+        """``share`` of a GPU's multiprocessors is used at most, or the plan's if that is less and
+        ``is_divided``; see ``device.Streams``. ``nice`` is added to the niceness of the thread that
+        executes."""
         self.embeddings = embeddings
         self._model = model
         self._geometry = geometry
-        self._beside = stream_beside(embeddings.tensor.device, share)
+        device = embeddings.tensor.device
+        self._nice = Niceness(nice)
+        self._streams = Streams(device, share, SLICES if is_divided else ())
         self.encodes_alone = embeddings.tensor.device.type == "cpu"
 
     @torch.inference_mode()
@@ -76,11 +84,13 @@ class VisionExecutor:
         together, or if the step fails: blocks of the plan then hold anything; InstanceLost if no
         step can follow."""
         began = time.monotonic()
+        self._nice.here()
         if plan.tasks:
             pictures = [(self._pixels(task), task.item.grid) for task in plan.tasks]
             slots = np.concatenate([self._slots(task) for task in plan.tasks])
             store = self.embeddings.tensor.view(-1, self.embeddings.layout.shape[-1])
-            with computing(store.device, "a vision step", self._beside):
+            beside = self._streams.on(plan.share)
+            with computing(store.device, "a vision step", beside):
                 rows = self._model.encode(pictures).to(store.dtype)
                 store.index_copy_(0, torch.from_numpy(slots).to(store.device), rows)
         return VisionResult(time.monotonic() - began)

@@ -56,13 +56,13 @@ def test_the_settings_of_vllm_are_in_its_command(is_eager):
     assert told["environment"]["OMP_NUM_THREADS"] == "2"
     assert setting.name == ("eager, 2 threads" if is_eager else "compiled, 2 threads")
     assert "--stream-interval 1" in " ".join(told["command"])
-    gathered = setting._replace(interval=4)
-    assert gathered.name == setting.name + ", 4 tokens a message"
-    assert "--stream-interval 4" in " ".join(vllm.Monolithic(PLACE, gathered).told["command"])
+    gathered = setting._replace(interval=8)
+    assert gathered.name == setting.name + ", 8 tokens a message"
+    assert "--stream-interval 8" in " ".join(vllm.Monolithic(PLACE, gathered).told["command"])
     assert f"--max-num-seqs {PLACE.max_seqs} " in " ".join(told["command"])
-    few = setting._replace(at_once=10)
-    assert few.name == setting.name + ", 10 at once"
-    assert "--max-num-seqs 10 " in " ".join(vllm.Monolithic(PLACE, few).told["command"])
+    few = setting._replace(at_once=9)
+    assert few.name == setting.name + ", 9 at once"
+    assert "--max-num-seqs 9 " in " ".join(vllm.Monolithic(PLACE, few).told["command"])
 
 
 @pytest.mark.parametrize("topology", ["EPD1", "E1,P1,D1"])
@@ -70,11 +70,11 @@ def test_a_topology_is_tried_with_what_may_be_its_best(topology):
     entrant = servers.triptych(Path("runs/small"), topology, ())
     told = {name: make().told["set"] for name, make in entrant.settings.items()}
     assert told["1 thread"] == ("cluster.backend=process",)
-    assert "model.threads=2" in told["2 threads, 4 tokens a message"]
-    assert "engine.stream_interval=4" in told["2 threads, 4 tokens a message"]
-    last = "decode yields" if "D1" in topology.split(",") else "10 at once"
-    assert list(told)[-1] == f"2 threads, 4 tokens a message, {last}"
-    assert told.popitem()[1][-1] in (servers.GAP, "engine.max_sequences=10")
+    assert "model.threads=2" in told["2 threads, 8 tokens a message"]
+    assert "engine.stream_interval=8" in told["2 threads, 8 tokens a message"]
+    last = "decode yields" if "D1" in topology.split(",") else "9 at once"
+    assert list(told)[-1] == f"2 threads, 8 tokens a message, {last}"
+    assert told.popitem()[1][-1] in (servers.GAP, "engine.max_sequences=9")
     (name,) = servers.triptych(Path("runs/small"), topology, ["model.threads=2"]).settings
     assert name == "as given"
 
