@@ -311,15 +311,15 @@ class _Assembly:
         """Whether prompts wait for room for all their pictures: encode takes none before them."""
         return self._intake is not None and self._intake.num_waiting > 0
 
-    def _split(self) -> Callable[[Sequence[Visual], Moment], float] | None:
+    def _split(self) -> Callable[[Sequence[Visual], Sequence[Visual], Moment], float] | None:
         """Which part of the device pictures may take beside the language engine's work."""
-        policy = registry.split(self._spec.config.engine, self._costs)
-        if policy is None or self._executors.language is None:
+        policy = registry.split(self._spec.config, self._costs)
+        if policy is None:
             return None
 
-        def share(pictures: Sequence[Visual], moment: Moment) -> float:
+        def share(step: Sequence[Visual], waiting: Sequence[Visual], moment: Moment) -> float:
             beside = Beside() if self._language is None else self._language.beside()
-            return policy(pictures, beside, moment)
+            return policy(step, waiting, beside, moment)
 
         return share
 

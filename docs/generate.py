@@ -48,7 +48,7 @@ _TYPES = {
     "Seconds": "number > 0",
     "str": "text",
     "bool": "true or false",
-    "Gap": "number from 0 to 1",
+    "Gap": "number from 0 to 0.05",
     "Share": "number > 0, at most 1",
     "dict[str, str]": "table of text",
     "dict[str, Weight]": "table of numbers > 0",

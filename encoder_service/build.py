@@ -31,4 +31,6 @@ def build_encode(
             service.handle(outcome)
 
     service = EncodeService(engine, executor.embeddings, outbox, pictures, clock, wake, emit)
-    return service, Pump(engine, executor, clock, tell)
+    pump = Pump(engine, executor, clock, tell)
+    pump.be_nice(executor.nice)
+    return service, pump

@@ -5,44 +5,54 @@ chosen by a cost model, the alternative to instances of their own. The rule is o
 slice on which every picture is still in time. Knows ``Costs``; no queue, no device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import inf
 
 from scheduler.costs import Costs
-from triptych.core.plan import SLICES
+from triptych.core.plan import ETA, SLICES
 from triptych.engine.policies import Beside, Moment, Visual
 
-ETA = 0.8
-"""Arithmetic on a part ``s`` of a device takes ``s ** -ETA`` as long as on all of it."""
 BANDWIDTH = 0.1
 """By how much a decode step takes longer while another slice computes: memory is not divided."""
 PART = 0.5
 """Of their slack, what pictures may spend on a small slice: the rest is for those to come."""
+LONGEST_S = 0.25
+"""Longest step on a small slice: whoever comes meanwhile waits for its end."""
 
 
 class Slices:
     """One policy. Times of pictures are those of each alone, which is the most they take."""
 
-    def __init__(self, costs: Costs) -> None:
+    def __init__(self, costs: Costs, most: float = 1.0) -> None:
+        """``most`` of the device is there for pictures at all."""
         self._costs = costs
+        self._most = most
+        self._slices = tuple(share for share in SLICES if share < most)
         self._vision_s: Callable[[int], float] = lru_cache(4096)(
             lambda num_tokens: costs.vision_s((num_tokens,))
         )
 
-    def split(self, pictures: Sequence[Visual], beside: Beside, moment: Moment, /) -> float:
-        """See ``Split``. All of the device if nobody else is there, or if pictures are late on
-        every slice and no decode's gap grows beyond its bound by them."""
-        if beside.is_idle:
-            return 1.0
-        for share in SLICES:
-            if self._are_in_time(pictures, share, moment.now_s):
+    def split(
+        self, step: Sequence[Visual], waiting: Sequence[Visual], beside: Beside, moment: Moment, /
+    ) -> float:
+        """See ``Split``. The most there is if nobody else computes, or if pictures are late on
+        every slice and no decode's gap grows beyond its bound by the step."""
+        if beside.is_idle or not self._slices:
+            return self._most
+        for share in self._slices:
+            if self._step_s(step, share) <= LONGEST_S and self._are_in_time(
+                (*step, *waiting), share, moment.now_s
+            ):
                 return share
-        first_s = self._vision_s(pictures[0].num_tokens)
         decode_s = self._costs.language_s((), beside.num_decodes, beside.context)
-        return 1.0 if first_s + decode_s <= beside.tpot_s else SLICES[-1]
+        is_short = self._step_s(step, self._most) + decode_s <= beside.tpot_s
+        return self._most if is_short else self._slices[-1]
 
-    def _are_in_time(self, pictures: Sequence[Visual], share: float, now_s: float) -> bool:
+    def _step_s(self, pictures: Iterable[Visual], share: float) -> float:
+        return slowed(sum(self._vision_s(picture.num_tokens) for picture in pictures), share)
+
+    def _are_in_time(self, pictures: Iterable[Visual], share: float, now_s: float) -> bool:
         """Whether all of them, one after the other, take their part of the time that the stages
         behind them leave."""
         work_s = 0.0

@@ -274,6 +274,8 @@ class SimulatedLanguage:
 class SimulatedVision:
     """Implements ``core.ports.VisionExecutor``; ``execute`` gives ``Takes``."""
 
+    nice = 0
+
     def __init__(
         self, embeddings: EmptyMemory, costs: Costs, pace: Pace, *, encodes_alone: bool = False
     ) -> None:

@@ -13,8 +13,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from scheduler.slices import BANDWIDTH, ETA
+from scheduler.slices import BANDWIDTH, slowed
 from triptych.core.errors import ConfigError
+from triptych.core.plan import ETA
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 WORK = ("encode", "prefill", "decode")
@@ -135,12 +136,13 @@ class Interference:
                 self._tell(other)
 
     def _beside(self, place: str, kind: str, own: Sequence[str]) -> float:
-        """By how much work takes longer for what its own instance does besides."""
+        """By how much work takes longer for what its own instance does besides: pictures on a slice
+        leave decodes their pace; with prefill, which nothing bounds, they take turns there."""
         share = self._slices.get(place, 1.0)
         if kind == "encode" and share < 1.0:
-            return float(share**-ETA)
+            return slowed(1.0, share) * (1.0 + self._share * own.count("prefill"))
         if "encode" in own and share < 1.0:
-            return 1.0 + BANDWIDTH if kind == "decode" else float((1.0 - share) ** -ETA)
+            return 1.0 + (BANDWIDTH if kind == "decode" else self._share * share)
         return 1.0 + self._share * len(own)
 
     def _tell(self, place: str) -> None:

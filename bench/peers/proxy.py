@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import uvloop
+
 _LIMIT = 1 << 24
 _CHUNK = 1 << 16
 _MEDIA = {"image_url", "input_audio", "audio_url", "video_url"}
@@ -151,7 +153,8 @@ def main() -> None:
     parser.add_argument("--listen", required=True, metavar="HOST:PORT")
     parser.add_argument("--encoder", required=True, metavar="HOST:PORT")
     parser.add_argument("--decoder", required=True, metavar="HOST:PORT")
-    asyncio.run(_main(parser.parse_args()))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as our router does
+        runner.run(_main(parser.parse_args()))
 
 
 if __name__ == "__main__":

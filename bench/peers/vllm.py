@@ -209,6 +209,7 @@ async def entrants(model: Path, python: str, max_seqs: int) -> list[Entrant]:
     alone += [Setting(False, 2, GATHERED, AT_ONCE)]
     # Two instances share the cores.
     apart = [Setting(False, 1), Setting(True, 1), Setting(False, 1, GATHERED)]
+    apart += [Setting(False, 2, GATHERED), Setting(False, 1, GATHERED, AT_ONCE)]
     return [
         Entrant("vLLM", {one.name: partial(Monolithic, place, one) for one in alone}, has),
         Entrant("vLLM 1E+1PD", {one.name: partial(EncoderApart, place, one) for one in apart}, has),

@@ -166,6 +166,8 @@ async def test_a_role_may_yield_to_others():
         question = Question(rng_of("nice"), 1)
         assert await driver.ask(question) == question.answer()
         found = {name: threads_of(pid) for name, pid in cluster.pids().items()}
+        loops = [f"/proc/{pid}/maps" for pid in cluster.pids().values()]
+        assert all("/uvloop/" in Path(each).read_text() for each in loops)
     ours = os.getpriority(os.PRIO_PROCESS, 0)
     assert set(found["encode-0@0"]) == set(found["prefill-0@0"]) == {ours}
     assert set(found["decode-0@0"]) == {ours + 7}

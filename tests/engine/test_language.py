@@ -45,10 +45,12 @@ def test_what_it_is_to_pictures_on_the_same_device():
         bench.engine.submit(make_job(name, range(length), slo_tpot_s=bound_s), 0.0)
     bench.step()
     bench.step()
-    # Two decode behind 6 and 4 tokens, one has chunks left, one waits for a place.
-    assert bench.engine.beside() == Beside(2, 10, 0.05, 2)
+    # Two decode behind 6 and 4 tokens, one has chunks left; one waits for a place.
+    assert bench.engine.beside() == Beside(2, 10, 0.05, 1)
     bench.run()
-    assert bench.engine.beside().is_idle
+    bench.engine.submit(make_job("e", range(8), items=(picture("p", 0, 3),)), 0.0)
+    bench.step()
+    assert bench.engine.beside().is_idle  # it waits for its picture
 
 
 def test_chunks_are_the_same_under_any_load():

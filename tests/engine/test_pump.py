@@ -1,5 +1,7 @@
 import asyncio
 import logging
+import os
+import sys
 import threading
 
 import pytest
@@ -226,3 +228,27 @@ async def test_close_before_run_ends_the_thread():
     await hall.pump.close()
     await hall.pump.run()
     assert hall.num_plans == 0
+
+
+def niceness():
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness for each thread")
+async def test_its_thread_may_yield_to_others():
+    hall, ours = Hall(), niceness()
+    hall.pump.be_nice(3)
+    assert hall.pump._thread.submit(niceness).result() == min(19, ours + 3)
+    assert niceness() == ours
+    await hall.pump.close()
+
+
+async def test_a_sandbox_that_forbids_it_costs_nothing_else(monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    hall, ours = Hall(), niceness()
+    hall.pump.be_nice(3)
+    assert hall.pump._thread.submit(niceness).result() == ours
+    await hall.pump.close()

@@ -92,30 +92,6 @@ class Bench:
         return [said for said in self.said if isinstance(said, kind)]
 
 
-def test_a_step_takes_the_part_of_the_device_that_it_is_given():
-    """Asked for once a step, with its pictures first; those whose pixels lack do not count."""
-    asked = []
-
-    def split(pictures, moment):
-        asked.append(([each.job for each in pictures], moment.now_s))
-        return 0.5
-
-    bench = Bench(split=split)
-    for name, content in (("one", "b"), ("two", "b"), ("three", "d"), ("four", "a")):
-        bench.submit(name, content)
-    bench.engine.expect(make_job("five", "c"), 0.0)
-    bench.now = 3.0
-    step = bench.plan()
-    assert [task.job for task in step.plan.tasks] == ["one"]  # "two" is the same picture
-    assert step.plan.share == 0.5
-    assert asked == [(["one", "two", "three", "four"], 3.0)]
-    bench.apply(step)
-    bench.run()
-    assert len(asked) == 3
-    assert bench.plan() is None
-    assert len(asked) == 3
-
-
 def test_in_deterministic_mode_every_picture_is_encoded_alone():
     """The shape of a step decides the last bits of what it computes."""
     bench = Bench(deterministic=True)

@@ -1,29 +1,31 @@
 import os
 import random
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.executor.driver import EPD, Driver, executors, scene
-from tests.patience import PATIENCE_S
 from triptych.core.ids import BlockId, JobId
-from triptych.core.lifecycle import Role, Stage
-from triptych.core.plan import Drawn, LanguagePlan, Segment, VisionPlan
+from triptych.core.lifecycle import Stage
+from triptych.core.plan import Draw, Drawn, LanguagePlan, Segment
+from triptych.core.request import Sampling
 from triptych.executor import pace as pace_of_steps
-from triptych.executor.pace import Niceness, Pace, are_cores_contended
+from triptych.executor.pace import Pace, are_cores_contended
 
 GAP_S = 0.05
 STEPS = 5
 
 
-def plan(*lengths: int) -> LanguagePlan:
+def plan(*lengths: int, drawn: int = 1) -> LanguagePlan:
+    """Decodes where ``drawn`` tokens are there, else prompts, the shortest of one token."""
     return LanguagePlan(
-        tuple(Segment(JobId(f"job-{n}"), 0, (1,) * n, (BlockId(0),)) for n in lengths)
+        tuple(
+            Segment(
+                JobId(f"job-{n}"), 0, (1,) * n, (BlockId(0),), (), Draw(Sampling(), 9 + drawn, 9)
+            )
+            for n in lengths
+        )
     )
 
 
@@ -52,7 +54,15 @@ def test_prompts_and_one_that_decodes_alone_never_wait(lengths):
     pace = Pace(GAP_S, contest)
     pace.wait(plan(1, 1))
     assert pace.wait(plan(*lengths)) == 0.0
+    assert pace.wait(plan(1, 1, drawn=0)) == 0.0  # of a prompt whose prefix is cached
     assert contest.left == 1000  # nobody even looked
+
+
+def test_who_waits_for_the_step_ends_its_wait():
+    pace = Pace(60.0, lambda: True)
+    pace.wait(plan(1, 1))
+    over = iter([False, False, True])
+    assert pace.wait(plan(1, 1), lambda: next(over)) < 10.0
 
 
 @pytest.mark.parametrize("looks", [0, 3])
@@ -92,55 +102,26 @@ def test_a_run_of_steps_waits_and_changes_no_token(folders, monkeypatch):
     assert wall_s - computed_s >= waited_s / 2
 
 
-def test_a_thread_becomes_nicer_once_and_alone():
-    ours = os.getpriority(os.PRIO_PROCESS, 0)
-    nicer = Niceness(3)
-
-    def there() -> int:
-        nicer.here()
-        nicer.here()
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    with ThreadPoolExecutor(1) as thread:
-        assert thread.submit(there).result() == min(19, ours + 3)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == ours
-
-
 def test_pictures_yield_to_the_language_model_where_both_compute(folders):
-    def niceness_of(role: Role) -> int:
+    nice = {}
+    for role in (EPD, frozenset({Stage.ENCODE}), frozenset({Stage.ENCODE, Stage.DECODE})):
         made = executors(folders["wide"], role)
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(made.vision.execute, VisionPlan(())).result()
-            there = thread.submit(threading.get_native_id).result()
-            found = os.getpriority(os.PRIO_PROCESS, there)
+        nice[role] = made.vision.nice
         made.close()
-        return found - os.getpriority(os.PRIO_PROCESS, 0)
-
-    assert niceness_of(EPD) > 0
-    assert niceness_of(frozenset({Stage.ENCODE})) == 0
+    assert [value > 0 for value in nice.values()] == [True, False, True]
 
 
-BUSY = """
-import os, sys, time
-from triptych.executor.pace import are_cores_contended
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-parent = os.getpid()
-for _ in range(2):
-    if not os.fork():
-        while os.getppid() == parent:
-            pass
-        os._exit(0)
-until = time.monotonic() + float(sys.argv[1])
-while not are_cores_contended() and time.monotonic() < until:
-    time.sleep(0.001)
-print(are_cores_contended())
-"""
+@pytest.mark.parametrize(("running", "is_contended"), [(1, False), (4, False), (5, True)])
+def test_more_threads_than_cores_are_seen(monkeypatch, tmp_path, running, is_contended):
+    told = tmp_path / "loadavg"
+    told.write_text(f"0.52 0.58 0.59 {running}/2213 4711\n")
+    monkeypatch.setattr(pace_of_steps, "_LOAD", told)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert are_cores_contended() is is_contended
 
 
-def test_more_threads_than_cores_are_seen():
-    words = [sys.executable, "-c", BUSY, str(PATIENCE_S / 2)]
-    told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
-    assert told.stdout == "True\n"
+def test_the_system_is_asked():
+    assert int(pace_of_steps._LOAD.read_text().split()[3].partition("/")[0]) >= 1
 
 
 def test_where_the_system_does_not_tell_nobody_waits(monkeypatch, tmp_path):

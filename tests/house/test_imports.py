@@ -28,7 +28,7 @@ ROOMS = {
     "pyarrow": r"simulator/costs/tables\.py",
     "starlette": r"router/.*",
     "uvicorn": r"router/.*",
-    "uvloop": r"cluster/loop\.py",
+    "uvloop": r"cluster/loop\.py|bench/peers/proxy\.py",
     "tokenizers": r"triptych/(executor|inputs)/.*|examples/.*",
 }
 """Module, and the files that may import it. Tests may import everything."""

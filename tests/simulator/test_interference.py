@@ -6,10 +6,11 @@ from statistics import median
 import msgspec
 import pytest
 
-from scheduler.slices import BANDWIDTH, ETA
+from scheduler.slices import BANDWIDTH
 from simulator.interference import Colocated, Interference, present
 from tests.simulator.test_happenings import run_of, tpots
 from triptych.core.errors import ConfigError
+from triptych.core.plan import ETA
 
 PLACES = ("encode-0", "decode-0")
 
@@ -88,18 +89,29 @@ def test_pictures_and_sequences_of_one_instance_take_turns():
     assert world.begin("epd-1", "decode") == 1.0
 
 
-def test_a_slice_slows_its_pictures_and_leaves_the_rest_to_sequences():
+def test_a_slice_slows_its_pictures_and_leaves_decodes_their_pace():
     world = Interference()
     assert world.begin("epd-0", "encode", 0.25) == pytest.approx(0.25**-ETA)
     assert world.begin("epd-0", "decode") == 1.0 + BANDWIDTH
     world.end("epd-0", "decode")
-    assert world.begin("epd-0", "mixed") == pytest.approx(0.75**-ETA)
+    assert world.begin("epd-0", "mixed") == 1.25  # a quarter of it is the pictures'
+    world.end("epd-0", "encode")
+    assert world.begin("epd-0", "encode", 0.5) == pytest.approx(2 * 0.5**-ETA)
     world.end("epd-0", "encode")
     world.end("epd-0", "mixed")
     assert world.begin("epd-0", "decode") == 1.0
     assert world.begin("epd-0", "encode", 0.5) == pytest.approx(0.5**-ETA)
     world.end("epd-0", "encode")
     assert world.begin("epd-0", "encode") == 2.0  # all of it: they take turns
+
+
+def test_nobody_beside_leaves_pictures_all_of_a_gpu():
+    """One request after the other: slices change nothing."""
+    settings = ["engine.split=sis", "engine.encode_order=twsrf"]
+    plain, divided = run_of("EPD1", rate=0.3), run_of("EPD1", rate=0.3, set=settings)
+    first = [[row.token_times_s[0] for row in run.rows] for run in (plain, divided)]
+    assert first[0] == pytest.approx(first[1], abs=1e-3)
+    assert len(first[0]) > 0
 
 
 def test_slices_keep_the_pace_of_decodes_beside_pictures():

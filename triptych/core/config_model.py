@@ -33,8 +33,9 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Added to the niceness of an instance's process, unless it is the server's own: it yields."""
     decode_gap_s: Gap = 0.0
     """On a CPU: least time from the beginning of one step of several decodes to that of the next
-    while some thread of the machine waits for a core. Pictures and prompts get it first, and more
-    sequences decode in a step: first tokens come sooner, the others later. By role: ``D``."""
+    while some thread of the machine waits for a core. Other instances' pictures and prompts get it
+    first, and more sequences decode in a step: first tokens come sooner, the others later. For
+    instances that only decode, on machines that are the server's own."""
     vision_share: Share = 1.0
     """Part of a GPU's multiprocessors on which pictures are encoded beside the language model."""
     kernels: str = "auto"

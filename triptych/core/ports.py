@@ -107,6 +107,11 @@ class VisionExecutor(Protocol):
         embedding need not wait for the last one's."""
         ...
 
+    @property
+    def nice(self) -> int:
+        """What the thread that calls is to add to its niceness: others here are more urgent."""
+        ...
+
     def execute(self, plan: VisionPlan) -> VisionResult:
         """Write the embedding of every task to its blocks."""
         ...

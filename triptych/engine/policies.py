@@ -156,7 +156,8 @@ class Beside(NamedTuple):
     tpot_s: float = math.inf
     """The tightest bound on the mean gap between their tokens."""
     num_prefills: int = 0
-    """Sequences with more to compute than their last token, those that wait included."""
+    """Sequences that have more to compute than their last token and could do so now: no picture
+    that is on its way holds them up."""
 
     @property
     def is_idle(self) -> bool:
@@ -167,9 +168,11 @@ class Beside(NamedTuple):
 class Split(Protocol):
     """Which part of a device a step of pictures may take."""
 
-    def __call__(self, pictures: Sequence[Visual], beside: Beside, moment: Moment, /) -> float:
-        """One of ``core.plan.SLICES``, or 1. ``pictures`` have their pixels: those of the step
-        first, then those that wait."""
+    def __call__(
+        self, step: Sequence[Visual], waiting: Sequence[Visual], beside: Beside, moment: Moment, /
+    ) -> float:
+        """Above 0, at most 1: for the pictures of the ``step``. Those ``waiting`` have their pixels
+        and are to be encoded behind it, in that order."""
         ...
 
 

@@ -6,8 +6,12 @@ The only module of this floor that knows asyncio. Does not know what is planned 
 import asyncio
 import logging
 import math
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -66,6 +70,12 @@ class Pump(Generic[PlanT, ResultT]):
         """What a step that was told in a run met."""
         self._is_flushing = False
         self._running: asyncio.Task[None] | None = None
+
+    def be_nice(self, more: int) -> None:
+        """Let the thread that executes yield to others: so much is added to its niceness, which on
+        Linux each thread has for itself; elsewhere nothing happens."""
+        if more and sys.platform == "linux":
+            self._thread.submit(_be_nice, more)
 
     def wake(self) -> None:
         """The engine was changed: look again. During a step, what can be told at once is told."""
@@ -204,6 +214,12 @@ class Pump(Generic[PlanT, ResultT]):
     def _tell(self, outcomes: Sequence[Outcome]) -> None:
         if outcomes:
             self._sink(outcomes)
+
+
+def _be_nice(more: int) -> None:
+    thread = threading.get_native_id()
+    with suppress(OSError):  # a sandbox may forbid it: then everybody is equal
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + more)
 
 
 def _release(waiter: "asyncio.Future[None]", _future: "asyncio.Future[Any]") -> None:

@@ -55,11 +55,12 @@ class Roster:
         """What these sequences are to others on the same device."""
         running = [one for one in self.running if one.phase is Phase.RUNNING]
         decodes = [one for one in running if one.pending == 1]
+        ready = [one for one in running if one.pending > 1 and next(one.ready(1), None)]
         return Beside(
             len(decodes),
             sum(one.computed for one in decodes),
             min((one.claim.tpot_s for one in decodes), default=math.inf),
-            len(running) - len(decodes) + len(self.waiting),
+            len(ready),
         )
 
     def get_alive(self, job_id: JobId) -> Sequence | None:

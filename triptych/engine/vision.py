@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
+from typing import Any
 
 from triptych.cache.embeddings import EmbeddingCache, Entry, EntryState
 from triptych.core.census import Holding
@@ -16,7 +17,7 @@ from triptych.core.errors import InvariantBroken, Overloaded, RequestError
 from triptych.core.event import Timing
 from triptych.core.handoff import EncodeJob
 from triptych.core.ids import JobId
-from triptych.core.plan import Drawn, VisionPlan, VisionResult, VisionTask
+from triptych.core.plan import VisionPlan, VisionResult, VisionTask
 from triptych.engine.outcome import Dropped, Embedded, Outcome, Starved
 from triptych.engine.patience import Patience
 from triptych.engine.picture import Phase, Picture
@@ -44,7 +45,7 @@ class VisionEngine:
         cache: EmbeddingCache,
         *,
         order: EncodeOrder = in_order_of_arrival,
-        split: Callable[[Sequence[Visual], Moment], float] | None = None,
+        split: Callable[[Sequence[Visual], Sequence[Visual], Moment], float] | None = None,
         must_wait: Callable[[], bool] = lambda: False,
         patience_s: float = math.inf,
     ) -> None:
@@ -187,18 +188,17 @@ class VisionEngine:
     def apply(self, step: Step[VisionPlan], result: VisionResult, now: float) -> list[Outcome]:
         """Take in the pictures of an executed step. See ``engine.step.Engine``."""
         before = self._tally.now
-        self._tally.add_vision(step.plan, result.seconds)
+        seconds = step.plan.on_all_s(result.seconds)
+        self._tally.add_vision(step.plan, seconds)
         for picture, entry in self._close(step):
-            picture.compute_s, picture.steps = result.seconds, self._tally.now.since(before)
+            picture.compute_s, picture.steps = seconds, self._tally.now.since(before)
             self._cache.commit(entry)
             if picture.is_cancelled:
                 self._drop(picture, "cancelled", "")
         self._settle(now)
         return self.poll()
 
-    def advance(
-        self, _step: Step[VisionPlan], _drawn: Sequence[Drawn], _seconds: float, _now: float
-    ) -> list[Outcome]:
+    def advance(self, _step: Any, _drawn: Any, _seconds: float, _now: float) -> list[Outcome]:
         """Pictures are encoded in single steps. See ``engine.step.Engine``."""
         raise InvariantBroken("advance: a vision step is never one of several")
 
@@ -300,10 +300,12 @@ class VisionEngine:
     def _share(self, now: float) -> float:
         if self._split is None or not self._writing:
             return 1.0
-        writing = [picture for picture, _ in self._writing]
-        waiting = [p for p in self._known.values() if p.pixels is not None and not p.is_writer]
-        pictures = [p.waits(p.num_tokens, p.submitted_s) for p in (*writing, *waiting)]
-        return self._split(pictures, Moment(now, self._turn))
+        step = [picture for picture, _ in self._writing]
+        order = [picture for picture, _ in self._in_order(now) if picture.pixels is not None]
+        each = {picture.key: picture for picture in reversed((*step, *order))}  # encoded once
+        waiting = [p for p in order if p not in step and each[p.key] is p]
+        seen = [[p.waits(p.num_tokens, p.submitted_s) for p in some] for some in (step, waiting)]
+        return self._split(seen[0], seen[1], Moment(now, self._turn))
 
     def _in_order(self, now: float) -> list[tuple[Picture, bool]]:
         """Pictures that are not encoded, nor have a place and wait for their pixels only, and

@@ -290,6 +290,8 @@ def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> E
             raise ConfigError("model.parallel: the oracle computes nothing that processes could")
         if config.sparse.selector != NONE:
             raise ConfigError("sparse.selector: the oracle has no attention")
+        if config.engine.split != "whole":
+            raise ConfigError("engine.split: the oracle computes nothing to divide a GPU for")
         if config.cache.kv_dtype != "auto":
             raise ConfigError("cache.kv_dtype: every bit of the oracle's KV counts")
         layout = oracle.kv_layout(

@@ -107,7 +107,9 @@ class LanguageExecutor:
 
     def _wait(self, plan: LanguagePlan) -> float:
         """Until the step is to begin; how long that was, in seconds, which are no part of it."""
-        return 0.0 if self._pace is None else self._pace.wait(plan)
+        if self._pace is None:
+            return 0.0
+        return self._pace.wait(plan, lambda: self._is_interrupted)
 
     @contextmanager
     def _settled(self) -> Iterator[None]:

@@ -63,6 +63,7 @@ class Native(Plain):
     def __init__(self, library: Library, threads: int = 1) -> None:
         self._machine = Machine(library, threads)
         if threads > 1:
+            library.muster(threads)  # here: a thread that executes may be nicer than others
             torch.set_num_threads(1)  # OpenMP's threads wait awake: they would fight the helpers
 
     def together(self) -> AbstractContextManager[None]:

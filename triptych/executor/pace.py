@@ -1,19 +1,16 @@
-"""Who has a core that several stages want: a gap between decode steps, a niceness of pictures.
+"""When a step of several decodes begins on cores that others want too: not before a gap is over.
 
 Decode has the shortest steps of all stages and begins the next one at once, so it is never behind
-in the contest for a core, and makes many small steps of what could be fewer and larger ones. Where
-pictures are encoded in the same process, it is they that can wait. Knows steps and how many threads
-would run; not who they are.
+in the contest for a core, and makes many small steps of what could be fewer and larger ones. Knows
+steps and how many threads would run; not who they are.
 """
 
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from triptych.core.plan import LanguagePlan
+from triptych.core.plan import LanguagePlan, Segment
 
 _LOOK_EVERY_S = 0.0005
 _LOAD = Path("/proc/loadavg")
@@ -29,40 +26,30 @@ class Pace:
         self._is_contended = is_contended or are_cores_contended
         self._began_s = 0.0
 
-    def wait(self, plan: LanguagePlan) -> float:
+    def wait(self, plan: LanguagePlan, is_over: Callable[[], bool] = lambda: False) -> float:
         """Return when ``plan`` is to begin, and how many seconds that took: none for all but
         several sequences that decode and nothing else. One that decodes alone is not kept back:
-        its steps cannot become fewer."""
-        if len(plan.segments) < 2 or any(len(segment.tokens) > 1 for segment in plan.segments):
+        its steps cannot become fewer. Ends early if ``is_over``: somebody waits for the step."""
+        if len(plan.segments) < 2 or not all(map(_is_decode, plan.segments)):
             return 0.0
         came_s = now_s = time.monotonic()
         until_s = self._began_s + self._gap_s
-        while now_s < until_s and self._is_contended():
+        while now_s < until_s and not is_over() and self._is_contended():
             time.sleep(min(_LOOK_EVERY_S, until_s - now_s))
             now_s = time.monotonic()
         self._began_s = now_s
         return now_s - came_s
 
 
-class Niceness:
-    """Of the one thread that executes something: added once, as soon as it is known."""
-
-    def __init__(self, more: int) -> None:
-        """``more``: as ``os.nice`` has it, 0 to 19."""
-        self._more = more
-
-    def here(self) -> None:
-        """Called by that thread. Linux has a niceness for each; elsewhere nothing happens."""
-        if self._more and sys.platform == "linux":
-            thread = threading.get_native_id()
-            now = os.getpriority(os.PRIO_PROCESS, thread)
-            os.setpriority(os.PRIO_PROCESS, thread, now + self._more)
-        self._more = 0
+def _is_decode(segment: Segment) -> bool:
+    draw = segment.draw
+    return len(segment.tokens) == 1 and draw is not None and draw.position > draw.prompt_len
 
 
 def are_cores_contended() -> bool:
     """Whether more threads of the machine would run now than we may use cores; False where the
-    system does not tell (it is Linux that does)."""
+    system does not tell (it is Linux that does). True on a busy host of which we may use some cores
+    only, whoever is on these; a quota of processor time is not seen."""
     try:
         running = int(_LOAD.read_text().split()[3].partition("/")[0])
         return running > len(os.sched_getaffinity(0))

@@ -17,7 +17,6 @@ from triptych.core.plan import SLICES, VisionPlan, VisionResult, VisionTask
 from triptych.executor.block_store import BlockStore
 from triptych.executor.device import Streams, computing
 from triptych.executor.models.vision import VisionTower
-from triptych.executor.pace import Niceness
 from triptych.inputs.model_card import ImageGeometry
 
 Pixels = NDArray[np.uint8]
@@ -65,13 +64,12 @@ class VisionExecutor:
         nice: int = 0,
     ) -> None:
         """``share`` of a GPU's multiprocessors is used at most, or the plan's if that is less and
-        ``is_divided``; see ``device.Streams``. ``nice`` is added to the niceness of the thread that
-        executes."""
+        ``is_divided``; see ``device.Streams``. ``nice``: see ``core.ports.VisionExecutor``."""
         self.embeddings = embeddings
         self._model = model
         self._geometry = geometry
         device = embeddings.tensor.device
-        self._nice = Niceness(nice)
+        self.nice = nice
         self._streams = Streams(device, share, SLICES if is_divided else ())
         self.encodes_alone = embeddings.tensor.device.type == "cpu"
 
@@ -84,7 +82,6 @@ class VisionExecutor:
         together, or if the step fails: blocks of the plan then hold anything; InstanceLost if no
         step can follow."""
         began = time.monotonic()
-        self._nice.here()
         if plan.tasks:
             pictures = [(self._pixels(task), task.item.grid) for task in plan.tasks]
             slots = np.concatenate([self._slots(task) for task in plan.tasks])

@@ -119,7 +119,7 @@ static int idle_cores(void) {
     return crew.idle;
 }
 
-/* Threads begin when they are first wanted. Signals are for those who know of them. */
+/* Threads begin once. Signals are for those who know of them. */
 static void start_helpers(int count) {
     pthread_attr_t attributes;
     sigset_t all, before;
@@ -167,6 +167,13 @@ static int share_out(Part *compute, const void *work, int parts, int helpers) {
     int failed = atomic_load(&crew.failed);
     pthread_mutex_unlock(&crew.owner);
     return failed;
+}
+
+/* Let helpers begin now: they have the niceness of whoever begins them. */
+void muster(int threads) {
+    pthread_mutex_lock(&crew.owner);
+    start_helpers(threads - 1 < MOST_HELPERS ? threads - 1 : MOST_HELPERS);
+    pthread_mutex_unlock(&crew.owner);
 }
 
 /* How many cores there are, as the system sees it if 0. */

@@ -60,6 +60,8 @@ class Library:
 
         self._num_helped: Any = loaded.num_helped
         self._num_helped.restype = ctypes.c_long
+        self._muster: Any = loaded.muster
+        self._muster.argtypes = (ctypes.c_int,)
         self._set_cores: Any = loaded.set_cores
         self._set_cores.argtypes = (ctypes.c_int,)
 
@@ -67,6 +69,10 @@ class Library:
     def num_helped(self) -> int:
         """Parts of operations that other threads than a step's own have computed, so far."""
         return int(self._num_helped())
+
+    def muster(self, threads: int) -> None:
+        """Start the helpers of ``threads`` threads, as nice as the thread that calls."""
+        self._muster(threads)
 
     def set_cores(self, cores: int) -> None:
         """How many cores there are for whoever helps; 0: as the system says."""
