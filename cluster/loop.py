@@ -1,7 +1,8 @@
 """The event loop of processes that serve: libuv's, half of whose work is not Python.
 
 Whoever serves hears of every token of every request, and what the loop itself costs is a good part
-of that. Everything else (tests, simulations, clients) runs on asyncio's own, with the same results.
+of that. Profiles, which measure what serves, run on it too; tests, simulations and clients on
+asyncio's own, with the same results.
 """
 
 import asyncio

@@ -60,7 +60,7 @@ class Contestant(Protocol):
 
 
 class Entrant(NamedTuple):
-    """A system, and the settings of which the quickest is measured."""
+    """A system, and the settings of which the best is measured."""
 
     name: str
     settings: Mapping[str, Callable[[], Contestant]]
