@@ -58,7 +58,7 @@ class LateVision:
 
     def __init__(self, inner: VisionExecutor, delays: Delays) -> None:
         self.embeddings = inner.embeddings
-        self.encodes_alone = inner.encodes_alone
+        self.encodes_alone, self.nice = inner.encodes_alone, inner.nice
         self._inner = inner
         self._delays = delays
 
