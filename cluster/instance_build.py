@@ -313,7 +313,7 @@ class _Assembly:
 
     def _split(self) -> Callable[[Sequence[Visual], Sequence[Visual], Moment], float] | None:
         """Which part of the device pictures may take beside the language engine's work."""
-        policy = registry.split(self._spec.config, self._costs)
+        policy = registry.split(self._spec.config.engine, self._costs)
         if policy is None:
             return None
 

@@ -77,9 +77,9 @@ ENCODE_ORDERS: dict[str, Callable[[Costs], EncodeOrder]] = {
 }
 """Values of ``engine.encode_order``."""
 
-SPLITS: dict[str, Callable[[Costs, float], Split | None]] = {
-    "whole": lambda _, share: None if share == 1.0 else lambda *_: share,
-    "sis": lambda costs, share: Slices(costs, share).split,
+SPLITS: dict[str, Callable[[Costs], Split | None]] = {
+    "whole": lambda _: None,
+    "sis": lambda costs: Slices(costs).split,
 }
 """Values of ``engine.split``."""
 
@@ -100,10 +100,10 @@ def encode_order(config: EngineConfig, costs: Costs = PRIOR) -> EncodeOrder:
     return _find(ENCODE_ORDERS, "engine.encode_order", config.encode_order)(costs)
 
 
-def split(config: Config, costs: Costs = PRIOR) -> Split | None:
+def split(config: EngineConfig, costs: Costs = PRIOR) -> Split | None:
     """By what a device is divided between pictures and the language model; None: by itself. Raises
     ConfigError."""
-    return _find(SPLITS, "engine.split", config.engine.split)(costs, config.model.vision_share)
+    return _find(SPLITS, "engine.split", config.split)(costs)
 
 
 class _Card(msgspec.Struct):

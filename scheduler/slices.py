@@ -24,11 +24,8 @@ LONGEST_S = 0.25
 class Slices:
     """One policy. Times of pictures are those of each alone, which is the most they take."""
 
-    def __init__(self, costs: Costs, most: float = 1.0) -> None:
-        """``most`` of the device is there for pictures at all."""
+    def __init__(self, costs: Costs) -> None:
         self._costs = costs
-        self._most = most
-        self._slices = tuple(share for share in SLICES if share < most)
         self._vision_s: Callable[[int], float] = lru_cache(4096)(
             lambda num_tokens: costs.vision_s((num_tokens,))
         )
@@ -36,18 +33,18 @@ class Slices:
     def split(
         self, step: Sequence[Visual], waiting: Sequence[Visual], beside: Beside, moment: Moment, /
     ) -> float:
-        """See ``Split``. The most there is if nobody else computes, or if pictures are late on
-        every slice and no decode's gap grows beyond its bound by the step."""
-        if beside.is_idle or not self._slices:
-            return self._most
-        for share in self._slices:
+        """See ``Split``. All there is if nobody else computes, or if pictures are late on every
+        slice and no decode's gap grows beyond its bound by the step."""
+        if beside.is_idle:
+            return 1.0
+        for share in SLICES:
             if self._step_s(step, share) <= LONGEST_S and self._are_in_time(
                 (*step, *waiting), share, moment.now_s
             ):
                 return share
         decode_s = self._costs.language_s((), beside.num_decodes, beside.context)
-        is_short = self._step_s(step, self._most) + decode_s <= beside.tpot_s
-        return self._most if is_short else self._slices[-1]
+        is_short = self._step_s(step, 1.0) + decode_s <= beside.tpot_s
+        return 1.0 if is_short else SLICES[-1]
 
     def _step_s(self, pictures: Iterable[Visual], share: float) -> float:
         return slowed(sum(self._vision_s(picture.num_tokens) for picture in pictures), share)

@@ -125,9 +125,10 @@ class SimulatedMachine:
             )
         if config.model.decode_gap_s:
             raise ConfigError("model.decode_gap_s: simulated instances do not contend for cores")
-        is_divided = config.engine.split != "whole" or config.model.vision_share < 1.0
-        if is_divided and self._host.hardware.has_shared_cores:
-            raise ConfigError("model.vision_share, engine.split: only a GPU is divided")
+        if config.model.vision_share < 1.0:
+            raise ConfigError("model.vision_share: not simulated; costs may be of such an instance")
+        if config.engine.split != "whole" and self._host.hardware.has_shared_cores:
+            raise ConfigError("engine.split: only a GPU is divided")
         if config.sparse.selector != NONE:
             raise ConfigError("sparse.selector: sparse prefill is not simulated")
         return self._host.card

@@ -161,7 +161,7 @@ async def test_a_hung_instance_does_not_hold_a_stop():
 
 
 async def test_a_role_may_yield_to_others():
-    more = ('cluster.roles={D = ["model.nice=7"]}',)
+    more = ('cluster.roles={D = ["model.nice=7", "model.decode_gap_s=0.002"]}',)
     async with running("E1,P1,D1", "process", *more) as cluster, driving(cluster) as driver:
         question = Question(rng_of("nice"), 1)
         assert await driver.ask(question) == question.answer()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -72,6 +73,29 @@ async def test_threads_of_two_engines_take_pythons_lock_in_short_turns(role, is_
         assert (sys.getswitchinterval() < before_s) == is_shared
     finally:
         sys.setswitchinterval(before_s)
+
+
+@pytest.mark.usefixtures("no_leak")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness for each thread")
+@pytest.mark.parametrize(("role", "count"), [(tuple(Stage), 1), ((Stage.ENCODE,), 0)])
+async def test_one_thread_yields_to_the_others_where_pictures_share_the_cores(role, count):
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    settings = config("EPD1", "auto", 'model.path="examples/demo_model"')
+    instance = await build_instance(InstanceSpec("epd-0@0", role, settings, b"secret"))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while num_nicer(ours) != count:  # the thread says so itself, when it begins
+                await asyncio.sleep(0.01)
+    finally:
+        await instance.close()
+
+
+def num_nicer(ours):
+    found = 0
+    for name in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):
+            found += os.getpriority(os.PRIO_PROCESS, int(name)) > ours
+    return found
 
 
 @pytest.mark.usefixtures("no_leak")

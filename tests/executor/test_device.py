@@ -46,13 +46,13 @@ def test_a_cpu_has_no_streams_and_nothing_to_divide():
 def test_streams_are_made_once_and_chosen_by_share(monkeypatch):
     made = []
     monkeypatch.setattr(device, "stream_beside", lambda _, share: made.append(share) or share)
-    streams = Streams(CPU, 0.6, SLICES)
-    assert made == [0.25, 0.5, 0.6]
+    streams = Streams(CPU, 0.4, SLICES)
+    assert made == pytest.approx([0.1, 0.2, 0.3, 0.4])  # parts of what pictures may have at all
     chosen = [streams.on(share) for share in (0.1, 0.25, 0.4, 0.5, 0.75, 1.0)]
-    assert chosen == [0.25, 0.25, 0.25, 0.5, 0.6, 0.6]
+    assert chosen == pytest.approx([0.1, 0.1, 0.1, 0.2, 0.3, 0.4])
     undivided = Streams(CPU)
     assert [undivided.on(share) for share in (0.25, 1.0)] == [1.0, 1.0]
-    assert made[3:] == [1.0]
+    assert made[4:] == [1.0]
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from scheduler.prior import Prior
 from scheduler.slices import LONGEST_S, PART, Slices, slowed
 from tests.scheduler import drawn
 from tests.scheduler.drawn import visual
-from triptych.core.config import Config, EngineConfig, ModelConfig
+from triptych.core.config import EngineConfig
 from triptych.core.plan import ETA, SLICES
 from triptych.engine.policies import Beside, Moment
 
@@ -22,9 +22,9 @@ NOW, S = Moment(drawn.NOW_S), drawn.NOW_S
 DECODES = Beside(num_decodes=2, context=500, tpot_s=0.05)
 
 
-def split(pictures, beside, moment, most=1.0):
+def split(pictures, beside, moment):
     """The first of them is the step."""
-    return Slices(COSTS, most).split(pictures[:1], pictures[1:], beside, moment)
+    return Slices(COSTS).split(pictures[:1], pictures[1:], beside, moment)
 
 
 def due_in(seconds):
@@ -90,14 +90,6 @@ def test_a_long_step_takes_no_small_slice_however_patient():
     assert split([visual(0, 900, due_s=patient)], DECODES, NOW) == SLICES[-1]
 
 
-def test_a_bound_on_all_pictures_bounds_slices():
-    patient, late = visual(0, 50, due_s=S + 1e4), visual(0, due_s=S - 1.0)
-    assert split([patient], DECODES, NOW, most=0.6) == 0.25
-    assert split([late], DECODES, NOW, most=0.6) == 0.5
-    assert split([late], Beside(), NOW, most=0.6) == 0.6
-    assert split([patient], DECODES, NOW, most=0.2) == 0.2
-
-
 @given(
     drawn.visuals(),
     st.builds(Beside, st.integers(0, 9), st.integers(0, 999), st.sampled_from([0.01, 0.3]),
@@ -116,8 +108,6 @@ def test_arithmetic_on_a_slice():
 
 def test_by_name():
     patient = [visual(0, SMALL, due_s=S + 60.0)]
-    assert registry.split(Config()) is None
-    chosen = registry.split(Config(engine=EngineConfig(split="sis")), COSTS)
+    assert registry.split(EngineConfig()) is None
+    chosen = registry.split(EngineConfig(split="sis"), COSTS)
     assert chosen(patient, (), DECODES, NOW) == 0.25
-    fixed = registry.split(Config(model=ModelConfig(vision_share=0.3)), COSTS)
-    assert fixed(patient, (), Beside(), NOW) == 0.3

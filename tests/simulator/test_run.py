@@ -111,7 +111,11 @@ def test_equal_pictures_are_encoded_once():
 
 
 @pytest.mark.parametrize(
-    "setting", ["cache.kv_dtype=int8", "sparse.selector=xattention", "cache.host_bytes=4096"]
+    "setting",
+    [
+        *("cache.kv_dtype=int8", "sparse.selector=xattention", "cache.host_bytes=4096"),
+        *("model.vision_share=0.5", "model.decode_gap_s=0.01"),
+    ],
 )
 def test_what_is_not_modelled_is_refused(setting):
     asked = scenario("E1,P1,D1", set=[setting])

@@ -117,11 +117,11 @@ class VisionPlan(msgspec.Struct, frozen=True):
 
     tasks: tuple[VisionTask, ...]
     share: float = 1.0
-    """Part of the device that it may take; the rest stays with the language model. Only a GPU is
-    divided."""
+    """Part that it may take of what pictures may have at all of the device; the rest stays with the
+    language model. Only a GPU is divided."""
 
     def on_all_s(self, seconds: float) -> float:
-        """What the step that took ``seconds`` would have taken on all of the device: whoever learns
+        """What the step that took ``seconds`` would have taken with a share of 1: whoever learns
         how fast an instance is does not learn what it chose."""
         return seconds if self.share == 1.0 else seconds * self.share**ETA
 

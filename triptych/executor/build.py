@@ -301,7 +301,7 @@ def _build_oracle(config: Config, stores: _Stores, geometry: ImageGeometry) -> E
         )
         memory = stores.make_kv(layout, "cpu", BlockStore)
         model = oracle.OracleLanguage(memory, stores.readable)
-        language = LanguageExecutor(model, memory, stores.readable)
+        language = LanguageExecutor(model, memory, stores.readable, pace=_pace(config, "cpu"))
     if Stage.ENCODE in stores.role and stores.embeddings is not None:
         vision = VisionExecutor(oracle.OracleVision(), stores.embeddings, geometry)
     return Executors(language, vision, stores.embeddings, stores.sizes(0))

@@ -53,13 +53,13 @@ class Streams:
     def __init__(
         self, device: torch.device, share: float = 1.0, slices: Sequence[float] = ()
     ) -> None:
-        """All streams are made now. Raises ConfigError if one cannot be had; see
-        ``stream_beside``."""
-        most = {share} | {each for each in slices if each < share}
-        self._streams = {each: stream_beside(device, each) for each in sorted(most)}
+        """``slices`` are parts of the ``share``. All streams are made now. Raises ConfigError if
+        one cannot be had; see ``stream_beside``."""
+        parts = sorted({1.0, *slices})
+        self._streams = {part: stream_beside(device, part * share) for part in parts}
 
     def on(self, share: float) -> Beside | None:
-        """The largest slice that is no larger than ``share``, else the smallest; None on a CPU."""
+        """The largest part that is no larger than ``share``, else the smallest; None on a CPU."""
         least = next(iter(self._streams))
         return self._streams[max((s for s in self._streams if s <= share), default=least)]
 

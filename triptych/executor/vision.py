@@ -63,7 +63,7 @@ class VisionExecutor:
         is_divided: bool = False,
         nice: int = 0,
     ) -> None:
-        """``share`` of a GPU's multiprocessors is used at most, or the plan's if that is less and
+        """``share`` of a GPU's multiprocessors is used at most, of that the plan's if
         ``is_divided``; see ``device.Streams``. ``nice``: see ``core.ports.VisionExecutor``."""
         self.embeddings = embeddings
         self._model = model
