@@ -56,7 +56,8 @@ def table(found: Profile) -> str:
     around = found.card.overheads
     if around is not None:
         lines.append(
-            f"around: step {around.step_s * 1e3:.2f} ms (+{around.step_wait_s * 1e3:.2f} waiting), "
+            f"around: step {around.step_s * 1e3:.2f} ms, "
+            f"turn {around.turn_s * 1e3:.2f} ms (+{around.turn_wait_s * 1e3:.2f} waiting), "
             f"slowdown {around.slowdown:.2f}, request {around.router.request_s * 1e3:.2f} ms, "
             f"token {around.router.token_s * 1e6:.0f} us, hop {around.hop_s * 1e3:.2f} ms, "
             f"transfer {around.transfer_s * 1e3:.2f} ms, "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from simulator.world import Shared, Takes, World
+from simulator.world import Behind, Shared, Takes, World
 
 
 class Over(Protocol):
@@ -23,7 +23,7 @@ class Ahead(Takes):
     """Steps one after the other: each begins as soon as the one before is over, whoever hears of
     it. One that is interrupted ends behind the step in flight."""
 
-    __slots__ = ("_behind", "_count", "_index", "_is_interrupted", "_over", "_since_s", "_step_s")
+    __slots__ = ("_count", "_index", "_is_interrupted", "_over", "_since_s", "_step_s")
 
     def __init__(
         self,
@@ -31,14 +31,12 @@ class Ahead(Takes):
         step_s: Callable[[int], float],
         over: Over,
         cores: Shared,
-        wait_s: float,
-        behind: Callable[[Callable[[], None]], None],
+        behind: Behind,
     ) -> None:
         """``count`` steps, the ``n``-th of which is ``step_s(n)`` seconds of work on ``cores``;
-        ``wait_s`` pass after each. ``behind`` the last one there is work before its result is
-        taken in: it calls what it is given when that is done."""
-        super().__init__(0.0, lambda: None, (), cores, wait_s)
-        self._behind = behind
+        ``behind`` the last one there is work before its result is taken in: it calls what it is
+        given when that is done."""
+        super().__init__(0.0, lambda: None, (), cores, behind)
         self._count = count
         self._step_s = step_s
         self._over = over
@@ -66,11 +64,8 @@ class Ahead(Takes):
         is_last = self._is_interrupted or self._index == self._count - 1
         seconds = self._world.time() - self._since_s
         result = self._over(self._index, seconds, is_last=is_last)
-        then = self._next
-        if is_last:
-            then = partial(self._behind, partial(self._tell, result))
         self._index += 1
-        if self.wait_s > 0.0:
-            self._world.call_later(self.wait_s, then)
-        else:
-            then()
+        if not is_last:
+            self._next()
+        elif self._behind is not None:
+            self._behind(partial(self._tell, result))

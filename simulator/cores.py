@@ -8,12 +8,46 @@ seconds of work; not whose they are.
 
 import asyncio
 import heapq
-from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from simulator.world import World
 
 Call = Callable[[], None]
+
+
+class Processors(Protocol):
+    """Cores that jobs share, however they are given out."""
+
+    @property
+    def work_s(self) -> float:
+        """All work done so far, as of the last change."""
+        ...
+
+    def begin(self, work_s: float, call: Call, runner: Any = None) -> Any:
+        """``call`` when so many seconds of work are done, by the thread ``runner``; the job."""
+        ...
+
+    def at(self, job: Any, work_s: float, call: Call) -> Any:
+        """``call`` when the job has had so much work; before its end."""
+        ...
+
+    def cancel(self, job: Any) -> None:
+        """Take a job off the cores; does nothing if it is over."""
+        ...
+
+    def pause(self, job: Any) -> None:
+        """A job stands still and leaves its core until ``resume``."""
+        ...
+
+    def resume(self, job: Any) -> None:
+        """A paused job goes on where it was."""
+        ...
+
+    async def run(self, work_s: float, runner: Any = None) -> None:
+        """Work for so many seconds, however long that takes."""
+        ...
+
 
 SLACK = 1e-12
 """Relative: work that ends so little later has ended, as sums of floats differ by as much."""
@@ -66,8 +100,9 @@ class Cores:
         """Jobs that are runnable."""
         return self._num_running
 
-    def begin(self, work_s: float, call: Call) -> Work:
-        """Run a job of so many seconds on an idle core; ``call`` when it is done."""
+    def begin(self, work_s: float, call: Call, runner: Any = None) -> Work:  # noqa: ARG002
+        """Run a job of so many seconds on an idle core; ``call`` when it is done. All are equal
+        here, whichever thread (``simulator.fair.Runner``) it is."""
         self._advance()
         job = Work(self._had, self._had + work_s, call, [])
         self._num_running += 1
@@ -110,7 +145,7 @@ class Cores:
             self._push(each)
         self._aim()
 
-    async def run(self, work_s: float) -> None:
+    async def run(self, work_s: float, runner: Any = None) -> None:
         """Work for so many seconds, however long that takes."""
         if work_s <= 0.0:
             return
@@ -124,7 +159,7 @@ class Cores:
             if not done.done():
                 done.set_result(None)
 
-        job = self.begin(work_s, tell)
+        job = self.begin(work_s, tell, runner)
         try:
             await done
         finally:
@@ -183,126 +218,3 @@ class Cores:
         self._aim()
         for call in calls:
             call()
-
-
-class Lock:
-    """What one interpreter lets one thread at a time have: while a process's event loop works, the
-    steps in its other threads stand still. They are thousands of short calls, each of which asks
-    for the lock; the loop, once it has it, keeps it until it waits. Implements
-    ``simulator.world.Shared`` for the steps."""
-
-    def __init__(self, cores: Cores) -> None:
-        self._cores = cores
-        self._steps: dict[Work, None] = {}
-        self._waiting: list[Call] = []
-        self._is_held = False
-
-    def begin(self, work_s: float, call: Call) -> Work:
-        """See ``Cores.begin``."""
-
-        def end() -> None:
-            del self._steps[step]
-            call()
-
-        step = self._cores.begin(work_s, end)
-        self._steps[step] = None
-        if self._is_held:
-            self._cores.pause(step)
-        return step
-
-    def at(self, step: Work, work_s: float, call: Call) -> None:
-        """See ``Cores.at``."""
-        if self._is_held:
-            self._cores.resume(step)
-        self._cores.at(step, work_s, call)
-        if self._is_held:
-            self._cores.pause(step)
-
-    def hold(self) -> None:
-        """The loop works."""
-        self._is_held = True
-        for step in self._steps:
-            self._cores.pause(step)
-
-    def free(self) -> None:
-        """The loop waits."""
-        self._is_held = False
-        for step in self._steps:
-            self._cores.resume(step)
-        waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call()
-
-    def when_free(self, call: Call) -> None:
-        """``call`` as soon as the loop waits."""
-        if self._is_held:
-            self._waiting.append(call)
-        else:
-            call()
-
-
-class Free:
-    """Steps that compute without the lock, in one call, and need it to go on behind it. Implements
-    ``simulator.world.Shared``."""
-
-    def __init__(self, cores: Cores, lock: Lock) -> None:
-        self._cores = cores
-        self._lock = lock
-
-    def begin(self, work_s: float, call: Call) -> Work:
-        """See ``Cores.begin``."""
-        return self._cores.begin(work_s, lambda: self._lock.when_free(call))
-
-    def at(self, step: Work, work_s: float, call: Call) -> None:
-        """See ``Cores.at``."""
-        self._cores.at(step, work_s, call)
-
-
-class Thread:
-    """Does one thing after the other, in the order of asking: an event loop."""
-
-    def __init__(self, cores: Cores, lock: Lock | None = None) -> None:
-        """``lock``: of the interpreter that it shares with steps."""
-        self._cores = cores
-        self._lock = lock
-        self.is_busy = False
-        """Whether it does something."""
-        self._waiting: deque[asyncio.Future[None]] = deque()
-
-    async def run(self, work_s: float) -> None:
-        """Work for so many seconds of a core, behind whoever came before."""
-        if work_s <= 0.0 and not self.is_busy:
-            return
-        if self.is_busy:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._pass_on()
-                raise
-        self.is_busy = True
-        try:
-            await self._work(work_s)
-        finally:
-            self._pass_on()
-
-    async def _work(self, work_s: float) -> None:
-        if self._lock is None or work_s <= 0.0:
-            await self._cores.run(work_s)
-            return
-        self._lock.hold()
-        try:
-            await self._cores.run(work_s)
-        finally:
-            self._lock.free()
-
-    def _pass_on(self) -> None:
-        """The next one's turn; between its being told and its waking nobody slips in."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.is_busy = False

@@ -55,19 +55,13 @@ class Pace(Protocol):
         """What steps are computed on; None: on a device of the instance's own."""
         ...
 
-    @property
-    def free_cores(self) -> Shared | None:
-        """What decode steps are computed on instead, if they leave the interpreter's lock alone."""
+    def told(self) -> None:
+        """A step of a run was told of: there is work for it while the next is computed."""
         ...
 
-    @property
-    def wait_s(self) -> float:
-        """What a step takes longer than its work."""
-        ...
-
-    def told(self, then: Callable[[], None] | None = None) -> None:
-        """A step of a run was told of: there is work around it while the next is computed, or,
-        behind the last one, before ``then``."""
+    def turned(self, num_jobs: int, num_prompts: int, then: Callable[[], None]) -> None:
+        """A step of so many jobs, some of them prompts, or the last one of a run, is over: there is
+        work before ``then``, when the next one may begin."""
         ...
 
     def begin(self, what: str, share: float = 1.0) -> float:
@@ -163,11 +157,12 @@ class SimulatedLanguage:
         else:
             seconds = factor * self._costs.language_s(work.chunks, work.num_decodes, work.context)
         marks = () if on_layers is None else self._marks(on_layers, seconds)
-        cores, wait_s = self._pace.cores, self._pace.wait_s
-        if work.what == "decode" and self._pace.free_cores is not None:
-            cores = self._pace.free_cores
         takes = Takes(
-            seconds, lambda: self._result(plan, work, takes, factor), marks, cores, wait_s
+            seconds,
+            lambda: self._result(plan, work, takes, factor),
+            marks,
+            self._pace.cores,
+            partial(self._pace.turned, len(plan.segments), len(work.chunks)),
         )
         self._run = (takes, work, factor) if plan.steps > 1 else None
         return takes
@@ -208,9 +203,9 @@ class SimulatedLanguage:
             context = work.context + index * work.num_decodes
             return factor * self._costs.decode_run_s(work.num_decodes, context, 1)
 
-        cores = pace.free_cores or pace.cores
+        cores = pace.cores
         assert cores is not None, "steps are told where they share cores"
-        ahead = Ahead(plan.steps, takes_s, over, cores, pace.wait_s, pace.told)
+        ahead = Ahead(plan.steps, takes_s, over, cores, partial(pace.turned, len(plan.segments), 0))
         return ahead
 
     def _end_of(self, work: _Work, factor: float, passed_s: float, whole_s: float) -> float:
@@ -293,7 +288,8 @@ class SimulatedVision:
             self._pace.worked("encode", takes.begin_s, len(sizes), sum(sizes))
             return VisionResult(takes.seconds)
 
-        takes = Takes(seconds, result, cores=self._pace.cores, wait_s=self._pace.wait_s)
+        behind = partial(self._pace.turned, len(sizes), 0)
+        takes = Takes(seconds, result, cores=self._pace.cores, behind=behind)
         return takes
 
 

@@ -39,30 +39,39 @@ _NO_PIXELS = object()
 
 
 class _Pace:
-    """Implements ``simulator.executors.Pace`` for one instance."""
+    """Implements ``simulator.executors.Pace`` for one thread of an instance."""
 
-    def __init__(self, instance: InstanceId, host: "SimulatedHost") -> None:
+    def __init__(
+        self, instance: InstanceId, host: "SimulatedHost", nice: int = 0, *, encodes: bool = False
+    ) -> None:
         self.world = host.world
         self._host = host
         self._decoding: set[JobId] = set()
         self._place = place_of(instance)
         self._recorder = host.recorder
         self._interference = host.interference
-        self.cores = None if host.threads is None else host.threads.under(instance)
-        self.wait_s = 0.0 if host.threads is None else host.threads.costs.step_wait_s
-        self.free_cores = None if host.threads is None else host.threads.free(instance)
+        self.cores = None if host.threads is None else host.threads.under(instance, nice)
         self._instance = instance
+        self._encodes = encodes
 
     def begin(self, what: str, share: float = 1.0) -> float:
         """See ``Pace``."""
         return self._interference.begin(self._place, what, share)
 
-    def told(self, then: Callable[[], None] | None = None) -> None:
+    def told(self) -> None:
         """See ``Pace``."""
         if self._host.threads is not None:
-            self._host.threads.stepped(self._instance, then)
-        elif then is not None:
+            self._host.threads.stepped(self._instance)
+
+    def turned(self, num_jobs: int, num_prompts: int, then: Callable[[], None]) -> None:
+        """See ``Pace``."""
+        threads = self._host.threads
+        if threads is None:
             then()
+        elif self._encodes:
+            threads.encoded(self._instance, then)
+        else:
+            threads.turned(self._instance, (num_jobs, num_prompts), then)
 
     def decodes(self, jobs: Iterable[JobId]) -> None:
         """See ``Pace``."""
@@ -163,6 +172,8 @@ class SimulatedMachine:
         if Stage.ENCODE in spec.role and embeddings is not None:
             around = host.hardware.overheads
             is_alone = around is not None and around.encodes_alone
+            nice = around.pictures_nice if around is not None and language is not None else 0
+            pace = _Pace(spec.id, host, nice, encodes=True)
             vision = SimulatedVision(embeddings, costs, pace, encodes_alone=is_alone)
         return Computing(language, vision, embeddings, {})
 

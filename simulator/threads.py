@@ -10,11 +10,16 @@ from collections.abc import Callable, Sequence
 
 from bench.workload import Arrival
 from scheduler.costs import Costs
-from simulator.cores import Cores, Free, Lock, Thread
+from simulator.cores import Cores, Processors
 from simulator.costs.overheads import Handling, Overheads
-from simulator.world import World
+from simulator.fair import FairCores, Runner
+from simulator.interpreter import Free, Held, Lock, Thread
+from simulator.world import Shared, World
 from triptych.core.event import Encoded, Event, EventBatch, Failed, Finished, Tokens
 from triptych.core.ids import InstanceId
+
+NICER = 0.8
+"""Share of a core, beside others, of a thread that is nicer by one: Linux's weights."""
 
 
 class Threads:
@@ -22,12 +27,16 @@ class Threads:
 
     def __init__(self, world: World, overheads: Overheads, speeds: Sequence[float] = ()) -> None:
         self.world = world
-        self.cores = Cores(world, speeds)
+        self.cores: Processors = Cores(world, speeds)
+        if speeds and overheads.slice_s:
+            self.cores = FairCores(world, speeds, overheads.slice_s, overheads.tick_s)
         self.costs = overheads
         self.counts: defaultdict[str, float] = defaultdict(float)
         """What was done so far: ``requests``, ``pictures``, ``text``, ``tokens`` and ``wakes`` of
-        clients, ``jobs``, ``batches``, ``transfers`` and their ``bytes``, ``steps`` and
-        ``vision_steps`` and their ``seconds`` by the costs alone."""
+        clients, ``jobs``, ``batches``, ``transfers`` and their ``bytes``, ``steps`` that were told
+        while the next was computed, ``turns`` behind the others and the sequences and prompts in
+        them (``turn_tokens``, ``turn_prompts``), ``vision_steps``, and the
+        ``seconds`` of all steps by the costs alone."""
         self._client = Thread(self.cores)
         self._router = Thread(self.cores)
         self._instances: dict[str, tuple[Thread, Lock]] = {}
@@ -77,22 +86,42 @@ class Threads:
         if batch.events:
             await self._router.run(self.costs.router.batch_s)
 
-    def stepped(self, instance: InstanceId, then: Callable[[], None] | None = None) -> None:
-        """An instance takes in a step of a run, while the next one is computed, if there is one;
-        ``then`` it goes on."""
+    def stepped(self, instance: InstanceId) -> None:
+        """An instance takes in a step of a run, while the next one is computed."""
+        self.counts["steps"] += 1
         if self.costs.step_s:
-            self._keep(asyncio.create_task(self._stepped(instance, then)))
-        elif then is not None:
+            self._keep(asyncio.create_task(self._of(instance).run(self.costs.step_s)))
+
+    def turned(self, instance: InstanceId, step: tuple[int, int], then: Callable[[], None]) -> None:
+        """An instance takes in a step of so many sequences and prompts among them, and plans what
+        comes next; ``then`` that begins."""
+        costs, (num_jobs, num_prompts) = self.costs, step
+        self.counts["turns"] += 1
+        self.counts["turn_tokens"] += num_jobs
+        self.counts["turn_prompts"] += num_prompts
+        work_s = costs.turn_s + costs.turn_token_s * num_jobs + costs.turn_prompt_s * num_prompts
+        self._turn(instance, work_s, then)
+
+    def encoded(self, instance: InstanceId, then: Callable[[], None]) -> None:
+        """The same of a step of pictures."""
+        self.counts["vision_steps"] += 1
+        self._turn(instance, self.costs.vision_step_s, then)
+
+    def _turn(self, instance: InstanceId, work_s: float, then: Callable[[], None]) -> None:
+        if work_s or self.costs.turn_wait_s:
+            self._keep(asyncio.create_task(self._turned(instance, work_s, then)))
+        else:
             then()
 
     def _keep(self, task: "asyncio.Task[None]") -> None:
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
-    async def _stepped(self, instance: InstanceId, then: Callable[[], None] | None) -> None:
-        await self._of(instance).run(self.costs.step_s)
-        if then is not None:
-            then()
+    async def _turned(self, instance: InstanceId, work_s: float, then: Callable[[], None]) -> None:
+        if self.costs.turn_wait_s:
+            await asyncio.sleep(self.costs.turn_wait_s)
+        await self._of(instance).run(work_s)
+        then()
 
     async def moved(self, giver: InstanceId, taker: InstanceId, num_bytes: int) -> None:
         """Bytes were moved: half the work is the giver's."""
@@ -136,16 +165,16 @@ class Threads:
             work_s += self.costs.client.batch_s
         await self._client.run(work_s)
 
-    def under(self, instance: InstanceId) -> Lock | Cores:
-        """What the steps of an instance run on: on processors, under the lock of the interpreter
-        that they share with the instance's event loop. An accelerator computes without it."""
-        return self._of_place(instance)[1] if self.costs.speeds else self.cores
-
-    def free(self, instance: InstanceId) -> Free | None:
-        """What its decode steps are computed on instead, if they leave the interpreter alone."""
-        if not self.costs.frees_lock or not self.costs.speeds:
-            return None
-        return Free(self.cores, self._of_place(instance)[1])
+    def under(self, instance: InstanceId, nice: int = 0) -> Shared:
+        """What one more thread of an instance, as nice as that, computes its steps on: processors,
+        and the lock of the interpreter that it shares with the instance's event loop. An
+        accelerator computes without either."""
+        if not self.costs.speeds:
+            return self.cores
+        lock, runner = self._of_place(instance)[1], Runner(NICER**nice)
+        if self.costs.frees_lock:
+            return Free(self.cores, lock, runner)
+        return Held(lock, runner)
 
     def _of(self, instance: InstanceId) -> Thread:
         return self._of_place(instance)[0]
@@ -185,8 +214,8 @@ class Reader:
 
 
 class InServer:
-    """Costs of steps with the work around each, which are counted: executors alone ask, and once
-    for each step. Implements ``Costs``."""
+    """Costs of steps on cores that others use, whose seconds are counted: executors alone ask, and
+    once for each step. Implements ``Costs``."""
 
     def __init__(self, costs: Costs, threads: Threads) -> None:
         self._costs = costs
@@ -195,23 +224,17 @@ class InServer:
 
     def vision_s(self, pictures: Sequence[int]) -> float:
         """See ``Costs``."""
-        seconds = self._costs.vision_s(pictures)
-        self._counts["vision_steps"] += 1
-        return self._around.vision_step_s + self._with(seconds)
+        return self._with(self._costs.vision_s(pictures))
 
     def language_s(
         self, chunks: Sequence[tuple[int, int]], num_decodes: int, context: int
     ) -> float:
         """See ``Costs``."""
-        seconds = self._costs.language_s(chunks, num_decodes, context)
-        self._counts["steps"] += 1
-        return self._around.step_s + self._with(seconds)
+        return self._with(self._costs.language_s(chunks, num_decodes, context))
 
     def decode_run_s(self, num_decodes: int, context: int, steps: int) -> float:
-        """See ``Costs``; the work around a run's steps is done while the next is computed."""
-        seconds = self._costs.decode_run_s(num_decodes, context, steps)
-        self._counts["steps"] += steps
-        return self._with(seconds)
+        """See ``Costs``."""
+        return self._with(self._costs.decode_run_s(num_decodes, context, steps))
 
     def _with(self, seconds: float) -> float:
         self._counts["seconds"] += seconds

@@ -11,11 +11,14 @@ import contextvars
 import heapq
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from triptych.core.errors import InvariantBroken
 
 T = TypeVar("T")
+Behind = Callable[[Callable[[], None]], None]
+"""Calls what it is given, at once or when other work is done."""
 
 MAX_CANCELLED = 10_000
 """Timers that were cancelled and are still in the heap."""
@@ -24,8 +27,8 @@ MAX_CANCELLED = 10_000
 class Takes:
     """Work that takes virtual time, and its result."""
 
-    __slots__ = ("_future", "_job", "_timer", "_world", "begin_s", "cores", "marks", "result",
-                 "seconds", "wait_s")  # fmt: skip
+    __slots__ = ("_behind", "_future", "_job", "_timer", "_world", "begin_s", "cores", "marks",
+                 "result", "seconds")  # fmt: skip
 
     def __init__(
         self,
@@ -33,16 +36,17 @@ class Takes:
         result: Callable[[], Any],
         marks: tuple[tuple[float, Callable[[], None]], ...] = (),
         cores: "Shared | None" = None,
-        wait_s: float = 0.0,
+        behind: Behind | None = None,
     ) -> None:
         """``result`` is called when the time has passed; ``marks`` are called on the way, each at
         so many seconds after the beginning. On ``cores`` all of these are seconds of work, and
-        ``seconds`` is what they took once they are over. ``wait_s`` later the result is told."""
+        ``seconds`` is what they took once they are over. The result is told when ``behind`` calls
+        what it is given."""
         self.seconds = seconds
         self.result = result
         self.marks = marks
         self.cores = cores
-        self.wait_s = wait_s
+        self._behind = behind
         self.begin_s = 0.0
         self._world: World | None = None
         self._future: asyncio.Future[Any] | None = None
@@ -78,8 +82,8 @@ class Takes:
         if self.cores is not None:
             self.seconds = self._world.time() - self.begin_s
         result = self.result()
-        if self.wait_s > 0.0:
-            self._world.call_later(self.wait_s, self._tell, result)
+        if self._behind is not None:
+            self._behind(partial(self._tell, result))
         else:
             self._tell(result)
 

@@ -36,10 +36,18 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     slowdown: float = 1.0
     """By how much steps are more work in a server than alone: caches that they share."""
     step_s: float = 0.0
-    """Work around each step of an engine: planning it, applying it, handing it to a thread."""
+    """Work for a step of a run that is taken in while the next one is computed."""
+    turn_s: float = 0.0
+    """Work between two steps of which the second is planned when the first is over: to take in what
+    it made, to plan the next one and to hand it to a thread."""
+    turn_token_s: float = 0.0
+    """More of it for each sequence in the first, ..."""
+    turn_prompt_s: float = 0.0
+    """... and for each that is a prompt."""
     vision_step_s: float = 0.0
-    step_wait_s: float = 0.0
-    """What a step takes longer than its work: threads wake."""
+    """The same between steps of pictures."""
+    turn_wait_s: float = 0.0
+    """What passes between two such steps besides: threads wake."""
     hop_s: float = 0.0
     """What a message between router and instance takes longer than the work at both ends."""
     picture_s: float = 0.0
@@ -55,11 +63,18 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     transfer_wait_s: float = 0.0
     """What it takes longer than that work."""
     frees_lock: bool = False
-    """Whether decode steps leave the interpreter to the event loop beside them."""
+    """Whether steps leave the interpreter to the event loop beside them."""
     encodes_alone: bool = False
     """Whether every picture has a step of its own, as on a CPU."""
     speeds: tuple[float, ...] = ()
     """What the machine's cores do a second, all together, with 1, 2, ... of them at work; as many
     numbers as cores."""
+    slice_s: float = 0.0
+    """For how long the system leaves a core to a thread while others wait; 0: all that are runnable
+    progress alike, as if infinitely short."""
+    tick_s: float = 0.004
+    """How often it looks whether a slice is over."""
+    pictures_nice: int = 0
+    """By how much nicer the thread is that encodes where a language model shares its cores."""
     beat_s: float = 0.0
     """How fast the machine was: seconds of a beat (``simulator.profile.tempo``); 0: not known."""

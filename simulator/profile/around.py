@@ -14,13 +14,17 @@ from scheduler.fitted import FitError, fit_error
 from scheduler.regression import Sums
 from simulator.costs.card import Card
 from simulator.costs.overheads import Handling, Overheads
-from simulator.profile.probes import Crowd, Probe
+from simulator.profile.probes import ONE_BY_ONE, Crowd, Probe
 from simulator.profile.rehearsal import Needs, rehearse, rehearse_crowd
 from simulator.profile.steps import has_gpu
 from triptych.core.config import Config
 
 STRENGTH = 1e-6
 """Of what is taken for granted where no probe tells: nothing around a step, and no slowdown."""
+PLANNED = 0.2
+"""Of what a job costs an instance that has its prompt computed, the share that is done between
+steps: planning the prompt and taking in its end. Measured by hand (ADR 26), since no probe tells
+when within a request something was worked."""
 ROUNDS = 3
 """Of counting and solving: how requests share steps depends on how long everything takes."""
 LEAST_S = 1e-4
@@ -33,17 +37,14 @@ def around(
     config: Config,
     card: Card,
     probes: Sequence[Probe],
-    speeds: Sequence[float],
-    *,
-    frees_lock: bool,
+    known: Overheads,
 ) -> tuple[Overheads, dict[str, FitError]]:
     """Everything around the steps, and how well it explains the probes: ``client``, ``router``,
     ``instances`` in seconds of the processor, ``ttft`` and ``tpot`` of requests asked alone.
-    ``speeds`` and ``frees_lock``: see ``Overheads``."""
+    ``known``: of the machine and the executors."""
     picture_s, megapixel_s = _decoding(probes)
-    found = Overheads(
-        speeds=tuple(speeds),
-        frees_lock=frees_lock,
+    found = msgspec.structs.replace(
+        known,
         encodes_alone=not has_gpu(config),
         picture_s=picture_s,
         megapixel_s=megapixel_s,
@@ -140,15 +141,26 @@ def _instances(
     probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads
 ) -> tuple[Overheads, Pairs]:
     """What steps, jobs, tokens and transfers cost the instances of a request, all together."""
-    names = ("seconds", "steps", "vision_steps", "jobs", "tokens", "transfers", "bytes")
+    names = ("seconds", "steps", "turns", "vision_steps", "jobs", "tokens", "transfers", "bytes")
     rows = [[need.counts.get(name, 0.0) for name in names] for need in needs]
     values = [sum(probe.instances_s.values()) for probe in probes]
-    found, pairs = _solved(rows, values, [1.0, *[0.0] * 6])
-    slowdown, step_s, vision_step_s, job_s, token_s, transfer_s, byte_s = found
+    apart = [
+        known.turn_token_s * need.counts.get("turn_tokens", 0.0)
+        + known.turn_prompt_s * need.counts.get("turn_prompts", 0.0)
+        for need in needs
+    ]
+    found, pairs = _solved(rows, values, [1.0, *[0.0] * 7], apart)
+    if found[0] < 1.0:  # a step is no less work in a server than alone: what surrounds it is less
+        apart = [part + row[0] for part, row in zip(apart, rows, strict=True)]
+        others, pairs = _solved([row[1:] for row in rows], values, [0.0] * 7, apart)
+        found = [1.0, *others]
+    slowdown, step_s, turn_s, vision_step_s, job_s, token_s, transfer_s, byte_s = found
     return msgspec.structs.replace(
         known,
+        turn_prompt_s=known.turn_prompt_s or PLANNED * job_s,
         slowdown=slowdown,
         step_s=step_s,
+        turn_s=turn_s,
         vision_step_s=vision_step_s,
         instance=Handling(job_s=job_s, token_s=token_s),
         transfer_s=transfer_s,
@@ -157,15 +169,22 @@ def _instances(
 
 
 def _solved(
-    rows: Sequence[Sequence[float]], values: Sequence[float], prior: Sequence[float]
+    rows: Sequence[Sequence[float]],
+    values: Sequence[float],
+    prior: Sequence[float],
+    known: Sequence[float] = (),
 ) -> tuple[list[float], Pairs]:
-    """Coefficients with the least relative errors, and pairs of explained and measured."""
-    sums = Sums(len(prior))
-    for row, value in zip(rows, values, strict=True):
+    """Coefficients with the least relative errors, and pairs of explained and measured; ``known``
+    is explained already of each."""
+    sums, known = Sums(len(prior)), known or [0.0] * len(values)
+    for row, value, part in zip(rows, values, known, strict=True):
         scale = max(value, LEAST_S)
-        sums.add([each / scale for each in row], value / scale)
+        sums.add([each / scale for each in row], (value - part) / scale)
     found = sums.solve(prior, STRENGTH)
-    explained = [sum(a * b for a, b in zip(row, found, strict=True)) for row in rows]
+    explained = [
+        part + sum(a * b for a, b in zip(row, found, strict=True))
+        for row, part in zip(rows, known, strict=True)
+    ]
     pairs = [(a, b) for a, b in zip(explained, values, strict=True) if b > LEAST_S]
     return found, pairs
 
@@ -189,10 +208,11 @@ def is_whole(probe: Probe) -> bool:
 
 
 def _waits(config: Config, card: Card, probes: Sequence[Probe], known: Overheads) -> Overheads:
-    """Waits, one after the other: of steps from the pace of an answer, of messages from the first
+    """Waits, one after the other: between steps from the pace of an answer (and the work
+    for each sequence there from that of several), of messages from the first
     token of texts, of pictures and of transfers from theirs."""
     alone = [probe for probe in probes if probe.kind.at_once == 1]
-    texts = [probe for probe in alone if not probe.kind.sides]
+    texts = [probe for probe in alone if not probe.kind.sides and not probe.settings]
 
     def late_s(some: Sequence[Probe], what: str, now: Overheads) -> float:
         """What requests took longer than their rehearsals."""
@@ -217,15 +237,14 @@ def _waits(config: Config, card: Card, probes: Sequence[Probe], known: Overheads
                 break
         return best
 
-    waits = ("step_wait_s", "hop_s", "picture_wait_s", "transfer_wait_s")
+    waits = ("turn_wait_s", "turn_token_s", "hop_s", "picture_wait_s", "transfer_wait_s")
     known = msgspec.structs.replace(known, **dict.fromkeys(waits, 0.0))
-    paced = [probe for probe in texts if is_whole(probe) and probe.kind.num_output > 1]
-    early_s = -late_s(paced, "tpot_s", known)
-    if early_s > 0.0:  # what is told of a step is told while the next one runs
-        told_s = min(known.step_s, early_s)
-        instance = msgspec.structs.replace(known.instance, token_s=known.instance.token_s + told_s)
-        known = msgspec.structs.replace(known, step_s=known.step_s - told_s, instance=instance)
-    known = waiting(known, paced, "tpot_s", "step_wait_s")
+    paced = [probe for probe in alone if is_whole(probe) and probe.kind.num_output > 1]
+    one_by_one = [probe for probe in paced if probe.settings == ONE_BY_ONE]
+    known = waiting(known, one_by_one or paced, "tpot_s", "turn_wait_s")
+    crowd = [each for each in probes if each.settings == ONE_BY_ONE and each.kind.at_once > 1]
+    at_once = max((probe.kind.at_once for probe in crowd), default=1)
+    known = waiting(known, crowd, "tpot_s", "turn_token_s", at_once)
     known = waiting(known, [one for one in texts if is_whole(one)], "ttft_s", "hop_s", NUM_HOPS)
     pictured = [one for one in alone if is_whole(one) and len(one.kind.sides) == 1]
     known = waiting(known, pictured, "ttft_s", "picture_wait_s")

@@ -23,7 +23,7 @@ from simulator.profile import processes
 from simulator.profile.steps import Say
 from simulator.profile.tempo import Tempo
 from simulator.recorder import place_of
-from triptych.core.config import Config
+from triptych.core.config import Config, override
 from triptych.core.ids import InstanceId
 
 _QUIET_S = 0.03
@@ -62,6 +62,11 @@ KINDS = (
 """What tells costs apart: more of one thing each."""
 
 
+ONE_BY_ONE = ("engine.steps_ahead=1",)
+"""Settings of a server whose every step is planned when the one before is over: what its answers
+take more is what lies between two such steps."""
+
+
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """What one kind took, for each request in the mean, at the machine's usual tempo; seconds of
     the processor unless said. The longest twentieth is left out: a pause of the host is not the
@@ -69,6 +74,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Kind
     topology: str
+    settings: tuple[str, ...] = ()
+    """Of the server, besides the configuration's."""
     num_prompt: int
     """Tokens as the server counts them."""
     client_s: float
@@ -120,8 +127,10 @@ NUM_CLIENTS = 4
 class Server:
     """A server that is running, and its processes."""
 
-    def __init__(self, target: Target, topology: str, instances: dict[str, int]) -> None:
-        self.topology = topology
+    def __init__(
+        self, target: Target, topology: str, settings: tuple[str, ...], instances: dict[str, int]
+    ) -> None:
+        self.topology, self.settings = topology, settings
         self.sender = HttpSender(target)
         self._instances = instances
         self._router = processes.parent(next(iter(instances.values())))
@@ -139,15 +148,18 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(config: Config, topology: str) -> AsyncIterator[Server]:
+async def serving(
+    config: Config, topology: str, settings: tuple[str, ...] = ()
+) -> AsyncIterator[Server]:
     """``triptych serve`` of that configuration in plain processes, until left."""
-    system = TriptychServer(config.model.path, topology, settings_of(config), _TIMEOUT_S)
+    told = settings_of(override(config, settings))
+    system = TriptychServer(config.model.path, topology, told, _TIMEOUT_S)
     try:
         await system.start()
         _, body = await get(Target("127.0.0.1", system.admin_port, ""), "/instances")
         rows = msgspec.json.decode(body)
         pids = {place_of(InstanceId(row["id"])): row["pid"] for row in rows}
-        yield Server(system.target, topology, pids)
+        yield Server(system.target, topology, settings, pids)
     finally:
         await system.stop()
 
@@ -167,7 +179,7 @@ def settings_of(config: Config) -> list[str]:
 
 async def probe(
     server: Server, kinds: Sequence[Kind], effort: "Asking", tempo: Tempo, say: Say
-) -> tuple[list[Probe], Crowd]:
+) -> tuple[list[Probe], Crowd | None]:
     """Ask requests of every kind in turns, after a few of each that are not counted: what drifts,
     drifts for all. Then a crowd asks."""
     await server.sender.start()
@@ -186,11 +198,13 @@ async def probe(
                 asked[kind].append(await asker.ask(kind))
         done = number + 1
         say(f"{server.topology}: request {done} of each kind", done / effort.num_asked)
+    found = [_together(kind, server, some) for kind, some in asked.items()]
     alone = [kind for kind in kinds if kind.at_once == 1] * effort.num_crowd
+    if not alone:
+        return found, None
     crowd = Crowd(
         topology=server.topology, kinds=tuple(alone), worked_s=0.0, ttft_s=0.0, tpot_s=0.0
     )
-    found = [_together(kind, server.topology, some) for kind, some in asked.items()]
     return found, await asker.crowd(crowd)
 
 
@@ -203,7 +217,7 @@ class Asking(NamedTuple):
     """Pause between two times of asking, in the mean. Requests of an open loop find processes that
     have rested, and a core that has rested is slower: its caches are others' by then."""
     num_crowd: int
-    """Requests of each kind that a crowd asks."""
+    """Requests of each kind that a crowd asks; 0: there is none."""
 
 
 class _Moment(NamedTuple):
@@ -326,7 +340,7 @@ class _Answer(NamedTuple):
         return (self.times_s[-1] - self.times_s[0]) / max(1, len(self.times_s) - 1)
 
 
-def _together(kind: Kind, topology: str, some: Sequence[_Asked]) -> Probe:
+def _together(kind: Kind, server: Server, some: Sequence[_Asked]) -> Probe:
     """All times of asking for one kind."""
 
     def of(figures: str) -> dict[str, float]:
@@ -340,7 +354,8 @@ def _together(kind: Kind, topology: str, some: Sequence[_Asked]) -> Probe:
         told["instances"] = sum(value for who, value in behind.items() if who not in own)
     return Probe(
         kind=kind,
-        topology=topology,
+        topology=server.topology,
+        settings=server.settings,
         num_prompt=round(fmean(each.num_prompt for each in some)),
         client_s=worked["client"],
         router_s=worked["router"],

@@ -16,10 +16,21 @@ from cluster.loop import run_loop
 from cluster.machine import ThisMachine
 from scheduler.fitted import FitError
 from simulator.costs.card import Card
+from simulator.costs.overheads import Overheads
 from simulator.costs.sizes import Sizes
 from simulator.profile import processes
 from simulator.profile.around import around, crowded
-from simulator.profile.probes import KINDS, Asking, Crowd, Kind, Probe, probe, serving
+from simulator.profile.probes import (
+    KINDS,
+    ONE_BY_ONE,
+    Asking,
+    Crowd,
+    Kind,
+    Probe,
+    probe,
+    serving,
+)
+from simulator.profile.slices import slices
 from simulator.profile.speeds import speeds
 from simulator.profile.steps import Say, Timed, fitted, has_gpu, is_one_thread, measure
 from simulator.profile.tempo import Tempo
@@ -29,7 +40,8 @@ from triptych.core.lifecycle import Stage
 from triptych.core.ports import Executors
 
 TOPOLOGIES = ("EPD1", "E1,P1,D1")
-"""Of the servers that are asked: what the second needs more, transfers and more jobs need."""
+"""Of the servers that are asked: what the second needs more, transfers and more jobs need. The
+first is asked once more for texts, with ``ONE_BY_ONE``."""
 
 
 class Effort(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,9 +83,7 @@ def profile(config: Config, source: str, effort: Effort, say: Say) -> Profile:
     card = Card(source=source, sizes=found.sizes, costs=costs)
     if not found.probes:
         return Profile(card=card, timed=found.timed, probes=(), crowds=(), around={})
-    overheads, errors = around(
-        config, card, found.probes, found.speeds, frees_lock=found.frees_lock
-    )
+    overheads, errors = around(config, card, found.probes, found.known)
     errors |= crowded(config, card, (found.probes, found.crowds), overheads)
     overheads = msgspec.structs.replace(overheads, beat_s=found.beat_s)
     costs = msgspec.structs.replace(costs, errors={**costs.errors, **errors})
@@ -86,8 +96,8 @@ def profile(config: Config, source: str, effort: Effort, say: Say) -> Profile:
 class _Measured(NamedTuple):
     timed: tuple[Timed, ...]
     sizes: Sizes
-    speeds: tuple[float, ...]
-    frees_lock: bool
+    known: Overheads
+    """Of the machine and the executors; what surrounds steps comes of the probes."""
     beat_s: float
     probes: tuple[Probe, ...]
     crowds: tuple[Crowd, ...]
@@ -102,18 +112,20 @@ async def _measured(config: Config, effort: Effort, say: Say) -> _Measured:
     if effort.topologies and is_one_thread(config):
         cores = await speeds(config, effort.busy_s, _part(say, 0.4, 0.5))
     probes, crowds = await _asked(config, effort, tempo, _part(say, 0.5, 1.0))
-    sizes, frees_lock = await _sizes(config)
+    sizes, known = await _sizes(config)
+    slice_s, tick_s = slices() if cores else (0.0, Overheads().tick_s)
+    known = msgspec.structs.replace(known, speeds=cores, slice_s=slice_s, tick_s=tick_s)
     beat_s = tempo.usual_s if is_one_thread(config) else 0.0
-    return _Measured(tuple(timed), sizes, cores, frees_lock, beat_s, tuple(probes), tuple(crowds))
+    return _Measured(tuple(timed), sizes, known, beat_s, tuple(probes), tuple(crowds))
 
 
-async def _sizes(config: Config) -> tuple[Sizes, bool]:
+async def _sizes(config: Config) -> tuple[Sizes, Overheads]:
     """Bytes of the model as an instance of all stages has them; of the device, this machine's
-    memory, or on a GPU what the configuration takes of it. And whether its decode steps leave the
-    interpreter's lock alone."""
+    memory, or on a GPU what the configuration takes of it. And how its executors share an
+    interpreter and cores."""
     machine = ThisMachine()
-    both, frees_lock = await _bytes(machine, config, tuple(Stage))
-    encode, _ = await _bytes(machine, config, (Stage.ENCODE,))
+    both, known = await _built(machine, config, tuple(Stage))
+    encode, _ = await _built(machine, config, (Stage.ENCODE,))
     vision = encode["weights"]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tokens = config.cache.kv_blocks * config.cache.block_size
@@ -126,7 +138,7 @@ async def _sizes(config: Config) -> tuple[Sizes, bool]:
         kv_token_bytes=both["kv"] // tokens,
         visual_token_bytes=both["embedding"] // places,
     )
-    return found, frees_lock
+    return found, known
 
 
 def machine_name() -> str:
@@ -135,14 +147,18 @@ def machine_name() -> str:
     return f"{_processor()}, Python {platform.python_version()}, {versions}"
 
 
-async def _bytes(
+async def _built(
     machine: ThisMachine, config: Config, role: tuple[Stage, ...]
-) -> tuple[dict[str, int], bool]:
+) -> tuple[dict[str, int], Overheads]:
     spec = InstanceSpec(InstanceId("profile-0@1"), role, config, b"")
     executors: Executors = await machine.executors(spec, machine.card(config))
     try:
-        language = executors.language
-        return dict(executors.memory_bytes), language is not None and language.frees_lock
+        language, vision = executors.language, executors.vision
+        known = Overheads(
+            frees_lock=language is not None and language.frees_lock,
+            pictures_nice=0 if vision is None else vision.nice,
+        )
+        return dict(executors.memory_bytes), known
     finally:
         executors.close()
 
@@ -155,14 +171,19 @@ async def _asked(
     kinds = tuple(_fitting(config))
     if not kinds:
         return [], []
-    for number, topology in enumerate(effort.topologies):
-        of = len(effort.topologies)
-        part = _part(say, number / of, (number + 1) / of)
+    texts = tuple(kind for kind in kinds if not kind.sides)
+    usual: tuple[str, ...] = ()
+    servers = [(topology, usual, kinds) for topology in effort.topologies]
+    servers += [(topology, ONE_BY_ONE, texts) for topology in effort.topologies[:1]]
+    for number, (topology, settings, asked) in enumerate(servers):
+        part = _part(say, number / len(servers), (number + 1) / len(servers))
         part(f"{topology}: starting", 0.0)
-        async with serving(config, topology) as server:
-            probes, crowd = await probe(server, kinds, effort.asking, tempo, part)
+        async with serving(config, topology, settings) as server:
+            num_crowd = 0 if settings else effort.asking.num_crowd
+            asking = effort.asking._replace(num_crowd=num_crowd)
+            probes, crowd = await probe(server, asked, asking, tempo, part)
         found += probes
-        crowds.append(crowd)
+        crowds += [crowd] if crowd is not None else []
     return found, crowds
 
 

@@ -74,7 +74,7 @@ def as_counted(arrival: Arrival, num_prompt: int) -> Arrival:
 
 def rehearse(config: Config, card: Card, probe: Probe, overheads: Overheads) -> Needs:
     """Run a probe's requests of one time."""
-    plan = plan_of(config, card, probe.topology, overheads)
+    plan = plan_of(override(config, probe.settings), card, probe.topology, overheads)
     count = probe.kind.at_once
     arrivals = [as_counted(probe.kind.arrival(n), probe.num_prompt) for n in range(count)]
     hosts: list[SimulatedHost] = []

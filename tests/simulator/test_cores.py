@@ -2,10 +2,11 @@
 
 import asyncio
 import random
+from functools import partial
 
 import pytest
 
-from simulator.cores import Cores, Free, Lock, Thread
+from simulator.cores import Cores
 from simulator.world import Takes, World
 
 TWO = (1.0, 2.0)
@@ -140,72 +141,6 @@ def test_a_job_that_is_paused_stands_still_and_leaves_its_core():
     assert left == 0
 
 
-def test_a_step_that_is_held_again_and_again_does_its_work_and_no_more():
-    """Also while nothing else runs, so that the cores begin to count anew."""
-
-    async def main(world, cores):
-        lock, heard = Lock(cores), {}
-        lock.begin(1.0, lambda: heard.setdefault("step", world.time()))
-        for _ in range(4):
-            await asyncio.sleep(0.2)
-            lock.hold()
-            assert cores.num_running == 0
-            await asyncio.sleep(1.0)
-            lock.free()
-        await asyncio.sleep(1.0)
-        assert cores.work_s == pytest.approx(1.0)
-        return heard
-
-    assert run(main) == pytest.approx({"step": 5.0})
-
-
-def test_a_loop_and_the_steps_beside_it_take_turns():
-    """The step of two seconds stands still for the loop's, also one that begins meanwhile."""
-
-    async def main(world, cores):
-        lock, heard = Lock(cores), {}
-        thread = Thread(cores, lock)
-        lock.begin(2.0, lambda: heard.setdefault("step", world.time()))
-        await asyncio.sleep(0.5)
-        loop = asyncio.create_task(thread.run(1.0))
-        await asyncio.sleep(0.5)
-        late = lock.begin(1.0, lambda: heard.setdefault("late", world.time()))
-        lock.at(late, 0.5, lambda: heard.setdefault("half", world.time()))
-        assert cores.num_running == 1
-        await loop
-        heard["loop"] = world.time()
-        await asyncio.sleep(5.0)
-        return heard
-
-    assert run(main) == pytest.approx({"loop": 1.5, "half": 2.0, "late": 2.5, "step": 3.0})
-
-
-def test_a_step_that_leaves_the_lock_alone_needs_it_behind():
-    """It is computed while the loop works, and is over when the loop waits."""
-
-    async def main(world, cores):
-        lock, heard = Lock(cores), {}
-        thread, free = Thread(cores, lock), Free(cores, lock)
-
-        def mark(name):
-            return lambda: heard.setdefault(name, world.time())
-
-        free.begin(1.0, mark("first"))
-        assert cores.num_running == 1
-        loop = asyncio.create_task(thread.run(1.5))
-        await asyncio.sleep(0.5)
-        assert cores.num_running == 2
-        second = free.begin(0.25, mark("second"))
-        free.at(second, 0.125, mark("half"))
-        await loop
-        free.begin(0.5, mark("third"))
-        await asyncio.sleep(1.0)
-        return heard
-
-    heard = run(main, speeds=(1.0, 2.0, 3.0))
-    assert heard == pytest.approx({"half": 0.625, "first": 1.5, "second": 1.5, "third": 2.0})
-
-
 def test_points_on_the_way_stretch_with_the_work():
     async def main(world, cores):
         heard = []
@@ -214,7 +149,7 @@ def test_points_on_the_way_stretch_with_the_work():
             return lambda: heard.append((name, world.time()))
 
         marks = ((0.5, mark("half")), (1.0, mark("whole")))
-        takes = Takes(1.0, lambda: takes.seconds, marks, cores, 0.25)
+        takes = Takes(1.0, lambda: takes.seconds, marks, cores, partial(world.call_later, 0.25))
         others = [asyncio.create_task(cores.run(1.0)) for _ in range(2)]
         await asyncio.sleep(0)
         seconds = await world.run_in_executor(None, lambda: takes)
@@ -224,20 +159,3 @@ def test_points_on_the_way_stretch_with_the_work():
     heard, seconds, end_s = run(main)
     assert heard == [("half", pytest.approx(0.75)), ("whole", pytest.approx(1.5))]
     assert (seconds, end_s) == (pytest.approx(1.5), pytest.approx(1.75))
-
-
-def test_a_thread_does_one_thing_after_the_other():
-    async def main(world, cores):
-        thread, heard = Thread(cores), []
-
-        async def one(name):
-            await thread.run(1.0)
-            heard.append((name, world.time()))
-
-        tasks = [asyncio.create_task(one(name)) for name in "abcd"]
-        await asyncio.sleep(0.5)
-        tasks[2].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return heard
-
-    assert run(main) == [("a", 1.0), ("b", 2.0), ("d", 3.0)]

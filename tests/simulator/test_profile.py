@@ -14,7 +14,15 @@ from simulator.costs.card import Card, from_file
 from simulator.costs.overheads import Handling, Overheads
 from simulator.profile.around import around, crowded
 from simulator.profile.grid import Limits, Plans, Shape, shapes
-from simulator.profile.probes import KINDS, NUM_CLIENTS, Crowd, Probe, settings_of, usual
+from simulator.profile.probes import (
+    KINDS,
+    NUM_CLIENTS,
+    ONE_BY_ONE,
+    Crowd,
+    Probe,
+    settings_of,
+    usual,
+)
 from simulator.profile.processes import cpu_s
 from simulator.profile.profile import TOPOLOGIES
 from simulator.profile.rehearsal import rehearse, rehearse_crowd
@@ -33,6 +41,8 @@ CARD = Card(source="by hand", sizes=SIZES, costs=STEPS.fitted())
 TRUE = msgspec.structs.replace(
     AROUND,
     slowdown=1.25,
+    turn_token_s=0.0002,
+    turn_prompt_s=0.0002,
     client=msgspec.structs.replace(AROUND.client, ended_s=0.0004),
     router=msgspec.structs.replace(AROUND.router, ended_s=0.0015),
     instance=Handling(job_s=0.0006, token_s=0.0001, ended_s=0.0002),
@@ -42,10 +52,11 @@ TRUE = msgspec.structs.replace(
 )
 
 
-def probe_of(kind, topology, true=TRUE):
+def probe_of(kind, topology, true=TRUE, settings=()):
     """What a server would show whose overheads are ``true``."""
     blank = Probe(
-        kind=kind, topology=topology, num_prompt=kind.num_text + 20 + sum(map(_tokens, kind.sides)),
+        kind=kind, topology=topology, settings=settings,
+        num_prompt=kind.num_text + 20 + sum(map(_tokens, kind.sides)),
         client_s=0, router_s=0, decoders_s=0, instances_s={}, ttft_s=0, tpot_s=0, whole_s=0,
     )  # fmt: skip
     needs = rehearse(CONFIG, CARD, blank, true)
@@ -65,6 +76,9 @@ def probe_of(kind, topology, true=TRUE):
         instances_s={
             "whole": true.slowdown * count("seconds", 0)
             + true.step_s * count("steps", 0)
+            + true.turn_s * count("turns", 0)
+            + true.turn_token_s * count("turn_tokens", 0)
+            + true.turn_prompt_s * count("turn_prompts", 0)
             + true.vision_step_s * count("vision_steps", 0)
             + (true.instance.job_s + true.instance.ended_s) * count("jobs", 0)
             + true.instance.token_s * count("tokens", 0)
@@ -75,6 +89,15 @@ def probe_of(kind, topology, true=TRUE):
         tpot_s=needs.tpot_s,
         whole_s=needs.ttft_s,
     )
+
+
+def probes_of(true=TRUE):
+    """What all servers would show."""
+    texts = [kind for kind in KINDS if not kind.sides]
+    return [
+        *(probe_of(kind, topology, true) for topology in TOPOLOGIES for kind in KINDS),
+        *(probe_of(kind, TOPOLOGIES[0], true, ONE_BY_ONE) for kind in texts),
+    ]
 
 
 def _tokens(side):
@@ -93,8 +116,8 @@ def handled(costs, count):
 
 
 def test_what_surrounds_the_steps_is_found_again():
-    probes = [probe_of(kind, topology) for topology in TOPOLOGIES for kind in KINDS]
-    found, errors = around(CONFIG, CARD, probes, TRUE.speeds, frees_lock=False)
+    probes = probes_of()
+    found, errors = around(CONFIG, CARD, probes, Overheads(speeds=TRUE.speeds))
     assert errors["client"].max < 0.01
     assert errors["router"].max < 0.02
     # How eight answers at once share steps is known only as well as everything else is.
@@ -110,6 +133,12 @@ def test_what_surrounds_the_steps_is_found_again():
     assert found.instance.ended_s == pytest.approx(TRUE.instance.ended_s)
     assert found.picture_s == pytest.approx(TRUE.picture_s, rel=0.01)
     assert found.megapixel_s == pytest.approx(TRUE.megapixel_s, rel=0.01)
+    # Steps of ten milliseconds each: what is a step's and what is the turn's behind it is one sum.
+    turn_s, true_s = (
+        one.slowdown * STEPS.step_s + one.turn_s + one.turn_token_s for one in (found, TRUE)
+    )
+    assert turn_s == pytest.approx(true_s, rel=0.05)
+    assert found.turn_prompt_s > 0
     assert found.speeds == TRUE.speeds
     assert found.encodes_alone, "the profile is of a CPU"
 
@@ -146,19 +175,19 @@ def test_a_crowd_that_is_the_rehearsal_is_met_and_another_is_not():
     assert crowded(CONFIG, CARD, (probes, slow), TRUE)["crowd ttft"].bias == pytest.approx(-0.5)
 
 
-@pytest.mark.parametrize("step_wait_s", [0.0008, 0.0012, 0.003])
-def test_a_wait_is_found_though_most_of_it_passes_beside_other_work(step_wait_s):
-    true = msgspec.structs.replace(TRUE, step_wait_s=step_wait_s, hop_s=0.0004)
-    probes = [probe_of(kind, topology, true) for topology in TOPOLOGIES for kind in KINDS]
-    _, errors = around(CONFIG, CARD, probes, true.speeds, frees_lock=False)
+@pytest.mark.parametrize("turn_wait_s", [0.0008, 0.0012, 0.003])
+def test_a_wait_is_found_though_most_of_it_passes_beside_other_work(turn_wait_s):
+    true = msgspec.structs.replace(TRUE, turn_wait_s=turn_wait_s, hop_s=0.0004)
+    probes = probes_of(true)
+    _, errors = around(CONFIG, CARD, probes, Overheads(speeds=true.speeds))
     assert errors["tpot"].max < 0.02
     assert errors["ttft"].mean < 0.03
 
 
 def test_a_server_that_is_sooner_than_its_rehearsal_waits_for_nothing():
-    probes = [probe_of(kind, topology) for topology in TOPOLOGIES for kind in KINDS]
+    probes = probes_of()
     soon = [msgspec.structs.replace(probe, ttft_s=probe.ttft_s / 3) for probe in probes]
-    found, _ = around(CONFIG, CARD, soon, TRUE.speeds, frees_lock=False)
+    found, _ = around(CONFIG, CARD, soon, Overheads(speeds=TRUE.speeds))
     assert found.hop_s == found.picture_wait_s == found.transfer_wait_s == 0.0
 
 
@@ -219,7 +248,7 @@ def test_nothing_around_is_found_where_there_is_nothing():
         msgspec.structs.replace(probe_of(kind, "EPD1"), client_s=0.0, router_s=0.0)
         for kind in KINDS
     ]
-    found, _ = around(CONFIG, CARD, probes, (), frees_lock=False)
+    found, _ = around(CONFIG, CARD, probes, Overheads())
     assert found.client == Handling()
     assert found.router == Handling()
     assert found.transfer_wait_s == 0.0
@@ -295,7 +324,7 @@ def test_a_rehearsal_counts_what_is_computed_and_nothing_that_is_only_predicted(
     config = load(None, ["model.path=oracle", "engine.order=slack"], environment={})
     for topology in TOPOLOGIES:
         counts = rehearse(config, CARD, probe_of(kind, topology), TRUE).counts
-        assert counts["steps"] == 65
+        assert counts["steps"] + counts["turns"] == 65
         assert counts["seconds"] == pytest.approx(65 * STEPS.step_s)
         assert counts["tokens"] == 65
         assert counts["requests"] == 1

@@ -1,0 +1,139 @@
+"""Cores that are given out in slices: who waits how long for one, by hand."""
+
+import asyncio
+import random
+
+import pytest
+
+from simulator.fair import FairCores, Runner
+from simulator.world import World
+
+SLICE_S, TICK_S = 0.0014, 0.004
+
+
+def run(main, speeds=(1.0, 2.0)):
+    world = World()
+    try:
+        return world.run_until_complete(main(world, FairCores(world, speeds, SLICE_S, TICK_S)))
+    finally:
+        world.close()
+
+
+def ends_of(jobs, speeds=(1.0, 2.0)):
+    """When jobs ``(begin_s, work_s, weight)`` end, in the order of ``jobs``."""
+
+    async def main(world, cores):
+        async def one(begin_s, work_s, weight):
+            await asyncio.sleep(begin_s)
+            await cores.run(work_s, Runner(weight))
+            return world.time()
+
+        found = await asyncio.gather(*(one(*job) for job in jobs))
+        await asyncio.sleep(1.0)
+        assert cores.num_running == 0
+        assert cores.work_s == pytest.approx(sum(work_s for _, work_s, _ in jobs))
+        return found
+
+    return run(main, speeds)
+
+
+@pytest.mark.parametrize("speeds", [(1.0, 2.0), (1.0, 1.5)])
+def test_those_that_have_a_core_each_do_not_wait(speeds):
+    both_s = 2.0 / speeds[1]
+    assert ends_of([(0, 0.1, 1.0), (0, 0.1, 1.0)], speeds) == pytest.approx([0.1 * both_s] * 2)
+
+
+def test_two_on_one_core_take_turns_by_ticks():
+    """Each keeps the core until the tick behind its slice. Who came later is first: both had as
+    much, and it waits."""
+    earlier, later = ends_of([(0, 0.010, 1.0), (0, 0.010, 1.0)], (1.0,))
+    # 0-4 the later one, 4-8 the other, 8-12, 12-16, and the later one has 2 ms left.
+    assert later == pytest.approx(0.018, abs=1e-5)
+    assert earlier == pytest.approx(0.020, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wakes_s", "begins_s"),
+    [
+        (0.0005, 0.004),  # inside the slice of who runs: the next tick
+        (0.0045, 0.008),  # its next slice began at the tick
+        (0.0060, 0.0060),  # that one is over as well
+    ],
+)
+def test_who_wakes_beside_one_that_works_waits_for_its_slice(wakes_s, begins_s):
+    _, end_s = ends_of([(0, 0.1, 1.0), (wakes_s, 0.0002, 1.0)], (1.0,))
+    assert end_s - 0.0002 == pytest.approx(begins_s, abs=1e-5)
+
+
+def test_an_idle_core_takes_who_waits_elsewhere():
+    """The third waits behind the first; when the second is done, it need not."""
+    ends = ends_of([(0, 0.1, 1.0), (0, 0.001, 1.0), (0.0001, 0.010, 1.0)])
+    assert ends[2] == pytest.approx(0.011, abs=1e-5)
+
+
+def test_a_nice_thread_yields():
+    """Of 1.0 s on one core, it has a ninth of the other's."""
+    heavy_s, nice_s = ends_of([(0, 0.8, 1.0), (0, 0.8, 1 / 9)], (1.0,))
+    assert heavy_s == pytest.approx(0.8 * 10 / 9, rel=0.02)
+    assert nice_s == pytest.approx(1.6, abs=1e-4)
+
+
+def test_a_thread_that_goes_on_keeps_its_core_and_its_slice():
+    """What it does one after the other is not taken apart by who waits."""
+
+    async def main(world, cores):
+        loop, times = Runner(), []
+        hog = asyncio.create_task(cores.run(0.02))
+        await asyncio.sleep(0.0045)
+        for _ in range(3):  # from the tick at 8 ms on
+            await cores.run(0.0003, loop)
+            times.append(world.time())
+        await hog
+        return times
+
+    assert run(main, (1.0,)) == pytest.approx([0.0083, 0.0086, 0.0089], abs=1e-5)
+
+
+def test_a_job_that_is_paused_sleeps_and_goes_on():
+    async def main(world, cores):
+        heard = {}
+
+        def mark(name):
+            return lambda: heard.setdefault(name, world.time())
+
+        runner = Runner()
+        first = cores.begin(0.003, mark("first"), runner)
+        cores.at(first, 0.002, mark("on the way"))
+        await asyncio.sleep(0.001)
+        cores.pause(first)
+        assert cores.num_running == 0
+        await asyncio.sleep(0.002)
+        other = cores.begin(0.002, mark("other"))
+        cores.resume(first)
+        late = cores.begin(1.0, mark("late"))
+        cores.at(late, 0.5, mark("never"))
+        cores.cancel(late)
+        cores.cancel(late)
+        await asyncio.sleep(1.0)
+        assert cores.num_running == 0
+        cores.cancel(other)
+        return heard
+
+    assert run(main, (1.0,)) == pytest.approx(
+        {"other": 0.005, "on the way": 0.006, "first": 0.007}, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_work_is_done_by_as_many_cores_as_there_are(seed):
+    """Random jobs of random threads, some paused, some cancelled: equal again and again; no core is
+    idle while somebody waits."""
+    source = random.Random(seed)
+    jobs = [
+        (source.random(), source.expovariate(100.0), source.choice((1.0, 0.1))) for _ in range(200)
+    ]
+    ends = ends_of(jobs)
+    assert ends == ends_of(jobs)
+    for (begin_s, work_s, _), end_s in zip(jobs, ends, strict=True):
+        assert end_s >= begin_s + work_s - 1e-9
+    assert max(ends) <= max(begin_s for begin_s, _, _ in jobs) + sum(each for _, each, _ in jobs)
