@@ -23,7 +23,7 @@ class Ahead(Takes):
     """Steps one after the other: each begins as soon as the one before is over, whoever hears of
     it. One that is interrupted ends behind the step in flight."""
 
-    __slots__ = ("_count", "_index", "_is_interrupted", "_over", "_since_s", "_step_s")
+    __slots__ = ("_count", "_index", "_is_interrupted", "_over", "_since_s", "_step_s", "_wait_s")
 
     def __init__(
         self,
@@ -31,14 +31,17 @@ class Ahead(Takes):
         step_s: Callable[[int], float],
         over: Over,
         cores: Shared,
+        wait_s: float,
         behind: Behind,
     ) -> None:
         """``count`` steps, the ``n``-th of which is ``step_s(n)`` seconds of work on ``cores``;
+        ``wait_s`` pass between two of them;
         ``behind`` the last one there is work before its result is taken in: it calls what it is
         given when that is done."""
         super().__init__(0.0, lambda: None, (), cores, behind)
         self._count = count
         self._step_s = step_s
+        self._wait_s = wait_s
         self._over = over
         self._index = 0
         self._since_s = 0.0
@@ -65,7 +68,9 @@ class Ahead(Takes):
         seconds = self._world.time() - self._since_s
         result = self._over(self._index, seconds, is_last=is_last)
         self._index += 1
-        if not is_last:
+        if not is_last and self._wait_s > 0.0:
+            self._world.call_later(self._wait_s, self._next)
+        elif not is_last:
             self._next()
         elif self._behind is not None:
             self._behind(partial(self._tell, result))

@@ -55,6 +55,10 @@ class Pace(Protocol):
         """What steps are computed on; None: on a device of the instance's own."""
         ...
 
+    def wait_s(self, num_jobs: int) -> float:
+        """What passes between two steps of a run of so many jobs."""
+        ...
+
     def told(self) -> None:
         """A step of a run was told of: there is work for it while the next is computed."""
         ...
@@ -205,7 +209,9 @@ class SimulatedLanguage:
 
         cores = pace.cores
         assert cores is not None, "steps are told where they share cores"
-        ahead = Ahead(plan.steps, takes_s, over, cores, partial(pace.turned, len(plan.segments), 0))
+        num_jobs = len(plan.segments)
+        behind = partial(pace.turned, num_jobs, 0)
+        ahead = Ahead(plan.steps, takes_s, over, cores, pace.wait_s(num_jobs), behind)
         return ahead
 
     def _end_of(self, work: _Work, factor: float, passed_s: float, whole_s: float) -> float:

@@ -58,6 +58,13 @@ class _Pace:
         """See ``Pace``."""
         return self._interference.begin(self._place, what, share)
 
+    def wait_s(self, num_jobs: int) -> float:
+        """See ``Pace``."""
+        if self._host.threads is None:
+            return 0.0
+        costs = self._host.threads.costs
+        return costs.step_wait_s + costs.step_token_wait_s * num_jobs
+
     def told(self) -> None:
         """See ``Pace``."""
         if self._host.threads is not None:

@@ -37,6 +37,10 @@ class Overheads(msgspec.Struct, frozen=True, kw_only=True):
     """By how much steps are more work in a server than alone: caches that they share."""
     step_s: float = 0.0
     """Work for a step of a run that is taken in while the next one is computed."""
+    step_wait_s: float = 0.0
+    """What passes until that one begins: it is told of, and the lock is waited for, ..."""
+    step_token_wait_s: float = 0.0
+    """... longer for each sequence in it."""
     turn_s: float = 0.0
     """Work between two steps of which the second is planned when the first is over: to take in what
     it made, to plan the next one and to hand it to a thread."""

@@ -208,9 +208,9 @@ def is_whole(probe: Probe) -> bool:
 
 
 def _waits(config: Config, card: Card, probes: Sequence[Probe], known: Overheads) -> Overheads:
-    """Waits, one after the other: between steps from the pace of an answer (and the work
-    for each sequence there from that of several), of messages from the first
-    token of texts, of pictures and of transfers from theirs."""
+    """Waits, one after the other: of turns and of steps from the paces of an answer (and what a
+    sequence adds from those of several), of messages from the first token of texts, of pictures and
+    of transfers from theirs."""
     alone = [probe for probe in probes if probe.kind.at_once == 1]
     texts = [probe for probe in alone if not probe.kind.sides and not probe.settings]
 
@@ -237,14 +237,27 @@ def _waits(config: Config, card: Card, probes: Sequence[Probe], known: Overheads
                 break
         return best
 
-    waits = ("turn_wait_s", "turn_token_s", "hop_s", "picture_wait_s", "transfer_wait_s")
+    waits = (
+        "turn_wait_s",
+        "turn_token_s",
+        "step_wait_s",
+        "step_token_wait_s",
+        "hop_s",
+        "picture_wait_s",
+        "transfer_wait_s",
+    )
     known = msgspec.structs.replace(known, **dict.fromkeys(waits, 0.0))
     paced = [probe for probe in alone if is_whole(probe) and probe.kind.num_output > 1]
     one_by_one = [probe for probe in paced if probe.settings == ONE_BY_ONE]
     known = waiting(known, one_by_one or paced, "tpot_s", "turn_wait_s")
-    crowd = [each for each in probes if each.settings == ONE_BY_ONE and each.kind.at_once > 1]
-    at_once = max((probe.kind.at_once for probe in crowd), default=1)
+    several = [probe for probe in probes if is_whole(probe) and probe.kind.at_once > 1]
+    at_once = max((probe.kind.at_once for probe in several), default=1)
+    crowd = [probe for probe in several if probe.settings == ONE_BY_ONE]
     known = waiting(known, crowd, "tpot_s", "turn_token_s", at_once)
+    if one_by_one:  # else all is in the turn
+        known = waiting(known, [p for p in paced if not p.settings], "tpot_s", "step_wait_s")
+        crowd = [probe for probe in several if not probe.settings]
+        known = waiting(known, crowd, "tpot_s", "step_token_wait_s", at_once)
     known = waiting(known, [one for one in texts if is_whole(one)], "ttft_s", "hop_s", NUM_HOPS)
     pictured = [one for one in alone if is_whole(one) and len(one.kind.sides) == 1]
     known = waiting(known, pictured, "ttft_s", "picture_wait_s")

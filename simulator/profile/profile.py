@@ -7,7 +7,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -38,6 +38,8 @@ from triptych.core.config import Config
 from triptych.core.ids import InstanceId
 from triptych.core.lifecycle import Stage
 from triptych.core.ports import Executors
+
+T = TypeVar("T", Timed, Probe, Crowd)
 
 TOPOLOGIES = ("EPD1", "E1,P1,D1")
 """Of the servers that are asked: what the second needs more, transfers and more jobs need. The
@@ -115,8 +117,30 @@ async def _measured(config: Config, effort: Effort, say: Say) -> _Measured:
     sizes, known = await _sizes(config)
     slice_s, tick_s = slices() if cores else (0.0, Overheads().tick_s)
     known = msgspec.structs.replace(known, speeds=cores, slice_s=slice_s, tick_s=tick_s)
+    times = tempo.correction()
     beat_s = tempo.usual_s if is_one_thread(config) else 0.0
-    return _Measured(tuple(timed), sizes, known, beat_s, tuple(probes), tuple(crowds))
+    return _Measured(
+        tuple(scaled(each, times) for each in timed),
+        sizes,
+        known,
+        beat_s,
+        tuple(scaled(each, times) for each in probes),
+        tuple(scaled(each, times) for each in crowds),
+    )
+
+
+def scaled(measured: T, times: float) -> T:
+    """With all its seconds so many times as long."""
+    changed: dict[str, object] = {}
+    for name in measured.__struct_fields__:
+        value = getattr(measured, name)
+        if isinstance(value, float):
+            changed[name] = times * value
+        elif isinstance(value, dict):
+            changed[name] = {who: times * seconds for who, seconds in value.items()}
+        elif name == "seconds":
+            changed[name] = tuple(times * seconds for seconds in value)
+    return msgspec.structs.replace(measured, **changed)
 
 
 async def _sizes(config: Config) -> tuple[Sizes, Overheads]:

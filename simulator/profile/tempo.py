@@ -42,11 +42,19 @@ class Tempo:
         """``usual_s``: of a beat, as another one found; 0: what it takes now, for ``LOOKS``. Blocks
         for a second then."""
         self._beat = beat
+        self._seen: list[float] = []
         self.usual_s = usual_s or median(self._looks())
 
     def now(self) -> float:
         """How many times as long as usually work takes."""
         return self._look() / self.usual_s
+
+    def correction(self) -> float:
+        """By what to multiply seconds that were divided by ``now``, so that they are those of the
+        tempo that was usual all the time, and not of the moment when this began; ``usual_s`` is
+        that tempo then."""
+        began_s, self.usual_s = self.usual_s, median(self._seen)
+        return self.usual_s / began_s
 
     @asynccontextmanager
     async def beside(self) -> AsyncGenerator[list[float], None]:
@@ -76,4 +84,5 @@ class Tempo:
 
     def _look(self) -> float:
         self._beat()
-        return median(self._beat() for _ in range(BEATS))
+        self._seen.append(median(self._beat() for _ in range(BEATS)))
+        return self._seen[-1]

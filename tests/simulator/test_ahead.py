@@ -40,20 +40,20 @@ def test_each_step_begins_when_the_one_before_is_over():
         def later(then):
             world.call_later(0.5, then)
 
-        ahead = Ahead(3, lambda index: 1.0 + index, told, cores, later)
+        ahead = Ahead(3, lambda index: 1.0 + index, told, cores, 0.25, later)
         result = await world.run_in_executor(None, lambda: ahead)
         return told.heard, result, world.time(), cores.work_s
 
     heard, result, end_s, work_s = run(main)
-    assert heard == [(0, 1.0, 1.0, False), (1, 3.0, 2.0, False), (2, 6.0, 3.0, True)]
-    assert (result, end_s, work_s) == ("the end", 6.5, 6.0)
+    assert heard == [(0, 1.0, 1.0, False), (1, 3.25, 2.0, False), (2, 6.5, 3.0, True)]
+    assert (result, end_s, work_s) == ("the end", 7.0, 6.0)
 
 
 @pytest.mark.parametrize(("at_s", "steps"), [(0.5, 1), (1.5, 2), (2.5, 3), (9.0, 5)])
 def test_a_run_that_is_interrupted_ends_behind_the_step_in_flight(at_s, steps):
     async def main(world, cores):
         told = Told(world)
-        ahead = Ahead(5, lambda _: 1.0, told, cores, at_once)
+        ahead = Ahead(5, lambda _: 1.0, told, cores, 0.0, at_once)
         world.call_later(at_s, ahead.interrupt)
         result = await world.run_in_executor(None, lambda: ahead)
         return told.heard, result, world.time()
@@ -68,7 +68,7 @@ def test_steps_share_the_cores():
         told = Told(world)
         others = [asyncio.create_task(cores.run(2.0)) for _ in range(2)]
         await asyncio.sleep(0)
-        ahead = Ahead(2, lambda _: 1.0, told, cores, at_once)
+        ahead = Ahead(2, lambda _: 1.0, told, cores, 0.0, at_once)
         await world.run_in_executor(None, lambda: ahead)
         await asyncio.gather(*others)
         return [(index, seconds) for index, _, seconds, _ in told.heard], world.time()

@@ -24,10 +24,10 @@ from simulator.profile.probes import (
     usual,
 )
 from simulator.profile.processes import cpu_s
-from simulator.profile.profile import TOPOLOGIES
+from simulator.profile.profile import TOPOLOGIES, scaled
 from simulator.profile.rehearsal import rehearse, rehearse_crowd
 from simulator.profile.speeds import _speeds
-from simulator.profile.steps import RUN, Bench, _repeated
+from simulator.profile.steps import RUN, Bench, Timed, _repeated
 from simulator.profile.tempo import Tempo
 from tests.flow.served import ROOT
 from tests.simulator.test_threads import AROUND, SIZES, STEPS
@@ -189,6 +189,18 @@ def test_a_server_that_is_sooner_than_its_rehearsal_waits_for_nothing():
     soon = [msgspec.structs.replace(probe, ttft_s=probe.ttft_s / 3) for probe in probes]
     found, _ = around(CONFIG, CARD, soon, Overheads(speeds=TRUE.speeds))
     assert found.hop_s == found.picture_wait_s == found.transfer_wait_s == 0.0
+
+
+def test_all_seconds_of_what_was_measured_are_scaled():
+    (kind,) = (each for each in KINDS if each.name == "answer")
+    probe = probe_of(kind, "EPD1")
+    half = scaled(probe, 0.5)
+    assert half.router_s == probe.router_s / 2
+    assert half.instances_s == {"whole": probe.instances_s["whole"] / 2}
+    assert half.tpot_s == probe.tpot_s / 2
+    assert (half.kind, half.num_prompt) == (kind, probe.num_prompt)
+    timed = Timed(shape=Shape(contexts=(10,)), seconds=(0.5, 1.0))
+    assert scaled(timed, 2.0) == Timed(timed.shape, (1.0, 2.0))
 
 
 def test_the_longest_twentieth_is_no_ones():

@@ -43,3 +43,14 @@ async def test_it_is_looked_at_as_long_as_something_goes_on(monkeypatch):
 
 def test_a_beat_takes_time_of_this_thread():
     assert 0.0 < beat() < 1.0
+
+
+def test_what_was_usual_at_first_is_corrected_by_what_was_usual_all_the_time(monkeypatch):
+    monkeypatch.setattr(tempo, "REST_S", 0.0)
+    later = [0.001] * (2 * tempo.LOOKS)
+    here = Tempo(beat=beats(*[0.002] * tempo.LOOKS, *later))
+    assert here.usual_s == 0.002
+    took_s = [0.030 / here.now() for _ in later]  # of work that took 30 ms at that tempo
+    times = here.correction()
+    assert here.usual_s == 0.001
+    assert took_s[0] * times == pytest.approx(0.030)
