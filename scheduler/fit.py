@@ -60,7 +60,9 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
 
     step_s: float = 5e-3
     chunk_step_s: float = 0.0
-    """Of a step with a chunk, more."""
+    """Of a step with a chunk, more, ..."""
+    beside_s: float = 0.0
+    """... and of each decode in it."""
     sequence_s: float = 1e-5
     pair_s: float = 1e-9
     """Of a query in a chunk and a key that it attends to."""
@@ -78,6 +80,7 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
         return Fitted(
             step_s=self.step_s,
             chunk_step_s=self.chunk_step_s,
+            beside_s=self.beside_s,
             sequence_s=self.sequence_s,
             linear=_curve(self.knots, self.token_s),
             chunk_attention=Attention(seconds=line(0.0, self.pair_s)),
@@ -175,6 +178,7 @@ def features(step: Step, knots: Sequence[float]) -> list[float]:
     return [
         float(is_language),
         float(bool(step.chunks)),
+        float(step.num_decodes if step.chunks else 0),
         float(len(step.chunks) + step.num_decodes),
         sum(length * (prefix + (length + 1) / 2.0) for prefix, length in step.chunks),
         float(step.context + step.num_decodes),
@@ -187,15 +191,23 @@ def features(step: Step, knots: Sequence[float]) -> list[float]:
 
 def _vector(coefficients: Coefficients) -> list[float]:
     one = coefficients
-    language = [one.step_s, one.chunk_step_s, one.sequence_s, one.pair_s, one.context_s]
-    return [*language, one.vision_step_s, one.visual_token_s, one.square_s, *one.token_s]
+    language = [one.step_s, one.chunk_step_s, one.beside_s, one.sequence_s, one.pair_s]
+    return [
+        *language,
+        one.context_s,
+        one.vision_step_s,
+        one.visual_token_s,
+        one.square_s,
+        *one.token_s,
+    ]
 
 
 def _coefficients(vector: Sequence[float], like: Coefficients) -> Coefficients:
-    step, chunk, sequence, pair, context, vision, token, square, *tokens = vector
+    step, chunk, beside, sequence, pair, context, vision, token, square, *tokens = vector
     return Coefficients(
         step_s=step,
         chunk_step_s=chunk,
+        beside_s=beside,
         sequence_s=sequence,
         pair_s=pair,
         context_s=context,

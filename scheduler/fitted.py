@@ -103,7 +103,9 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True, tag="fitted"):
     """Per language step, whatever is in it: launches, scheduling, sampling."""
     chunk_step_s: float = 0.0
     """Per language step with a chunk, more: steps of decodes alone are recorded or captured, others
-    are computed call by call."""
+    are computed call by call, ..."""
+    beside_s: float = 0.0
+    """... and so is each decode beside a chunk."""
     sequence_s: float = 0.0
     """Per sequence in a language step: its rows of the batch, its token on the way out."""
     linear: Curve = Curve()
@@ -151,7 +153,8 @@ class Fitted(msgspec.Struct, frozen=True, kw_only=True, tag="fitted"):
             work += attention.work(length, prefix + (length + 1) / 2.0)
         seconds = self._step_s(tokens, num_sequences)
         if chunks:
-            seconds += self.chunk_step_s + attention.seconds.at(work)
+            seconds += self.chunk_step_s + self.beside_s * num_decodes
+            seconds += attention.seconds.at(work)
         if num_decodes:
             seconds += self.decode_attention.at(num_decodes, context + num_decodes)
         return seconds

@@ -20,8 +20,8 @@ class Over(Protocol):
 
 
 class Ahead(Takes):
-    """Steps one after the other: each begins as soon as the one before is over, whoever hears of
-    it. One that is interrupted ends behind the step in flight."""
+    """Steps one after the other, whoever hears of them. One that is interrupted ends behind the
+    step in flight."""
 
     __slots__ = ("_count", "_index", "_is_interrupted", "_over", "_since_s", "_step_s", "_wait_s")
 
@@ -34,10 +34,9 @@ class Ahead(Takes):
         wait_s: float,
         behind: Behind,
     ) -> None:
-        """``count`` steps, the ``n``-th of which is ``step_s(n)`` seconds of work on ``cores``;
-        ``wait_s`` pass between two of them;
-        ``behind`` the last one there is work before its result is taken in: it calls what it is
-        given when that is done."""
+        """``count`` steps, the ``n``-th of which is ``step_s(n)`` seconds of work on ``cores``, and
+        ``wait_s`` between two of them. ``behind`` the last one there is work before its result is
+        taken in: it calls what it is given when that is done."""
         super().__init__(0.0, lambda: None, (), cores, behind)
         self._count = count
         self._step_s = step_s

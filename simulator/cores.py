@@ -44,8 +44,8 @@ class Processors(Protocol):
         """A paused job goes on where it was."""
         ...
 
-    async def run(self, work_s: float, runner: Any = None) -> None:
-        """Work for so many seconds, however long that takes."""
+    async def run(self, work_s: float, runner: Any = None, on_core: Call | None = None) -> None:
+        """Work for so many seconds, however long that takes; ``on_core`` when it begins to."""
         ...
 
 
@@ -145,10 +145,12 @@ class Cores:
             self._push(each)
         self._aim()
 
-    async def run(self, work_s: float, runner: Any = None) -> None:
-        """Work for so many seconds, however long that takes."""
+    async def run(self, work_s: float, runner: Any = None, on_core: Call | None = None) -> None:
+        """Work for so many seconds, however long that takes; ``on_core`` when it begins to: now."""
         if work_s <= 0.0:
             return
+        if on_core is not None:
+            on_core()
         if not self._speeds:
             self.work_s += work_s
             await asyncio.sleep(work_s)

@@ -45,13 +45,15 @@ class Lock:
             self._cores.pause(step)
 
     def hold(self) -> None:
-        """The loop works."""
+        """The loop works: it is on a core, or was when it was taken off."""
         self._is_held = True
         for step in self._steps:
             self._cores.pause(step)
 
     def free(self) -> None:
-        """The loop waits."""
+        """The loop waits. Does nothing if it never worked."""
+        if not self._is_held:
+            return
         self._is_held = False
         for step in self._steps:
             self._cores.resume(step)
@@ -137,9 +139,8 @@ class Thread:
         if self._lock is None or work_s <= 0.0:
             await self._cores.run(work_s, self._runner)
             return
-        self._lock.hold()
         try:
-            await self._cores.run(work_s, self._runner)
+            await self._cores.run(work_s, self._runner, self._lock.hold)
         finally:
             self._lock.free()
 

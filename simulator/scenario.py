@@ -22,6 +22,7 @@ from simulator.costs.sizes import USED
 from simulator.happenings import Happening
 from simulator.hardware import Hardware
 from simulator.interference import Colocated, present
+from simulator.profile.slices import growth
 from simulator.run import Plan
 from triptych.core import topology
 from triptych.core.config import Config, load
@@ -297,7 +298,11 @@ def _overheads(card: Card, machines: Machines) -> Overheads | None:
     step = speeds[-1] - speeds[-2] if len(speeds) > 1 else 1.0
     last = speeds[-1] if speeds else 0.0
     more = range(1, cores - len(speeds) + 1)
-    return msgspec.structs.replace(found, speeds=(*speeds, *(last + step * n for n in more)))
+    speeds = (*speeds, *(last + step * n for n in more))
+    slice_s = found.slice_s
+    if slice_s and speeds and found.speeds:
+        slice_s *= growth(len(speeds)) / growth(len(found.speeds))
+    return msgspec.structs.replace(found, speeds=speeds, slice_s=slice_s)
 
 
 def _link(name: str, share: float) -> LinkRate:

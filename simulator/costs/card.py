@@ -42,9 +42,15 @@ def to_json(value: object) -> bytes:
 def from_file(path: Path) -> Card:
     """The card in a file. Raises ConfigError."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Card)
+        card = msgspec.json.decode(path.read_bytes(), type=Card)
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"costs: file {path}: {error}") from None
+    around = card.overheads
+    if around is not None and around.step_s and not (around.turn_s or around.turn_wait_s):
+        raise ConfigError(
+            f"costs: file {path}: overheads without turns are of an older profile: make a new one"
+        )
+    return card
 
 
 def _rounded(value: object) -> object:

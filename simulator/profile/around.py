@@ -16,7 +16,7 @@ from simulator.costs.card import Card
 from simulator.costs.overheads import Handling, Overheads
 from simulator.profile.probes import ONE_BY_ONE, Crowd, Probe
 from simulator.profile.rehearsal import Needs, rehearse, rehearse_crowd
-from simulator.profile.steps import has_gpu
+from simulator.profile.steps import has_gpu, is_one_thread
 from triptych.core.config import Config
 
 STRENGTH = 1e-6
@@ -52,7 +52,7 @@ def around(
     pairs: dict[str, Pairs] = {}
     for _ in range(ROUNDS):
         needs = [rehearse(config, card, probe, found) for probe in probes]
-        found, pairs = _work(probes, needs, found)
+        found, pairs = _work(probes, needs, found, is_one_thread(config))
         found = _behind(probes, found)
         found = _waits(config, card, probes, found)
     errors = {part: fit_error(each) for part, each in pairs.items()}
@@ -83,12 +83,13 @@ def crowded(
 
 
 def _work(
-    probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads
+    probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads, steps_are_work: bool
 ) -> tuple[Overheads, dict[str, Pairs]]:
-    """What is work, once it is known how many steps and messages each probe needs."""
+    """What is work, once it is known how many steps and messages each probe needs.
+    ``steps_are_work``: of the processor; else their seconds are a device's."""
     client, of_client = _handling(probes, needs, lambda probe: probe.client_s, "wakes", "")
     router, of_router = _handling(probes, needs, lambda probe: probe.router_s, "batches", "jobs")
-    found, of_instances = _instances(probes, needs, known)
+    found, of_instances = _instances(probes, needs, known, steps_are_work)
     found = msgspec.structs.replace(found, client=client, router=router)
     return found, {"client": of_client, "router": of_router, "instances": of_instances}
 
@@ -138,7 +139,7 @@ def _handling(
 
 
 def _instances(
-    probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads
+    probes: Sequence[Probe], needs: Sequence[Needs], known: Overheads, steps_are_work: bool
 ) -> tuple[Overheads, Pairs]:
     """What steps, jobs, tokens and transfers cost the instances of a request, all together."""
     names = ("seconds", "steps", "turns", "vision_steps", "jobs", "tokens", "transfers", "bytes")
@@ -150,7 +151,9 @@ def _instances(
         for need in needs
     ]
     found, pairs = _solved(rows, values, [1.0, *[0.0] * 7], apart)
-    if found[0] < 1.0:  # a step is no less work in a server than alone: what surrounds it is less
+    if (
+        steps_are_work and found[0] < 1.0
+    ):  # a step is no less work in a server than alone: what surrounds it is less
         apart = [part + row[0] for part, row in zip(apart, rows, strict=True)]
         others, pairs = _solved([row[1:] for row in rows], values, [0.0] * 7, apart)
         found = [1.0, *others]

@@ -194,7 +194,7 @@ async def probe(
     asked: dict[Kind, list[_Asked]] = {kind: [] for kind in kinds}
     for number in range(effort.num_asked):
         for kind in kinds:
-            if number % kind.at_once == 0:
+            if number % max(1, kind.at_once // 2) == 0:
                 asked[kind].append(await asker.ask(kind))
         done = number + 1
         say(f"{server.topology}: request {done} of each kind", done / effort.num_asked)
@@ -212,7 +212,7 @@ class Asking(NamedTuple):
     """How much is asked."""
 
     num_asked: int
-    """Requests of each kind."""
+    """Requests of each kind, and twice as many of those that are asked several at once."""
     rest_s: float
     """Pause between two times of asking, in the mean. Requests of an open loop find processes that
     have rested, and a core that has rested is slower: its caches are others' by then."""

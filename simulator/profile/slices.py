@@ -24,8 +24,12 @@ def slices(system: str = "", release: str = "", num_cores: int = 0) -> tuple[flo
     version = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
     if system != "Linux" or version < (6, 6):
         return 0.0, 1.0 / USUAL_HZ
-    cores = min(8, num_cores or os.cpu_count() or 1)
-    return BASE_SLICE_S * (1 + int(math.log2(cores))), 1.0 / _ticks()
+    return BASE_SLICE_S * growth(num_cores or os.cpu_count() or 1), 1.0 / _ticks()
+
+
+def growth(num_cores: int) -> int:
+    """How many times as long slices are as on one core."""
+    return 1 + int(math.log2(min(8, num_cores)))
 
 
 def _ticks(config: Path = _CONFIG) -> float:

@@ -58,11 +58,12 @@ def test_steps_without_noise_give_the_truth():
 def test_steps_of_decodes_alone_may_be_cheaper():
     """They are recorded or captured: what a step with a chunk costs more is told apart."""
     truth = Coefficients(
-        step_s=3e-4, chunk_step_s=2.4e-3, sequence_s=3e-5, pair_s=2e-9, context_s=5e-8,
-        token_s=(5e-5,),
+        step_s=3e-4, chunk_step_s=2.4e-3, beside_s=9e-5, sequence_s=3e-5, pair_s=2e-9,
+        context_s=5e-8, token_s=(5e-5,),
     )  # fmt: skip
     costs = fit(steps(300, ("prefill", "decode", "mixed"), truth=truth))
     assert costs.chunk_step_s == pytest.approx(2.4e-3, rel=1e-3)
+    assert costs.beside_s == pytest.approx(9e-5, rel=1e-3)
     assert costs.decode_run_s(4, 100, 1) == pytest.approx(costs.language_s((), 4, 100))
     assert worst(costs, truth, ("prefill", "decode", "mixed")) < 1e-3
     online = Online()

@@ -124,16 +124,100 @@ def test_a_job_that_is_paused_sleeps_and_goes_on():
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_all_work_is_done_by_as_many_cores_as_there_are(seed):
-    """Random jobs of random threads, some paused, some cancelled: equal again and again; no core is
-    idle while somebody waits."""
-    source = random.Random(seed)
-    jobs = [
-        (source.random(), source.expovariate(100.0), source.choice((1.0, 0.1))) for _ in range(200)
-    ]
-    ends = ends_of(jobs)
-    assert ends == ends_of(jobs)
-    for (begin_s, work_s, _), end_s in zip(jobs, ends, strict=True):
-        assert end_s >= begin_s + work_s - 1e-9
-    assert max(ends) <= max(begin_s for begin_s, _, _ in jobs) + sum(each for _, each, _ in jobs)
+def test_one_that_had_less_than_its_share_is_before_one_that_works():
+    """It waited for a tick; owed that, it has the core at once, inside the slice of who works."""
+
+    async def main(world, cores):
+        sleeper, heard = Runner(), []
+        cores.begin(1.0, lambda: None)
+        await asyncio.sleep(0.0041)
+        await cores.run(0.0001, sleeper)  # from the tick at 8 ms on
+        assert sleeper.lag == 0.0
+        await asyncio.sleep(0.0005)
+        began_s = world.time()
+        assert sleeper.lag > 0.001
+        await cores.run(0.0002, sleeper)
+        heard.append(world.time() - began_s)
+        return heard
+
+    assert run(main, (1.0,)) == pytest.approx([0.0002], abs=1e-5)
+
+
+@pytest.mark.parametrize(("rest_s", "begins_s"), [(0.001, 0.012), (0.003, 0.006)])
+def test_one_that_had_more_than_its_share_waits_for_that_once(rest_s, begins_s):
+    """It had 3 ms more than the average. A rest as long makes it equal to who works, whose slice is
+    over at 6 ms. With 2 ms left it is 4 ahead of the other: equal at 10 ms, and the next tick is at
+    12."""
+
+    async def main(world, cores):
+        eager = Runner()
+        cores.begin(1.0, lambda: None)
+        await asyncio.sleep(0.006)
+        eager.lag, eager.since_s = -0.003, world.time() - rest_s
+        await cores.run(0.0001, eager)
+        return world.time() - 0.0001
+
+    assert run(main, (1.0,)) == pytest.approx(begins_s, abs=1e-5)
+
+
+@pytest.mark.parametrize("speeds", [(1.0,), (1.0, 1.7), (1.0, 2.0, 2.5)])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_core_is_idle_while_somebody_waits(seed, speeds):
+    """Random jobs of random threads, some paused for a while, some cancelled: after every change
+    those that run are those that have a core, and all that was not cancelled is done."""
+
+    async def main(world, cores):
+        source, over, cancelled = random.Random(seed), [], set()
+
+        def look():
+            running = [each for each in cores._running if each is not None]
+            if len(running) < len(speeds):
+                assert not cores._queue
+            assert cores._cores.num_running == sum(each.job is not None for each in running)
+
+        async def one(number):
+            await asyncio.sleep(source.random() / 4)
+            runner = Runner(source.choice((1.0, 0.1)))
+            for part in range(3):
+                work_s = source.expovariate(300.0)
+                job = cores.begin(work_s, lambda at=(number, part): over.append(at), runner)
+                cores.at(job, work_s / 2, look)
+                look()
+                if source.random() < 0.3:
+                    await asyncio.sleep(source.expovariate(500.0))
+                    cores.pause(job)
+                    look()
+                    await asyncio.sleep(source.expovariate(500.0))
+                    cores.resume(job)
+                elif source.random() < 0.1:
+                    await asyncio.sleep(source.expovariate(500.0))
+                    if not job.is_over:
+                        cancelled.add((number, part))
+                    cores.cancel(job)
+                look()
+                while not job.is_over:
+                    await asyncio.sleep(0.001)
+
+        await asyncio.gather(*map(one, range(40)))
+        await asyncio.sleep(0.1)
+        look()
+        assert cores.num_running == 0
+        return over, cancelled, world.time()
+
+    over, cancelled, end_s = run(main, speeds)
+    assert len(set(over)) == len(over)
+    assert set(over) == {(n, part) for n in range(40) for part in range(3)} - cancelled
+    assert cancelled
+    assert run(main, speeds) == (over, cancelled, end_s)
+
+
+def test_who_is_told_may_begin_something_where_another_job_ends_as_well():
+    async def main(world, cores):
+        heard = []
+        cores.begin(0.001, lambda: cores.begin(0.002, lambda: heard.append(world.time())))
+        cores.begin(0.001, lambda: heard.append(world.time()))
+        await asyncio.sleep(0.1)
+        assert cores.num_running == 0
+        return heard
+
+    assert run(main) == pytest.approx([0.001, 0.003], abs=1e-5)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from simulator.cores import Cores
-from simulator.fair import Runner
+from simulator.fair import FairCores, Runner
 from simulator.interpreter import Free, Held, Lock, Thread
 from simulator.world import World
 
@@ -99,3 +99,29 @@ def test_a_thread_does_one_thing_after_the_other():
         return heard
 
     assert run(main) == [("a", 1.0), ("b", 2.0), ("d", 3.0)]
+
+
+def test_a_loop_that_waits_for_a_core_leaves_its_steps_alone():
+    """One core in slices: the loop has the lock only while it has the core."""
+    world = World()
+    cores = FairCores(world, (1.0,), 0.0014, 0.004)
+
+    async def main():
+        lock, heard = Lock(cores), {}
+        held, thread = Held(lock, Runner()), Thread(cores, lock)
+        held.begin(0.006, lambda: heard.setdefault("step", world.time()))
+        await asyncio.sleep(0.0005)
+        loop = asyncio.create_task(thread.run(0.001))
+        await asyncio.sleep(0.001)  # it waits for the tick, and the step goes on
+        assert cores.num_running == 2
+        await loop
+        heard["loop"] = world.time()
+        await asyncio.sleep(0.1)
+        return heard
+
+    try:
+        heard = world.run_until_complete(main())
+    finally:
+        world.close()
+    # The step has 4 ms, then the loop its one, then the step the rest.
+    assert heard == pytest.approx({"loop": 0.005, "step": 0.007}, abs=1e-5)

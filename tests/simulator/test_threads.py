@@ -196,3 +196,56 @@ def test_cores_need_a_profile(card):
         rows_of(card(None), [text()], cores=2)
     (row,) = rows_of(card(None), [text()], cores=0, hop_s=0.0)
     assert row.token_times_s == pytest.approx((0.010, 0.020, 0.030))
+
+
+SLICED = msgspec.structs.replace(
+    AROUND, slice_s=0.0014, pictures_nice=10, step_wait_s=0.0004, step_token_wait_s=0.0002,
+    turn_token_s=0.0001, turn_prompt_s=0.0003, encodes_alone=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("frees_lock", [False, True])
+@pytest.mark.parametrize("topology", ["EPD1", "E1,P1,D1"])
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_cores_in_slices_serve_everybody_and_the_same_again(card, topology, cores, frees_lock):
+    path = card(msgspec.structs.replace(SLICED, frees_lock=frees_lock))
+    picture = Image(7, 112, 112)
+    arrivals = [
+        Arrival(
+            0.004 * n, (Text(n, 20), *([picture] if n % 3 == 0 else ()), Text(99, 5)), 1 + n % 5
+        )
+        for n in range(12)
+    ]
+    rows = rows_of(path, arrivals, topology, cores=cores)
+    assert [(row.status, len(row.token_times_s)) for row in rows] == [
+        ("ok", 1 + n % 5) for n in range(12)
+    ]
+    assert rows == rows_of(path, arrivals, topology, cores=cores)
+
+
+def test_steps_of_a_run_wait_and_turns_take_more_with_more_in_them(card):
+    """Of requests alone slices are nothing; what passes between steps is."""
+    (row,) = rows_of(card(msgspec.structs.replace(SLICED, frees_lock=True)), [text(num_output=4)])
+    first, second, third, _ = row.token_times_s
+    assert first == pytest.approx(FIRST_S + 0.0001 + 0.0003, abs=2e-5)
+    assert third - second == pytest.approx(0.010 + 0.0004 + 0.0002, abs=2e-5)
+
+
+def test_a_picture_beside_a_prompt_yields(card):
+    """On one core: a prompt's step comes first though a picture's began before."""
+    long = msgspec.structs.replace(SLICED, frees_lock=True, picture_s=0.0, megapixel_s=0.0)
+    arrivals = [Arrival(0.0, (Text(1, 20), Image(7, 112, 112)), 1), text(0.012, 5, 1)]
+    nice, equal = (
+        rows_of(card(msgspec.structs.replace(long, pictures_nice=number)), arrivals, cores=1)
+        for number in (10, 0)
+    )
+    assert nice[1].token_times_s[0] < equal[1].token_times_s[0]
+
+
+def test_a_card_without_turns_is_too_old(card):
+    path = card(AROUND)
+    old = msgspec.structs.replace(AROUND, turn_s=0.0, turn_wait_s=0.0)
+    whole = Card(source="by hand", sizes=SIZES, costs=STEPS.fitted(), overheads=old)
+    path.write_bytes(to_json(whole))
+    with pytest.raises(ConfigError, match="older profile"):
+        from_file(path)

@@ -57,7 +57,8 @@ class LanguageExecutor(Protocol):
 
     @property
     def frees_lock(self) -> bool:
-        """Whether decode steps leave the interpreter to other threads of their process."""
+        """Whether steps leave the interpreter to other threads of their process: decodes all the
+        time, others but between layers."""
         ...
 
     @property
