@@ -143,6 +143,16 @@ def test_what_surrounds_the_steps_is_found_again():
     assert found.encodes_alone, "the profile is of a CPU"
 
 
+@pytest.mark.parametrize(("threads", "least"), [(1, 1.0), (2, 0.0)])
+def test_a_step_is_at_least_its_own_work_unless_it_is_a_devices(threads, least):
+    """A server whose processes worked less than the steps lasted: not on one thread."""
+    config = load(None, ["model.path=oracle", f"model.threads={threads}"], environment={})
+    true = msgspec.structs.replace(TRUE, slowdown=0.3)
+    found, _ = around(config, CARD, probes_of(true), Overheads(speeds=TRUE.speeds))
+    assert found.slowdown >= least
+    assert (found.slowdown == 1.0) is (least == 1.0)
+
+
 def crowd_of(topology, **more):
     kinds = tuple(kind for kind in KINDS if kind.at_once == 1) * 2
     blank = Crowd(topology=topology, kinds=kinds, worked_s=0.0, ttft_s=0.0, tpot_s=0.0)
