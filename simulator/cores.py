@@ -53,6 +53,21 @@ SLACK = 1e-12
 """Relative: work that ends so little later has ended, as sums of floats differ by as much."""
 
 
+async def done(world: World, begin: Callable[[Call], Any], cancel: Callable[[Any], None]) -> None:
+    """Until the job that ``begin`` begins calls; who does not wait for it any more cancels it."""
+    over: asyncio.Future[None] = world.create_future()
+
+    def tell() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    job = begin(tell)
+    try:
+        await over
+    finally:
+        cancel(job)
+
+
 class Work:
     """One job on the cores, or a point on the way of one."""
 
@@ -155,17 +170,7 @@ class Cores:
             self.work_s += work_s
             await asyncio.sleep(work_s)
             return
-        done: asyncio.Future[None] = self._world.create_future()
-
-        def tell() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        job = self.begin(work_s, tell, runner)
-        try:
-            await done
-        finally:
-            self.cancel(job)
+        await done(self._world, lambda call: self.begin(work_s, call, runner), self.cancel)
 
     @property
     def _rate(self) -> float:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-from simulator.cores import Call, Cores, Work
+from simulator.cores import Call, Cores, Work, done
 from simulator.world import World
 
 SAME_S = 1e-7
@@ -159,17 +159,7 @@ class FairCores:
         """Work for so many seconds, however long that takes; ``on_core`` when it begins."""
         if work_s <= 0.0:
             return
-        done: asyncio.Future[None] = self._world.create_future()
-
-        def tell() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        job = self.begin(work_s, tell, runner, on_core)
-        try:
-            await done
-        finally:
-            self.cancel(job)
+        await done(self._world, lambda call: self.begin(work_s, call, runner, on_core), self.cancel)
 
     def _go_on(self, job: Job) -> None:
         """The thread of the job is on a core."""

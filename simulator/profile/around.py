@@ -151,9 +151,8 @@ def _instances(
         for need in needs
     ]
     found, pairs = _solved(rows, values, [1.0, *[0.0] * 7], apart)
-    if (
-        steps_are_work and found[0] < 1.0
-    ):  # a step is no less work in a server than alone: what surrounds it is less
+    if steps_are_work and found[0] < 1.0:
+        # A step is no less work in a server than alone: what surrounds it is less.
         apart = [part + row[0] for part, row in zip(apart, rows, strict=True)]
         others, pairs = _solved([row[1:] for row in rows], values, [0.0] * 7, apart)
         found = [1.0, *others]

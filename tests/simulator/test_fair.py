@@ -211,13 +211,50 @@ def test_no_core_is_idle_while_somebody_waits(seed, speeds):
     assert run(main, speeds) == (over, cancelled, end_s)
 
 
+def test_one_that_had_more_than_the_average_leaves_the_core_to_whom_less_is_due_sooner():
+    """At the tick both have work: the nice one's slice ends later, but only it is entitled."""
+    _, end_s = ends_of([(0, 0.1, 1.0), (0.0001, 0.001, 0.1)], (1.0,))
+    assert end_s == pytest.approx(0.005, abs=1e-5)
+
+
+def test_what_was_had_alone_on_a_core_is_forgotten_but_for_a_tick():
+    """A nice thread that had a core for a second, ten by its weight, beside one on the other."""
+
+    async def main(world, cores):
+        nice = Runner(0.1)
+        cores.begin(9.0, lambda: None)
+        await cores.run(1.0, nice)
+        await asyncio.sleep(0.001)
+        cores.begin(9.0, lambda: None)
+        began_s = world.time()
+        await cores.run(0.001, nice)
+        return world.time() - began_s
+
+    assert 0.03 < run(main) < 0.2
+
+
 def test_who_is_told_may_begin_something_where_another_job_ends_as_well():
+    """Two end at once. The first one's call begins a third that is so urgent that it takes the core
+    of the second, whose end is not told yet."""
+    unit_s = 2.0**-10
+
     async def main(world, cores):
         heard = []
-        cores.begin(0.001, lambda: cores.begin(0.002, lambda: heard.append(world.time())))
-        cores.begin(0.001, lambda: heard.append(world.time()))
+
+        def tell(name):
+            return lambda: heard.append((name, world.time()))
+
+        def more():
+            tell("first")()
+            cores.begin(unit_s, tell("third"), Runner(10.0))
+
+        cores.begin(unit_s, more)
+        await asyncio.sleep(unit_s / 2)
+        cores.begin(unit_s / 2, tell("second"))
         await asyncio.sleep(0.1)
-        assert cores.num_running == 0
+        assert cores.num_running == cores._cores.num_running == 0
         return heard
 
-    assert run(main) == pytest.approx([0.001, 0.003], abs=1e-5)
+    names, times = zip(*run(main), strict=True)
+    assert names == ("first", "second", "third")
+    assert times == pytest.approx((unit_s, unit_s, 2 * unit_s), abs=1e-5)

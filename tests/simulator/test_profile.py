@@ -26,6 +26,7 @@ from simulator.profile.probes import (
 from simulator.profile.processes import cpu_s
 from simulator.profile.profile import TOPOLOGIES, scaled
 from simulator.profile.rehearsal import rehearse, rehearse_crowd
+from simulator.profile.slices import slices
 from simulator.profile.speeds import _speeds
 from simulator.profile.steps import RUN, Bench, Timed, _repeated
 from simulator.profile.tempo import Tempo
@@ -194,6 +195,21 @@ def test_a_wait_is_found_though_most_of_it_passes_beside_other_work(turn_wait_s)
     assert errors["ttft"].mean < 0.03
 
 
+def test_paces_are_met_of_one_and_of_several_whether_steps_are_told_or_turned():
+    """The fixture's steps all last as long, so what is a step's and what passes beside it is one
+    sum; that each sum is right shows in the paces."""
+    true = msgspec.structs.replace(TRUE, step_wait_s=0.002, step_token_wait_s=0.0005)
+    probes = probes_of(true)
+    found, _ = around(CONFIG, CARD, probes, Overheads(speeds=true.speeds))
+    paced = [each for each in probes if each.kind.num_output > 1 and each.topology == "EPD1"]
+    assert {(each.kind.at_once, each.settings) for each in paced} == {
+        (1, ()), (8, ()), (1, ONE_BY_ONE), (8, ONE_BY_ONE),
+    }  # fmt: skip
+    for probe in paced:
+        again = rehearse(CONFIG, CARD, probe, found)
+        assert again.tpot_s == pytest.approx(probe.tpot_s, rel=0.03)
+
+
 def test_a_server_that_is_sooner_than_its_rehearsal_waits_for_nothing():
     probes = probes_of()
     soon = [msgspec.structs.replace(probe, ttft_s=probe.ttft_s / 3) for probe in probes]
@@ -338,6 +354,9 @@ def test_the_command_asks_a_server(tmp_path):
     assert len(around.speeds) == len(os.sched_getaffinity(0))
     assert around.router.ended_s > 0
     assert around.beat_s > 0
+    assert (around.slice_s, around.tick_s) == slices()
+    assert around.turn_s + around.turn_wait_s > 0
+    assert around.turn_prompt_s > 0
     assert from_file(out).errors["crowd work"].num_points == len(TOPOLOGIES)
 
 

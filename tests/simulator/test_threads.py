@@ -223,6 +223,13 @@ def test_cores_in_slices_serve_everybody_and_the_same_again(card, topology, core
     assert rows == rows_of(path, arrivals, topology, cores=cores)
 
 
+@pytest.mark.parametrize(("cores", "slice_s"), [(1, 0.0007), (2, 0.0014), (8, 0.0028)])
+def test_slices_grow_with_the_cores_that_a_scenario_asks_for(card, cores, slice_s):
+    hosts = []
+    rows_of(card(SLICED), [text()], on_host=hosts.append, cores=cores)
+    assert hosts[0].hardware.overheads.slice_s == pytest.approx(slice_s)
+
+
 def test_steps_of_a_run_wait_and_turns_take_more_with_more_in_them(card):
     """Of requests alone slices are nothing; what passes between steps is."""
     (row,) = rows_of(card(msgspec.structs.replace(SLICED, frees_lock=True)), [text(num_output=4)])
